@@ -1,0 +1,79 @@
+"""Underlay: a disk-image cache for the machines that run virtual machines and deploy bare metal.
+
+    >>> import underlay
+    >>> underlay.parse_ref("https://user:secret@example.org:443/debian.qcow2").canonical
+    'https://example.org/debian.qcow2'
+
+`Host` is where to begin. The names below are the public face; everything else may move. They are imported on first use, so that
+``import underlay`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from underlay.version import __version__
+
+if TYPE_CHECKING:
+    from underlay.cache import Ensured
+    from underlay.config import Config, load_config
+    from underlay.contracts import BackendTraits, ByteStream, DiskBackend, ImageSource, Observer
+    from underlay.errors import UnderlayError
+    from underlay.host import Host
+    from underlay.model import (
+        BaseImage,
+        Digest,
+        DiskSpec,
+        Event,
+        ImageRecord,
+        ImageRef,
+        ImageVersion,
+        InstanceDisk,
+        Level,
+        Problem,
+        Progress,
+        Reason,
+    )
+    from underlay.refs import parse_ref
+
+__all__ = [
+    "BackendTraits",
+    "BaseImage",
+    "ByteStream",
+    "Config",
+    "Digest",
+    "DiskBackend",
+    "DiskSpec",
+    "Ensured",
+    "Event",
+    "Host",
+    "ImageRecord",
+    "ImageRef",
+    "ImageSource",
+    "ImageVersion",
+    "InstanceDisk",
+    "Level",
+    "Observer",
+    "Problem",
+    "Progress",
+    "Reason",
+    "UnderlayError",
+    "__version__",
+    "load_config",
+    "parse_ref",
+]
+
+_HOMES = {
+    "underlay.cache": ("Ensured",),
+    "underlay.config": ("Config", "load_config"),
+    "underlay.contracts": ("BackendTraits", "ByteStream", "DiskBackend", "ImageSource", "Observer"),
+    "underlay.errors": ("UnderlayError",),
+    "underlay.host": ("Host",),
+    "underlay.refs": ("parse_ref",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'underlay' has no attribute {name!r}")
+    home = next((module for module, names in _HOMES.items() if name in names), "underlay.model")
+    return getattr(import_module(home), name)

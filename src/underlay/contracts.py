@@ -1,0 +1,129 @@
+"""The seams of Underlay: what a source, a disk backend and an observer must do. The docstring is the contract.
+
+Protocols only: an adapter does not inherit from anything here. ``underlay.testing`` ships a fake of each, and nothing else
+is ever faked in tests.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from underlay.model import BaseImage, DiskSpec, Event, ImageRef, ImageVersion, InstanceDisk, Progress
+
+
+class ByteStream(Protocol):
+    """The bytes of one image version, in order."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill some of ``buffer`` and return how many bytes; 0 only at the end.
+
+        Raises:
+            SourceUnavailable: the transfer broke or stalled; trying again may help.
+            BodyTruncated: the end came before the announced size.
+        """
+        ...
+
+
+class ImageSource(Protocol):
+    """One kind of place from which images come. Safe to share between threads."""
+
+    schemes: ClassVar[frozenset[str]]
+    """The ref schemes that it serves, in lower case."""
+
+    revalidate_after: float
+    """Seconds for which a description holds before the source must be asked again; 0 asks each time."""
+
+    def fixed_id(self, ref: ImageRef) -> str | None:
+        """The version id when the ref alone fixes it for ever (a Glance UUID, a manifest digest), else None. No I/O."""
+        ...
+
+    def version_id(self, ref: ImageRef, sha256: str) -> str:
+        """The version id of content whose sha256 as served is known (64 hexadecimal digits). No I/O."""
+        ...
+
+    def describe(self, ref: ImageRef) -> ImageVersion:
+        """What the ref is now, at the cost of one small request.
+
+        Raises:
+            ImageNotFound, NotAuthorized, SourceRefused, SourceUnavailable (transient)
+        """
+        ...
+
+    def open(self, version: ImageVersion, *, offset: int = 0) -> AbstractContextManager[ByteStream]:
+        """The bytes as served of exactly this version, from ``offset`` on.
+
+        Nothing is decoded or decompressed on the way. A version that is no longer there is never replaced by another one.
+
+        Raises:
+            as `describe`; SourceChanged when the source now has other bytes.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendTraits:
+    """What a disk backend is like, as data.
+
+    Attributes:
+        needs_raw: it can only be fed raw images.
+        overlays: its disks read from their base image for as long as they live.
+        disk_format: the format of its disks, as QEMU's ``-f`` wants it said.
+    """
+
+    name: str
+    needs_raw: bool
+    overlays: bool
+    disk_format: str
+
+
+class DiskBackend(Protocol):
+    """How an instance disk is stored. Safe to share between threads."""
+
+    traits: ClassVar[BackendTraits]
+
+    def create(self, base: BaseImage, want: DiskSpec) -> InstanceDisk:
+        """Make the disk, whole or not at all.
+
+        Idempotent: an existing disk with this base, size and format is returned. The caller holds the base's lock shared and
+        the disk's lock exclusively, and has recorded the use.
+
+        Raises:
+            DiskTooSmall: ``want.size`` is below the virtual size of the base.
+            DiskExists: a disk of this name with another base, size or format.
+            FormatMismatch: a base that this backend cannot read.
+        """
+        ...
+
+    def describe(self, want: DiskSpec) -> InstanceDisk:
+        """The disk that is there.
+
+        Raises:
+            DiskNotFound
+        """
+        ...
+
+    def resize(self, disk: InstanceDisk, size: int) -> InstanceDisk:
+        """Grow the disk to ``size`` bytes; its own size is a success.
+
+        The caller holds the disk's lock and knows that the disk is closed.
+
+        Raises:
+            ShrinkRefused
+        """
+        ...
+
+    def remove(self, disk: InstanceDisk) -> None:
+        """Remove the disk; one that is gone is a success. The caller holds the disk's lock and knows that it is closed."""
+        ...
+
+
+class Observer(Protocol):
+    """Hears what happens. Called from the thread that does the work, possibly from several at once; must not block for long."""
+
+    def event(self, event: Event) -> None:
+        """One thing happened."""
+        ...
+
+    def progress(self, progress: Progress) -> None:
+        """Long work has come this far; several times a second at most."""
+        ...

@@ -1,0 +1,78 @@
+"""Nova's ``disk.info``: one JSON object in each instance directory, path of a disk to its format.
+
+It keeps a guest from turning its raw disk into a qcow2: what is written here is believed before what is found on the disk. The
+caller holds the directory's lock.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from underlay.errors import DiskUnrecorded
+from underlay.files import create, sync_directory
+
+NAME = "disk.info"
+_MODE = 0o644
+
+
+def recorded_format(disk: Path) -> str | None:
+    """The format that the directory records for a disk, or None.
+
+    Raises:
+        DiskUnrecorded: the record cannot be read, so nothing may be concluded from it.
+    """
+    return _read(disk.parent).get(os.fspath(disk))
+
+
+def record(disk: Path, disk_format: str) -> None:
+    """Record a disk's format, durably.
+
+    Raises:
+        DiskUnrecorded, OSError
+    """
+    formats = _read(disk.parent)
+    if formats.get(os.fspath(disk)) != disk_format:
+        _write(disk.parent, formats | {os.fspath(disk): disk_format})
+
+
+def forget(disk: Path) -> None:
+    """Drop a disk's record; the file goes with the last one.
+
+    Raises:
+        DiskUnrecorded, OSError
+    """
+    formats = _read(disk.parent)
+    if formats.pop(os.fspath(disk), None) is None:
+        return
+    if formats:
+        _write(disk.parent, formats)
+    else:
+        (disk.parent / NAME).unlink()
+
+
+def _read(directory: Path) -> dict[str, str]:
+    try:
+        content = (directory / NAME).read_bytes()
+    except FileNotFoundError:
+        return {}
+    try:
+        return msgspec.json.decode(content, type=dict[str, str])
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise DiskUnrecorded(f"{directory / NAME} cannot be read: {error}", hint="restore it, or remove it") from error
+
+
+def _write(directory: Path, formats: dict[str, str]) -> None:
+    # Nova's own two steps and names, so that a crash of either leaves what the other expects.
+    temporary = directory / f"{NAME}.tmp"
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    fd = create(temporary, _MODE)  # crash: a temporary that the next writer replaces
+    try:
+        os.write(fd, msgspec.json.encode(formats))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, directory / NAME)  # crash: the old record or the new one
+    sync_directory(directory)

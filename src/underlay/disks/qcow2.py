@@ -1,0 +1,46 @@
+"""qcow2 disks: an overlay that holds what the guest writes, on top of the base image that it reads."""
+
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+from underlay import filedisk, qemuimg
+from underlay.contracts import BackendTraits
+from underlay.errors import BackingPathTooLong
+from underlay.formats.qcow2 import MAX_BACKING_NAME
+from underlay.model import BaseImage, DiskSpec, InstanceDisk
+
+
+@dataclass(frozen=True, slots=True)
+class Qcow2Backend:
+    """Overlays with an absolute backing path and an explicit backing format, so that QEMU guesses nothing."""
+
+    traits: ClassVar[BackendTraits] = BackendTraits(name="qcow2", needs_raw=False, overlays=True, disk_format="qcow2")
+
+    def create(self, base: BaseImage, want: DiskSpec) -> InstanceDisk:
+        """Make an empty overlay of the wanted size on the base."""
+        backing = base.path.absolute()
+        if len(os.fsencode(backing)) > MAX_BACKING_NAME:
+            raise BackingPathTooLong(
+                f"the path of {base.name} has {len(os.fsencode(backing))} bytes, a qcow2 header takes {MAX_BACKING_NAME}",
+                hint="keep the cache in a directory with a shorter path",
+            )
+        if found := filedisk.existing(base, want, self.traits):
+            return found
+        with filedisk.publishing(base, want, self.traits) as temporary:
+            size = filedisk.size_for(base, want)
+            qemuimg.create_overlay(temporary, backing=backing, backing_format=base.format, size=size)
+        return self.describe(want)
+
+    def describe(self, want: DiskSpec) -> InstanceDisk:
+        """The disk that is there."""
+        return filedisk.describe(want)
+
+    def resize(self, disk: InstanceDisk, size: int) -> InstanceDisk:
+        """Grow what the guest sees; the file grows as the guest writes."""
+        filedisk.grow(disk, size)
+        return self.describe(DiskSpec(instance=disk.instance, name=disk.name, path=disk.path))
+
+    def remove(self, disk: InstanceDisk) -> None:
+        """Remove the overlay; its base stays."""
+        filedisk.remove(disk)

@@ -1,0 +1,1 @@
+"""What bytes are: inspection in the stream, and the headers and tables of qcow2."""

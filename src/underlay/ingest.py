@@ -1,0 +1,365 @@
+"""From a described version to a published image: reserve, stream (hash, inspect, write), verify, convert, publish.
+
+One pass over the bytes as they arrive; nothing opens them before inspection has passed them. The caller holds the ref's ingest
+lock, so there is one ingest of a ref at a time. Each step is told to the observer, and a test kills the process at each.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from underlay import qemuimg
+from underlay.contracts import BackendTraits, ImageSource, Observer
+from underlay.errors import BodyTooLong, BodyTruncated, DigestMismatch, ImageRefused, StorageFailed, UnderlayError
+from underlay.files import create, open_regular, translated
+from underlay.formats import qcow2
+from underlay.formats.inspect import Inspector
+from underlay.model import (
+    LAYOUT,
+    BaseImage,
+    Digest,
+    Event,
+    Form,
+    ImageFacts,
+    ImageRecord,
+    ImageVersion,
+    Level,
+    Progress,
+)
+from underlay.naming import CacheKind, master_name, original_name
+from underlay.policy import EXEMPT_FORMATS, choose_form
+from underlay.store import Store, images, refs, space
+from underlay.store import staging as stagings
+from underlay.store.staging import Journal, Staging
+from underlay.stream import Digests, SparseWriter, filled, served_digest, stored_digest
+from underlay.version import __version__
+
+_PROGRESS_INTERVAL = 0.2  # seconds
+_UNKNOWN_STEP = 64 << 20  # bytes reserved at a time when the source does not announce a size
+_GROWTH = 2  # a compressed image is taken to hold twice its size, until its tables have arrived and tell exactly
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What an ingest is to bring, and whereto.
+
+    Attributes:
+        checksum: what the bytes as served must have, beside what the source promises.
+        traits: of the backend that the image is wanted for, or None.
+        neighbours: the host's other caches, whose reservations count on the same file system.
+    """
+
+    store: Store
+    source: ImageSource
+    version: ImageVersion
+    checksum: Digest | None = None
+    traits: BackendTraits | None = None
+    neighbours: Sequence[Store] = ()
+
+    @property
+    def what(self) -> str:
+        """How messages call the image."""
+        return self.version.ref.canonical
+
+    @property
+    def expected(self) -> tuple[Digest, ...]:
+        """Every digest that the bytes as served must have."""
+        asked = () if self.checksum is None else (self.checksum,)
+        return (*self.version.digests, *asked)
+
+    @property
+    def exempt(self) -> bool:
+        """Whether no format rule applies: a kernel, a ramdisk, or a cache without validation."""
+        return not self.store.validation or self.version.disk_format in EXEMPT_FORMATS
+
+
+def ingest(order: Order, staging: Staging, observer: Observer) -> BaseImage:
+    """Bring the image into the cache. The caller holds the ref's ingest lock.
+
+    A verified download stays in staging when a later step fails, so that the next ingest does not download it again; after any
+    other failure nothing is left.
+
+    Raises:
+        SourceError, ImageRefused, InsufficientSpace, CacheError, ToolError
+    """
+    left = stagings.begin(staging)
+    _tell(observer, order, "staged")
+    if left is not None and _still_serves(left, order, staging):
+        journal = left
+        _tell(observer, order, "download-kept", detail="a verified download of a former attempt is used")
+    else:
+        journal = _download(order, staging, observer)
+    try:
+        image = _store(order, staging, journal, observer)
+    except BaseException as error:
+        _settle(staging, journal, error)
+        raise
+    stagings.discard(staging)  # crash before this: a dead ingest, swept later; the image is published
+    _tell(observer, order, "cleared")
+    return image
+
+
+# -------------------------------------------------------------------------------------------------------------- the download
+
+
+def _download(order: Order, staging: Staging, observer: Observer) -> Journal:
+    stagings.restart(staging)
+    _tell(observer, order, "fetching", level=Level.INFO, size=order.version.size)
+    try:
+        with translated(staging.directory, needed=order.version.size):
+            fd = create(staging.download, 0o600)
+            try:
+                return _receive(order, staging, fd, observer)
+            finally:
+                os.close(fd)
+    except BaseException:
+        stagings.discard(staging)
+        raise
+
+
+def _receive(order: Order, staging: Staging, fd: int, observer: Observer) -> Journal:
+    inspector = None if order.exempt else _inspector(order)
+    digests = Digests(tuple(dict.fromkeys(["sha256", *(digest.algorithm for digest in order.expected)])))
+    writer = SparseWriter(fd)
+    meter = _Meter(order.what, order.version.size, staging, observer)
+    reserved = 0
+    with order.source.open(order.version) as stream:
+        for chunk in filled(stream):
+            _check_length(order, writer.size + len(chunk))
+            if inspector is not None:
+                inspector.feed(chunk)
+            digests.feed(chunk)
+            need = _peak(order, inspector.early if inspector else None, received=writer.size + len(chunk))
+            if need > reserved:
+                space.reserve(order.store, staging, need=need, neighbours=order.neighbours)
+                reserved = need
+                _tell(observer, order, "reserved", size=need)
+            writer.feed(chunk)
+            meter.advance("fetch", writer.size)
+    _tell(observer, order, "received", size=writer.size)
+    if order.version.size is not None and writer.size < order.version.size:
+        raise BodyTruncated(f"{order.what}: {writer.size} bytes arrived of {order.version.size} announced", hint="try again")
+    facts = inspector.finish() if inspector else ImageFacts(format="raw", label="raw", virtual_size=writer.size)
+    _check_digests(order, digests.result())
+    stored = writer.finish()
+    _check_tables(fd, facts)
+    facts = _complete(facts, staging)
+    _tell(observer, order, "verified", level=Level.INFO, size=writer.size, format=facts.label)
+    return _journal(order, facts, size=writer.size, digests=digests.result(), stored=stored)
+
+
+def _inspector(order: Order) -> Inspector:
+    return Inspector(what=order.what, label=order.version.disk_format, virtual_size_limit=order.store.virtual_size_limit)
+
+
+def _check_length(order: Order, received: int) -> None:
+    announced = order.version.size
+    if announced is not None and received > announced:
+        raise BodyTooLong(f"{order.what}: more bytes arrive than the {announced} announced", hint="the source may be changing")
+
+
+def _peak(order: Order, facts: ImageFacts | None, *, received: int) -> int:
+    """Bytes that the ingest may allocate at most, as far as can be told by now: the download, and beside it the raw form."""
+    announced = order.version.size
+    download = -(-received // _UNKNOWN_STEP) * _UNKNOWN_STEP if announced is None else announced
+    if facts is None or _form(order, facts) is Form.AS_SERVED:
+        return download
+    estimate = _GROWTH * download
+    return download + (estimate if facts.virtual_size is None else min(estimate, facts.virtual_size))
+
+
+def _form(order: Order, facts: ImageFacts) -> Form:
+    if order.exempt:
+        return Form.AS_SERVED
+    label, force_raw = order.version.disk_format, order.store.force_raw
+    return choose_form(facts, label=label, force_raw=force_raw, traits=order.traits)[0]
+
+
+def _check_digests(order: Order, actual: Sequence[Digest]) -> None:
+    computed = {digest.algorithm: digest for digest in actual}
+    for expected in order.expected:
+        found = computed[expected.algorithm]
+        if found != expected:
+            raise DigestMismatch(order.what, expected=str(expected), actual=str(found))
+
+
+def _check_tables(fd: int, facts: ImageFacts) -> None:
+    """A qcow2 whose tables leave the file is cut short, whatever its source announced."""
+    if facts.format == "qcow2":
+        qcow2.mapped_bytes(fd, _qcow2_header(fd))
+
+
+def _qcow2_header(fd: int) -> qcow2.Header:
+    return qcow2.parse_header(os.pread(fd, qcow2.HEADER_BYTES, 0))
+
+
+def _complete(facts: ImageFacts, staging: Staging) -> ImageFacts:
+    """The facts with a virtual size: of vmdk, vdi, vpc and vhdx images qemu-img tells it, with the format forced."""
+    if facts.virtual_size is not None:
+        return facts
+    found = qemuimg.refuse_references(staging.download, format=facts.format)
+    return replace(facts, virtual_size=found.virtual_size)
+
+
+def _journal(order: Order, facts: ImageFacts, *, size: int, digests: Sequence[Digest], stored: str) -> Journal:
+    sha256 = next(digest.hex for digest in digests if digest.algorithm == "sha256")
+    assert facts.virtual_size is not None
+    return Journal(
+        layout=LAYOUT,
+        ref=order.version.ref.canonical,
+        version_id=order.version.id or order.source.version_id(order.version.ref, sha256),
+        validator=order.version.validator,
+        size=size,
+        digests=tuple(str(digest) for digest in digests),
+        stored=stored,
+        format=facts.format,
+        label=facts.label,
+        virtual_size=facts.virtual_size,
+    )
+
+
+def _still_serves(journal: Journal, order: Order, staging: Staging) -> bool:
+    """Whether a former attempt's verified download is what is wanted now."""
+    version = order.version
+    same_id = version.id is not None and version.id == journal.version_id
+    same_validator = version.validator is not None and version.validator == journal.validator
+    if journal.ref != version.ref.canonical or not (same_id or same_validator):
+        return False
+    with translated(staging.download):
+        fd = open_regular(staging.download)
+        try:
+            return all(
+                str(expected) in journal.digests or served_digest(fd, expected.algorithm) == expected
+                for expected in order.expected
+            )
+        finally:
+            os.close(fd)
+
+
+# ------------------------------------------------------------------------------------------------------ conversion, publication
+
+
+def _store(order: Order, staging: Staging, journal: Journal, observer: Observer) -> BaseImage:
+    facts = ImageFacts(format=journal.format, label=journal.label, virtual_size=journal.virtual_size)
+    converted = _form(order, facts) is Form.RAW
+    if converted:
+        record = _convert(order, staging, journal, observer)
+    else:
+        record = _record(journal, format=journal.format, size=journal.size, stored=journal.stored, as_served=True)
+    # Remembered first: a ref that means a version not in the cache yet does no harm, a published image that no ref means
+    # would be fetched again.
+    refs.remember(order.store, order.version.ref, journal.version_id, validator=journal.validator, now=datetime.now(UTC))
+    _tell(observer, order, "remembered")
+    staged = staging.converted if converted else staging.download
+    name = _name(order, record, converted=converted)
+    put = images.publish_over if order.store.kind is CacheKind.MASTERS else images.publish
+    image = put(order.store, staged, name, record)
+    _tell(observer, order, "published", level=Level.INFO, name=name, size=image.size)
+    return image
+
+
+def _convert(order: Order, staging: Staging, journal: Journal, observer: Observer) -> ImageRecord:
+    _keep_download(staging, journal)
+    _tell(observer, order, "download-durable")
+    space.reserve(order.store, staging, need=_converted_peak(staging, journal), neighbours=order.neighbours)
+    meter = _Meter(order.what, journal.virtual_size, staging, observer)
+    meter.advance("convert", 0)
+    with translated(staging.directory, needed=journal.virtual_size):
+        qemuimg.convert_to_raw(staging.download, staging.converted, format=journal.format)
+        fd = open_regular(staging.converted)
+        try:
+            size, stored = os.fstat(fd).st_size, stored_digest(fd)
+        finally:
+            os.close(fd)
+    if size != journal.virtual_size:
+        raise StorageFailed(f"{order.what}: its raw form has {size} bytes, its header says {journal.virtual_size}")
+    _tell(observer, order, "converted", level=Level.INFO, size=size)
+    return _record(journal, format="raw", size=size, stored=stored, as_served=False)
+
+
+def _converted_peak(staging: Staging, journal: Journal) -> int:
+    """The download and its raw form, now that its tables can be counted."""
+    raw = journal.virtual_size
+    if journal.format == "qcow2":
+        fd = open_regular(staging.download)
+        try:
+            raw = qcow2.mapped_bytes(fd, _qcow2_header(fd))
+        finally:
+            os.close(fd)
+    return stagings.allocated(staging) + raw
+
+
+def _keep_download(staging: Staging, journal: Journal) -> None:
+    with translated(staging.download):
+        fd = open_regular(staging.download)
+        try:
+            os.fsync(fd)  # crash: a download without a journal, which is fetched again
+        finally:
+            os.close(fd)
+    stagings.keep(staging, journal)  # crash: a verified download, which the next ingest takes
+
+
+def _record(journal: Journal, *, format: str, size: int, stored: str, as_served: bool) -> ImageRecord:  # noqa: A002
+    return ImageRecord(
+        layout=LAYOUT,
+        version_id=journal.version_id,
+        ref=journal.ref,
+        format=format,
+        size=size,
+        virtual_size=journal.virtual_size,
+        digests=journal.digests,
+        stored=stored,
+        as_served=as_served,
+        fetched_at=datetime.now(UTC).replace(microsecond=0),
+        underlay=__version__,
+    )
+
+
+def _name(order: Order, record: ImageRecord, *, converted: bool) -> str:
+    ref = order.version.ref
+    if order.store.kind is CacheKind.MASTERS:
+        return master_name(record.version_id, ref=ref, raw=converted)
+    return original_name(record.version_id, ref=ref, stored_format=record.format)
+
+
+def _settle(staging: Staging, journal: Journal, error: BaseException) -> None:
+    """After a failure behind the verified download: keep it, unless it is refused or the storage did not hold it."""
+    if isinstance(error, ImageRefused | StorageFailed):
+        stagings.discard(staging)
+        return
+    with suppress(UnderlayError, OSError):
+        _keep_download(staging, journal)
+        staging.converted.unlink(missing_ok=True)
+        stagings.drop_reservation(staging)
+
+
+# ------------------------------------------------------------------------------------------------------------------- telling
+
+
+@dataclass(slots=True)
+class _Meter:
+    """Tells how far the work has come, to the observer and to those who wait for it, a few times a second."""
+
+    ref: str
+    total: int | None
+    staging: Staging
+    observer: Observer
+    _next: float = 0.0
+
+    def advance(self, stage: str, done: int) -> None:
+        now = time.monotonic()
+        if now < self._next and done != self.total:
+            return
+        self._next = now + _PROGRESS_INTERVAL
+        progress = Progress(ref=self.ref, stage=stage, done=done, total=self.total)
+        self.observer.progress(progress)
+        stagings.write_progress(self.staging, progress)
+
+
+def _tell(
+    observer: Observer, order: Order, code: str, *, level: Level = Level.DEBUG, detail: str = "", **facts: str | int | None
+) -> None:
+    observer.event(Event(code=code, level=level, detail=detail, fields={"ref": order.what, **facts}))

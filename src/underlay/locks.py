@@ -1,0 +1,237 @@
+"""Locks between processes and threads: OFD record locks on files that are never removed. The second door to fcntl.
+
+An *open file description* lock (fcntl(2), F_OFD_SETLK) conflicts with Nova's POSIX locks and with other threads' locks alike,
+and closing another descriptor of the file does not drop it, as it would a POSIX lock. Each acquire has a descriptor of its own.
+
+A forked child inherits the description and with it the lock. So a holder unlocks explicitly before it closes, a child closes
+what it inherited without unlocking, and the one table that this takes is `_held` below: the descriptor table is the process's
+own, hence so is this. A killed holder's locks are free at once.
+"""
+
+import errno
+import fcntl
+import os
+import random
+import signal
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from underlay.errors import LockLost, LockTimeout
+from underlay.files import create, file_system
+
+_SHARED, _EXCLUSIVE, _UNLOCKED = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
+_WHOLE_FILE = (0, 0)
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid (0 for OFD locks)
+_FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.05  # seconds between tries; jitter spreads the waiters
+LOCK_MODE = 0o664
+
+# QEMU marks an image that it has open by shared locks on bytes 100 to 299 (block/file-posix.c, RAW_LOCK_PERM_BASE and
+# RAW_LOCK_SHARED_BASE). They show to anybody who can open the file, and across NFS.
+_QEMU_BYTES = (100, 200)
+
+# File systems where a lease only speaks for this host, or for this layer.
+_LEASE_PROVES_NOTHING = frozenset(
+    {"overlay", "nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p", "virtiofs", "gfs2", "ocfs2"}
+)
+
+_held: set[int] = set()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lock:
+    """A lock that is held, for as long as the context manager that gave it."""
+
+    path: Path
+    fd: int
+    pid: int
+
+    def confirm(self) -> None:
+        """Make sure that the lock file is still the one that we locked; Nova removes lock files, and may while we hold one.
+
+        Raises:
+            LockLost
+        """
+        if not _is_current(self.path, self.fd):
+            raise LockLost(f"the lock file {self.path} was replaced while it was held", hint="try again")
+
+
+@contextmanager
+def exclusive(path: Path, *, timeout: float) -> Iterator[Lock]:
+    """Hold a lock alone; wait up to ``timeout`` seconds for it.
+
+    Raises:
+        LockTimeout, OSError
+    """
+    lock = _acquire(path, _EXCLUSIVE, timeout)
+    try:
+        yield lock
+    finally:
+        _release(lock)
+
+
+@contextmanager
+def shared(path: Path, *, timeout: float) -> Iterator[Lock]:
+    """Hold a lock together with other sharers; wait up to ``timeout`` seconds for it. Reading the lock file is enough.
+
+    Raises:
+        LockTimeout, OSError
+    """
+    lock = _acquire(path, _SHARED, timeout)
+    try:
+        yield lock
+    finally:
+        _release(lock)
+
+
+@contextmanager
+def try_exclusive(path: Path) -> Iterator[Lock | None]:
+    """Hold a lock alone if nobody has it now, else yield None.
+
+    Raises:
+        OSError
+    """
+    lock = _try(path, _EXCLUSIVE)
+    try:
+        yield lock
+    finally:
+        if lock is not None:
+            _release(lock)
+
+
+def is_held(path: Path) -> bool:
+    """Whether anybody, in this process or another, holds the lock now. A lock file that is not there is not held."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        return _conflicts(fd, _WHOLE_FILE)
+    finally:
+        os.close(fd)
+
+
+def opened_elsewhere(path: Path) -> bool | None:
+    """Whether anybody else has the file open: QEMU by its lock bytes, anybody by a lease; None when that cannot be told.
+
+    The lease is taken and dropped at once. Should somebody open the file in between, the kernel signals us: SIGURG instead of
+    the default SIGIO, which would kill.
+
+    Raises:
+        FileNotFoundError, OSError
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if _conflicts(fd, _QEMU_BYTES):
+            return True
+        kind = file_system(path).kind
+        if kind in _LEASE_PROVES_NOTHING or kind.startswith("fuse"):
+            return None
+        return _lease_refused(fd)
+    finally:
+        os.close(fd)
+
+
+def _lease_refused(fd: int) -> bool | None:
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            return True
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP):
+            return None
+        raise
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def _acquire(path: Path, kind: int, timeout: float) -> Lock:
+    deadline = time.monotonic() + timeout
+    wait = _FIRST_WAIT
+    while (lock := _try(path, kind)) is None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise LockTimeout(f"{path} is locked by somebody else since {timeout:g} s", hint="try again later")
+        time.sleep(min(left, wait * random.uniform(0.5, 1)))
+        wait = min(2 * wait, _LONGEST_WAIT)
+    return lock
+
+
+def _try(path: Path, kind: int) -> Lock | None:
+    fd = _open(path, kind)
+    _held.add(fd)
+    try:
+        if _set(fd, kind):
+            if _is_current(path, fd):
+                return Lock(path, fd, os.getpid())
+            _set(fd, _UNLOCKED)  # somebody removed the file between our open and our lock: the next try opens the new one
+    except BaseException:
+        _close(fd)
+        raise
+    _close(fd)
+    return None
+
+
+def _open(path: Path, kind: int) -> int:
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags | os.O_RDWR)
+    except FileNotFoundError:
+        pass
+    except PermissionError:
+        if kind == _SHARED:
+            return os.open(path, flags | os.O_RDONLY)
+        raise
+    try:
+        return create(path, LOCK_MODE)
+    except FileExistsError:
+        return _open(path, kind)  # somebody else made it just now
+
+
+def _set(fd: int, kind: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, *_WHOLE_FILE, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _conflicts(fd: int, byte_range: tuple[int, int]) -> bool:
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(_EXCLUSIVE, os.SEEK_SET, *byte_range, 0))
+    return bool(_FLOCK.unpack(answer)[0] != _UNLOCKED)
+
+
+def _is_current(path: Path, fd: int) -> bool:
+    try:
+        named = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def _release(lock: Lock) -> None:
+    if os.getpid() != lock.pid:
+        return  # a forked child leaving its parent's frame: the description is the parent's, and ours is closed already
+    _set(lock.fd, _UNLOCKED)
+    _close(lock.fd)
+
+
+def _close(fd: int) -> None:
+    _held.discard(fd)
+    os.close(fd)
+
+
+def _drop_inherited() -> None:
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_drop_inherited)

@@ -1,0 +1,272 @@
+"""The values that every part of Underlay speaks in: frozen, keyword-built, knowing nothing but themselves.
+
+Sizes are bytes, times are aware datetimes in UTC. Nothing here does I/O.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+
+from underlay.errors import InvalidDigest
+
+LAYOUT = 1
+"""Number of the on-disk layout that this version reads and writes (docs/design)."""
+
+DIGEST_LENGTHS: Mapping[str, int] = MappingProxyType(
+    {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}
+)
+"""Hexadecimal digits of each digest algorithm that sources publish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A content digest, written ``algorithm:hex`` in lower case."""
+
+    algorithm: str
+    hex: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Digest":
+        """Read ``ALGORITHM:HEX`` in any case.
+
+        Raises:
+            InvalidDigest: the algorithm is not one of `DIGEST_LENGTHS`, or the digits are not its.
+        """
+        algorithm, colon, digits = text.strip().lower().partition(":")
+        if not colon or algorithm not in DIGEST_LENGTHS:
+            known = ", ".join(DIGEST_LENGTHS)
+            raise InvalidDigest(f"{text!r} is no digest", hint=f"write ALGORITHM:HEX, the algorithm one of {known}")
+        length = DIGEST_LENGTHS[algorithm]
+        if not re.fullmatch(f"[0-9a-f]{{{length}}}", digits):
+            raise InvalidDigest(f"{text!r} is no {algorithm} digest", hint=f"{algorithm} has {length} hexadecimal digits")
+        return cls(algorithm, digits)
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRef:
+    """What a user names an image by.
+
+    Attributes:
+        scheme: in lower case, without the colon.
+        canonical: the one spelling that names and records use; carries no credentials and no signature.
+        location: what the source opens; may carry credentials, so it is never printed or stored.
+    """
+
+    scheme: str
+    canonical: str
+    location: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.canonical
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageVersion:
+    """What a source says that a ref is now.
+
+    Attributes:
+        id: the immutable version id, or None when only the bytes can tell (docs/design, names).
+        size: bytes as served, or None when the source does not announce it.
+        disk_format: the source's label (Glance's words: raw, qcow2, vmdk …), or None.
+        digests: what the source promises of the bytes as served.
+        validator: opaque; two equal validators mean the same bytes. None: the source has none.
+        min_disk: the smallest disk in bytes that the source allows.
+    """
+
+    ref: ImageRef
+    id: str | None = None
+    size: int | None = None
+    disk_format: str | None = None
+    digests: tuple[Digest, ...] = ()
+    validator: str | None = None
+    min_disk: int = 0
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+class Form(StrEnum):
+    """How a cache keeps an image's bytes."""
+
+    RAW = "raw"
+    AS_SERVED = "as-served"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    """What inspection found the bytes to be.
+
+    Attributes:
+        format: as QEMU's ``-f`` wants it said: raw, qcow2, vmdk, vdi, vpc, vhdx.
+        label: the format's name as image services say it (gpt and iso are raw to QEMU; vhd is vpc).
+        virtual_size: bytes that a guest sees; None until it is known.
+    """
+
+    format: str
+    label: str
+    virtual_size: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecord:
+    """What a base image says of itself: the JSON value of its inode's ``user.underlay`` attribute.
+
+    Attributes:
+        digests: of the bytes as served; sha256 always among them.
+        stored: digest of the stored form (see `underlay.stream`), as ``sha256:hex``.
+        as_served: the stored bytes are the served bytes, so any digest can be computed from the file.
+        size: bytes of the stored file. mtime_ns: of a master, unchanged since publication.
+    """
+
+    layout: int
+    version_id: str
+    ref: str
+    format: str
+    size: int
+    virtual_size: int
+    digests: tuple[str, ...]
+    stored: str
+    as_served: bool
+    fetched_at: datetime
+    underlay: str
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskRecord:
+    """What a disk that we made says of itself: the JSON value of its inode's ``user.underlay`` attribute.
+
+    A guest cannot reach it, so the format recorded here is trusted before any header on the disk.
+    """
+
+    layout: int
+    instance: str
+    name: str
+    backend: str
+    format: str
+    base: str
+    cache: str
+    version_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseImage:
+    """A verified, immutable, published file in a cache.
+
+    Attributes:
+        name: its file name in the cache. cache: the directory that holds it.
+        record: what its attribute says; None for an *unrecorded* image (made by Nova or Ironic alone, or on a file system
+            without user attributes), which was inspected before it was returned.
+        size: bytes of the file. allocated: bytes that it occupies. virtual_size: bytes that a guest sees.
+        last_used: the newer of its mtime and its ``used`` marker.
+    """
+
+    name: str
+    cache: Path
+    format: str
+    size: int
+    virtual_size: int
+    allocated: int
+    last_used: datetime
+    record: ImageRecord | None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self.cache / self.name
+
+    @property
+    def ref(self) -> str | None:
+        """The canonical ref that it was fetched by, when recorded."""
+        return self.record.ref if self.record else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskSpec:
+    """The instance disk that is wanted.
+
+    Attributes:
+        size: bytes, or None for the image's virtual size.
+        path: where the disk goes.
+    """
+
+    instance: str
+    name: str
+    path: Path
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceDisk:
+    """A disk made for one instance.
+
+    Attributes:
+        format: recorded format, or None when nothing trustworthy says it.
+        size: bytes that the guest sees, or None when the format is not known. allocated: bytes that the disk itself occupies.
+        base: name of its base image; None when it has or names none. base_path: the backing or source file.
+    """
+
+    instance: str
+    name: str
+    path: Path
+    backend: str
+    format: str | None
+    size: int | None
+    allocated: int
+    base: str | None
+    base_path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something was decided: a code for programs (docs/reference/reasons.md lists them), a detail for people."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong with one path: a code for programs, a detail for people (docs/reference/reasons.md)."""
+
+    code: str
+    path: Path
+    detail: str
+
+
+class Level(StrEnum):
+    """How much an event matters."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened, for logs and reports."""
+
+    code: str
+    level: Level
+    detail: str
+    fields: Mapping[str, str | int | float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far long work has come.
+
+    Attributes:
+        stage: ``fetch``, ``convert`` or ``wait`` (for another's fetch).
+        done, total: bytes; total is None when it is not known.
+    """
+
+    ref: str
+    stage: str
+    done: int
+    total: int | None

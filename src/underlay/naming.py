@@ -1,0 +1,206 @@
+"""File names and their meaning, both grammars, and every path inside a cache directory. Nothing else knows one.
+
+Kind ``base`` is Nova's grammar (an original is the sha1 of its version id), kind ``masters`` is Ironic's (a UUID); the field
+guide to both is in docs/design/names.md. Pure: names in, names out; no file is looked at.
+"""
+
+import hashlib
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from underlay.errors import InvalidName
+from underlay.model import ImageRef
+
+STORED_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx")
+"""Formats that a base cache keeps originals in, as QEMU calls them."""
+
+_BASE_NAMES = (
+    ("original", re.compile(rf"[0-9a-f]{{40}}(\.({'|'.join(STORED_FORMATS)}))?")),
+    ("resized", re.compile(r"[0-9a-f]{40}_(\d+|sm)", re.ASCII)),
+    ("swap", re.compile(r"swap_\d+", re.ASCII)),
+    ("ephemeral", re.compile(r"ephemeral_\d+_[^/\s]{7}", re.ASCII)),
+    ("leftover", re.compile(r".+\.(part|converted)")),
+)
+_MASTERS_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(\.converted)?")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", re.ASCII)
+
+
+class CacheKind(StrEnum):
+    """What a cache directory is for: bases beneath overlays, or masters that are delivered as hard links."""
+
+    BASE = "base"
+    MASTERS = "masters"
+
+
+def content_version_id(ref: ImageRef, sha256: str) -> str:
+    """Version id of an image that its source does not number itself: the ref and the digest of the bytes as served."""
+    return f"{ref.canonical}#sha256:{sha256}"
+
+
+def original_name(version_id: str, *, ref: ImageRef, stored_format: str) -> str:
+    """Name of an original in a base cache.
+
+    A raw Glance image has exactly the name that Nova itself would give it; every other original carries its format as a
+    suffix, which Nova's manager leaves alone.
+    """
+    digest = hashlib.sha1(version_id.encode(), usedforsecurity=False).hexdigest()
+    return digest if ref.scheme == "glance" and stored_format == "raw" else f"{digest}.{stored_format}"
+
+
+def master_name(version_id: str, *, ref: ImageRef, raw: bool) -> str:
+    """Name of a master: the Glance UUID, else uuid5 of the ref; ``.converted`` when it is stored raw."""
+    stem = version_id if ref.scheme == "glance" else str(uuid.uuid5(uuid.NAMESPACE_URL, ref.canonical))
+    return f"{stem}.converted" if raw else stem
+
+
+def candidate_names(version_id: str, *, ref: ImageRef, kind: CacheKind, raw_only: bool) -> Sequence[str]:
+    """The names under which a version may be stored, best first."""
+    if kind is CacheKind.MASTERS:
+        names = [master_name(version_id, ref=ref, raw=True)]
+        return names if raw_only else [master_name(version_id, ref=ref, raw=False), *names]
+    formats = STORED_FORMATS[:1] if raw_only else (*STORED_FORMATS[1:], STORED_FORMATS[0])
+    return [original_name(version_id, ref=ref, stored_format=stored) for stored in formats]
+
+
+def kind_of_name(name: str, *, kind: CacheKind) -> str | None:
+    """What a file name in a cache means: original, resized, swap, ephemeral, master or leftover; None when it is not ours."""
+    if kind is CacheKind.MASTERS:
+        return "master" if _MASTERS_NAME.fullmatch(name) else None
+    return next((meaning for meaning, pattern in _BASE_NAMES if pattern.fullmatch(name)), None)
+
+
+def is_image_name(name: str, *, kind: CacheKind) -> bool:
+    """Whether a file of this name is a base image, as opposed to a leftover or a stranger."""
+    return kind_of_name(name, kind=kind) not in (None, "leftover")
+
+
+def ref_key(canonical: str) -> str:
+    """Key of a ref's record and ingest: 64 hexadecimal digits."""
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def path_key(path: Path) -> str:
+    """Key of a disk's lock and root: 64 hexadecimal digits."""
+    return hashlib.sha256(bytes(path)).hexdigest()
+
+
+def plain_name(name: str, *, what: str) -> str:
+    """A name from outside that is about to become a path component, unchanged.
+
+    Raises:
+        InvalidName: anything but letters, digits and ``._+-``, starting with a letter or digit, at most 128 characters.
+    """
+    if not _PLAIN_NAME.fullmatch(name):
+        raise InvalidName(
+            f"{name!r} is no name for {what}",
+            hint="use letters, digits, '.', '_', '+' and '-', starting with a letter or digit",
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class CachePaths:
+    """Every path inside one cache directory."""
+
+    root: Path
+
+    @property
+    def private(self) -> Path:
+        """Our directory beside the images, which Nova and Ironic leave alone."""
+        return self.root / ".underlay"
+
+    @property
+    def format(self) -> Path:
+        """The layout's own record."""
+        return self.private / "format"
+
+    @property
+    def locks(self) -> Path:
+        """Lock files; never removed by anyone."""
+        return self.private / "locks"
+
+    @property
+    def refs(self) -> Path:
+        """What each ref was last seen to mean."""
+        return self.private / "refs"
+
+    @property
+    def used(self) -> Path:
+        """Empty files whose mtime is a last use."""
+        return self.private / "used"
+
+    @property
+    def disks(self) -> Path:
+        """Symlinks to disks outside the scanned roots, by base image."""
+        return self.private / "disks"
+
+    @property
+    def leases(self) -> Path:
+        """Pins and leases."""
+        return self.private / "leases"
+
+    @property
+    def tmp(self) -> Path:
+        """Ingests in progress."""
+        return self.private / "tmp"
+
+    @property
+    def trash(self) -> Path:
+        """Images on their way out."""
+        return self.private / "trash"
+
+    def image(self, name: str) -> Path:
+        """A base image's file."""
+        return self.root / plain_name(name, what="an image")
+
+    def image_lock(self, name: str) -> Path:
+        """The lock of one image's name."""
+        return self.locks / plain_name(name, what="an image")
+
+    # A thread takes the locks of one cache in name order: an ingest's sorts before every image name, a disk's after. All
+    # image names begin with a hexadecimal digit, "ephemeral" or "swap".
+
+    def ingest_lock(self, key: str) -> Path:
+        """The lock under which one ref is fetched once."""
+        return self.locks / f".ingest-{key}"
+
+    @property
+    def space_lock(self) -> Path:
+        """The lock that spans a reservation's check and its write."""
+        return self.locks / ".space"
+
+    # Lock files stay for ever and disks come and go, so disks share a bounded number of them. A thread holds one of each kind
+    # at most, so sharing can make it wait but never deadlock.
+
+    def disk_lock(self, path: Path) -> Path:
+        """The lock of one instance disk; one in 4096 disks shares it."""
+        return self.locks / f"vdisk-{path_key(path)[:3]}"
+
+    def disk_info_lock(self, directory: Path) -> Path:
+        """The lock of one instance directory's ``disk.info``; one in 4096 directories shares it."""
+        return self.locks / f"vinfo-{path_key(directory)[:3]}"
+
+    def ref_record(self, key: str) -> Path:
+        """What one ref was last seen to mean."""
+        return self.refs / f"{key}.json"
+
+    def used_marker(self, name: str) -> Path:
+        """An image's last use."""
+        return self.used / plain_name(name, what="an image")
+
+    def disk_root(self, name: str, path: Path) -> Path:
+        """The symlink that keeps an image for a disk outside the scanned roots."""
+        return self.disks / plain_name(name, what="an image") / path_key(path)
+
+    def ingest(self, key: str) -> Path:
+        """An ingest's own directory."""
+        return self.tmp / key
+
+
+def nova_lock(locks: Path, *, prefix: str, name: str) -> Path:
+    """The lock file that Nova takes for one image in its cache."""
+    return locks / f"{prefix}{plain_name(name, what='an image')}"

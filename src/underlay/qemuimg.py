@@ -1,0 +1,100 @@
+"""qemu-img: arguments in, values out. The format of every file is always given; qemu-img never probes.
+
+Used for what is rare. Limits hold each call, because a crafted image can make it allocate or spin without end.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from underlay.errors import UnsafeImage
+from underlay.run import Limits, run
+
+_LOOK = Limits(seconds=60, memory=2 << 30, cpu_seconds=30)
+_CHANGE = Limits(seconds=120, memory=2 << 30, cpu_seconds=60)
+_CONVERT = Limits(seconds=6 * 3600, memory=4 << 30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """What ``qemu-img info`` says.
+
+    Attributes:
+        virtual_size: bytes. backing: the recorded backing file's name, or None. data_file: an external data file, or None.
+    """
+
+    virtual_size: int
+    backing: str | None
+    data_file: str | None
+    encrypted: bool
+
+
+def info(path: Path, *, format: str) -> ImageInfo:  # noqa: A002 - QEMU's own word
+    """Look at one image, not at its backing chain.
+
+    Raises:
+        ToolMissing, ToolFailed, ToolTimedOut
+    """
+    output = run(["qemu-img", "info", "--output", "json", "-U", "-f", format, _plain(path)], limits=_LOOK)
+    answer = json.loads(output)
+    data = answer.get("format-specific", {}).get("data", {})
+    return ImageInfo(
+        virtual_size=answer["virtual-size"],
+        backing=answer.get("backing-filename"),
+        data_file=data.get("data-file"),
+        encrypted=bool(answer.get("encrypted", False)),
+    )
+
+
+def convert_to_raw(source: Path, target: Path, *, format: str) -> None:  # noqa: A002
+    """Write the guest's view of ``source`` into the new sparse file ``target``. Durability is the caller's.
+
+    Raises:
+        ToolMissing, ToolFailed, ToolTimedOut
+    """
+    run(["qemu-img", "convert", "-f", format, "-O", "raw", _plain(source), _plain(target)], limits=_CONVERT)
+
+
+def create_overlay(target: Path, *, backing: Path, backing_format: str, size: int) -> None:
+    """Make an empty qcow2 of ``size`` bytes on top of ``backing``.
+
+    Raises:
+        ToolMissing, ToolFailed, ToolTimedOut
+    """
+    argv = [
+        "qemu-img", "create", "-q", "-f", "qcow2",
+        "-b", _plain(backing), "-F", backing_format,
+        "--", _plain(target), str(size),
+    ]  # fmt: skip
+    run(argv, limits=_CHANGE)
+
+
+def resize(path: Path, *, format: str, size: int) -> None:  # noqa: A002
+    """Grow a disk to ``size`` bytes.
+
+    Raises:
+        ToolMissing, ToolFailed (also when QEMU has it open), ToolTimedOut
+    """
+    run(["qemu-img", "resize", "-q", "-f", format, _plain(path), str(size)], limits=_CHANGE)
+
+
+def refuse_references(path: Path, *, format: str) -> ImageInfo:  # noqa: A002
+    """Look at an untrusted image and refuse it when it names another file.
+
+    Raises:
+        UnsafeImage, ToolMissing, ToolFailed, ToolTimedOut
+    """
+    found = info(path, format=format)
+    if found.backing is not None:
+        raise UnsafeImage("the image", rule="backing-file", why=f"it names the backing file {found.backing!r}")
+    if found.data_file is not None:
+        raise UnsafeImage("the image", rule="data-file", why=f"it names the data file {found.data_file!r}")
+    if found.encrypted:
+        raise UnsafeImage("the image", rule="encrypted", why="encrypted images are not supported")
+    return found
+
+
+def _plain(path: Path) -> str:
+    # A relative name with a colon, or one that starts with "json:", would be read as a protocol; an absolute path never is.
+    assert path.is_absolute()
+    return str(path)

@@ -1,0 +1,101 @@
+"""Image refs as text: one canonical spelling for each, with what is secret kept out of it.
+
+Which schemes can be fetched is the registry's to say; here only their form is read.
+"""
+
+import re
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+from underlay.errors import InvalidRef
+from underlay.model import ImageRef
+
+MAX_LENGTH = 1024
+"""Bytes of a canonical ref: two of them must fit an image's record (docs/design, metadata)."""
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(.*)", re.IGNORECASE | re.DOTALL)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# Query parameters that authorise one request and say nothing about which image is meant: AWS signature versions 2 and 4,
+# Google Cloud Storage, Azure shared access signatures, Swift temporary URLs.
+_SIGNATURES = re.compile(
+    r"(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|expires|key-pair-id|policy"
+    r"|sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv|temp_url_sig|temp_url_expires)",
+    re.IGNORECASE,
+)
+
+
+def parse_ref(text: str) -> ImageRef:
+    """Read a ref: a bare UUID (Glance), ``file:///path``, ``https://…`` or another scheme's.
+
+    Raises:
+        InvalidRef: not a ref, or longer than `MAX_LENGTH` bytes in its canonical spelling.
+    """
+    ref = _parse(text.strip())
+    if len(ref.canonical.encode()) > MAX_LENGTH:
+        raise InvalidRef(f"the ref {ref.canonical[:40]}… is longer than {MAX_LENGTH} bytes")
+    return ref
+
+
+def is_ref(text: str) -> bool:
+    """Whether a text has the form of a ref, as opposed to a file name or path."""
+    return bool(_UUID.fullmatch(text) or (_SCHEME.fullmatch(text) and not text.startswith("/")))
+
+
+def _parse(text: str) -> ImageRef:
+    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in text):
+        raise InvalidRef(f"the ref {text!r} has control characters")
+    if _UUID.fullmatch(text):
+        return _glance(text)
+    match = _SCHEME.fullmatch(text)
+    if not match:
+        raise InvalidRef(f"{text!r} is no image ref", hint="write https://…, file:///absolute/path or a Glance image's UUID")
+    scheme, rest = match[1].lower(), match[2]
+    if scheme in _DEFAULT_PORTS:
+        return _http(scheme, text)
+    if scheme == "file":
+        return _file(text, rest)
+    if scheme == "glance" and _UUID.fullmatch(rest):
+        return _glance(rest)
+    if not rest:
+        raise InvalidRef(f"the ref {text!r} names nothing after its scheme")
+    return ImageRef(scheme=scheme, canonical=f"{scheme}:{rest}", location=f"{scheme}:{rest}")
+
+
+def _glance(uuid: str) -> ImageRef:
+    return ImageRef(scheme="glance", canonical=f"glance:{uuid.lower()}", location=uuid.lower())
+
+
+def _file(text: str, rest: str) -> ImageRef:
+    if not rest.startswith("///") or rest.startswith("////") or "\0" in unquote(rest):
+        raise InvalidRef(f"{text!r} is no file ref", hint="write file:///absolute/path")
+    path = unquote(rest[2:])
+    if path.endswith("/") or any(part in ("", ".", "..") for part in path.split("/")[1:]):
+        raise InvalidRef(f"the file ref {text!r} is not a plain absolute path", hint="leave out '.', '..' and empty parts")
+    return ImageRef(scheme="file", canonical="file://" + quote(path), location=path)
+
+
+def _http(scheme: str, text: str) -> ImageRef:
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as error:
+        raise InvalidRef(f"{_without_userinfo(text)!r} is no URL: {error}") from error
+    if not url.hostname:
+        raise InvalidRef(f"{_without_userinfo(text)!r} names no host")
+    if re.search(r"\s", text):
+        raise InvalidRef(f"{_without_userinfo(text)!r} has white space", hint="write %20 for a blank")
+    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+    authority = host if port in (None, _DEFAULT_PORTS[scheme]) else f"{host}:{port}"
+    query = _without_signature(url)
+    canonical = f"{scheme}://{authority}{url.path or '/'}{'?' + query if query else ''}"
+    return ImageRef(scheme=scheme, canonical=canonical, location=url._replace(fragment="").geturl())
+
+
+def _without_signature(url: SplitResult) -> str:
+    pairs = (pair for pair in url.query.split("&") if pair)
+    return "&".join(pair for pair in pairs if not _SIGNATURES.fullmatch(unquote(pair.partition("=")[0])))
+
+
+def _without_userinfo(text: str) -> str:
+    return re.sub(r"//[^/]*@", "//", text)

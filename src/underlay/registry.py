@@ -1,0 +1,66 @@
+"""Names to adapters: schemes to sources, backend names to backends. Third parties add theirs by entry points.
+
+The adapters that come with Underlay are imported without reading the installed packages' metadata, which costs more than the
+rest of a short command together; only a name that is not ours makes us look there.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, cast
+
+from underlay.contracts import DiskBackend, ImageSource
+from underlay.errors import UnknownBackend, UnknownScheme
+
+_SOURCES: Mapping[str, str] = MappingProxyType(
+    {
+        "file": "underlay.sources.file:FileSource",
+        "http": "underlay.sources.http:HttpSource",
+        "https": "underlay.sources.http:HttpSource",
+    }
+)
+_DISKS: Mapping[str, str] = MappingProxyType(
+    {
+        "flat": "underlay.disks.flat:FlatBackend",
+        "qcow2": "underlay.disks.qcow2:Qcow2Backend",
+    }
+)
+_ALIASES: Mapping[str, str] = MappingProxyType({"raw": "flat"})  # Nova calls the flat backend by both names
+
+
+def open_source(scheme: str, arguments: Mapping[str, Any]) -> ImageSource:
+    """The source that serves a scheme, with its configured arguments. No I/O.
+
+    Raises:
+        UnknownScheme
+    """
+    location = _SOURCES.get(scheme) or _entry_points("underlay.sources").get(scheme)
+    if location is None:
+        known = ", ".join(sorted({*_SOURCES, *_entry_points("underlay.sources")}))
+        raise UnknownScheme(f"no source serves {scheme!r} refs", hint=f"known schemes: {known}")
+    return cast("ImageSource", _load(location)(**arguments))
+
+
+def open_backend(name: str) -> DiskBackend:
+    """The disk backend of this name. No I/O.
+
+    Raises:
+        UnknownBackend: the hint lists the known ones.
+    """
+    name = _ALIASES.get(name, name)
+    location = _DISKS.get(name) or _entry_points("underlay.disks").get(name)
+    if location is None:
+        known = ", ".join(sorted({*_DISKS, *_ALIASES, "default", *_entry_points("underlay.disks")}))
+        raise UnknownBackend(f"there is no disk backend {name!r}", hint=f"known backends: {known}")
+    return cast("DiskBackend", _load(location)())
+
+
+def _load(location: str) -> Any:
+    module, _, attribute = location.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _entry_points(group: str) -> dict[str, str]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point.value for point in entry_points(group=group)}

@@ -1,0 +1,319 @@
+"""Base images in one cache: find, list, publish, hold, and record their use.
+
+The name's lock (and Nova's, beside a Nova) is held exclusively to publish and shared to hold. Readiness is the rename in
+`publish`: before it nobody sees the image, after it the image is whole, verified and durable with all its metadata.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from underlay import locks
+from underlay.attributes import decode_image_record, encode_record
+from underlay.errors import ImageConflict, ImageRefused, LockLost, NotAnImage, NotCached, UnderlayError, UnsafeImage
+from underlay.files import (
+    allocated_bytes,
+    create,
+    make_directory,
+    open_regular,
+    read_attribute,
+    rename_no_replace,
+    storage_error,
+    sync_directory,
+    translated,
+    write_attribute,
+)
+from underlay.formats.inspect import Inspector
+from underlay.model import BaseImage, Digest, ImageFacts, ImageRecord, Problem
+from underlay.naming import CacheKind, is_image_name, nova_lock
+from underlay.store.layout import Store
+from underlay.stream import BUFFER_BYTES, served_digest, stored_digest
+
+IMAGE_MODE = 0o644
+_MARKER_MODE = 0o664
+_PUBLISH_TRIES = 5
+
+_Take = Callable[[Path], AbstractContextManager[locks.Lock]]
+
+
+def find(store: Store, name: str) -> BaseImage | None:
+    """The image of this name, or None.
+
+    A recorded one is described by its record. An unrecorded one is inspected first, by the rules that hold for a fetch; its
+    content is not read further than its format takes.
+
+    Raises:
+        NotAnImage: a symlink, directory or special file has the name.
+        UnsafeImage, FormatMismatch, VirtualSizeRefused: an unrecorded image breaks a rule.
+    """
+    path = store.paths.image(name)
+    try:
+        fd = open_regular(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
+            raise NotAnImage(
+                f"{path} is not a plain file", hint="Underlay follows no links in a cache: remove it or rename it"
+            ) from error
+        raise storage_error(error, path) from error
+    with translated(path):
+        try:
+            return _describe(store, name, fd)
+        finally:
+            os.close(fd)
+
+
+def images(store: Store) -> tuple[list[BaseImage], list[Problem]]:
+    """All images of the cache by name, and what stands in an image's place but is none.
+
+    Raises:
+        CacheMissing, CacheNotWritable
+    """
+    found, problems = [], []
+    with translated(store.root):
+        names = sorted(name for name in os.listdir(store.root) if is_image_name(name, kind=store.kind))
+    for name in names:
+        try:
+            image = find(store, name)
+        except UnderlayError as error:
+            problems.append(Problem(error.code, store.root / name, error.message))
+        else:
+            if image is not None:
+                found.append(image)
+    return found, problems
+
+
+@contextmanager
+def held(store: Store, name: str) -> Iterator[BaseImage]:
+    """The image with its locks held shared: while the context lasts, nobody evicts or replaces it.
+
+    Raises:
+        NotCached: it is not there (any more). LockTimeout. As `find`.
+    """
+    with _both_locks(store, name, lambda path: locks.shared(path, timeout=store.lock_timeout)):
+        image = find(store, name)
+        if image is None:
+            raise NotCached(f"{store.root} has no image {name}", hint="fetch it first")
+        yield image
+
+
+def mark_used(store: Store, name: str) -> None:
+    """Record that the image was used now; in a base cache its mtime too, where we may, so that a Nova sees the same age.
+
+    Raises:
+        CacheNotWritable: the use cannot be recorded, so it must not happen.
+    """
+    marker = store.paths.used_marker(name)
+    with translated(marker):
+        try:
+            os.utime(marker, follow_symlinks=False)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                os.close(create(marker, _MARKER_MODE))
+        if store.kind is CacheKind.BASE:
+            with suppress(PermissionError, FileNotFoundError):
+                os.utime(store.paths.image(name), follow_symlinks=False)
+
+
+def digest_of(store: Store, image: BaseImage, algorithm: str) -> Digest | None:
+    """The image's digest as served: recorded, else computed by reading it; None when the stored bytes are not as served."""
+    if image.record is not None:
+        recorded = (Digest.parse(text) for text in image.record.digests)
+        if found := next((digest for digest in recorded if digest.algorithm == algorithm), None):
+            return found
+        if not image.record.as_served:
+            return None
+    with translated(image.path):
+        fd = open_regular(image.path)
+        try:
+            return served_digest(fd, algorithm)
+        finally:
+            os.close(fd)
+
+
+def learn_digest(store: Store, name: str, digest: Digest) -> None:
+    """Add a digest as served to a recorded image, so that it need not be found out again.
+
+    The attribute is replaced as one value; the image's bytes are never written.
+    """
+    with _both_locks(store, name, lambda path: locks.exclusive(path, timeout=store.lock_timeout)):
+        with translated(store.paths.image(name)):
+            fd = open_regular(store.paths.image(name))
+            try:
+                record = decode_image_record(read_attribute(fd))
+                if record is not None and str(digest) not in record.digests:
+                    write_attribute(fd, encode_record(replace(record, digests=(*record.digests, str(digest)))))
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+
+
+def publish(store: Store, staged: Path, name: str, record: ImageRecord) -> BaseImage:
+    """Make a staged file the image of this name, in one step that replaces nothing.
+
+    The staged file lies on the cache's file system, is complete, and is ours alone. An equal image that is there already is
+    returned; the staged file then stays where it is.
+
+    Raises:
+        ImageConflict: a different image has the name. NotAnImage. LockTimeout. InsufficientSpace, StorageFailed.
+    """
+    return _publish(store, staged, name, record, put=_put_new)
+
+
+def publish_over(store: Store, staged: Path, name: str, record: ImageRecord) -> BaseImage:
+    """As `publish`, but a master of another version is replaced; hard links to it keep the old bytes.
+
+    Raises:
+        as `publish`, but never ImageConflict
+    """
+    return _publish(store, staged, name, record, put=_put_over)
+
+
+_Put = Callable[[Store, Path, Path, ImageRecord], None]
+
+
+def _publish(store: Store, staged: Path, name: str, record: ImageRecord, *, put: _Put) -> BaseImage:
+    with translated(staged):
+        _make_durable(staged, _with_mtime(record, staged) if store.kind is CacheKind.MASTERS else record)
+    for attempt in range(1, _PUBLISH_TRIES + 1):
+        try:
+            return _publish_locked(store, staged, name, record, put=put)
+        except LockLost:
+            # Nova removed its lock file while we held it: somebody may hold a new one, so take that and look again.
+            if attempt == _PUBLISH_TRIES:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _with_mtime(record: ImageRecord, staged: Path) -> ImageRecord:
+    return replace(record, mtime_ns=os.stat(staged, follow_symlinks=False).st_mtime_ns)
+
+
+def _make_durable(staged: Path, record: ImageRecord) -> None:
+    fd = open_regular(staged, os.O_RDWR)
+    try:
+        write_attribute(fd, encode_record(record))  # crash: a staged file with its record, swept or used again
+        os.fchmod(fd, IMAGE_MODE)
+        os.fsync(fd)  # crash: the same, durable; a failed fsync raises, and the caller discards the file
+    finally:
+        os.close(fd)
+
+
+def _publish_locked(store: Store, staged: Path, name: str, record: ImageRecord, *, put: _Put) -> BaseImage:
+    target = store.paths.image(name)
+    with _both_locks(store, name, lambda path: locks.exclusive(path, timeout=store.lock_timeout)) as held_locks:
+        existing = find(store, name)
+        if existing is not None and _is_equal(existing, record):
+            return existing
+        mark_used(store, name)  # crash: a marker without an image, which protects nothing
+        for lock in held_locks:
+            lock.confirm()
+        with translated(target):
+            put(store, staged, target, record)  # crash: the whole image, by its old name or by its new one
+            sync_directory(store.root)  # crash: published for good
+            sync_directory(staged.parent)
+        image = find(store, name)
+        if image is None:
+            raise NotCached(f"{target} vanished as it was published", hint="something else removes files there")
+        return image
+
+
+def _put_new(store: Store, staged: Path, target: Path, record: ImageRecord) -> None:
+    try:
+        rename_no_replace(staged, target)
+    except FileExistsError as error:
+        raise ImageConflict(
+            f"{target} exists and is not {record.version_id}", hint="look at it with 'underlay show'; nothing was replaced"
+        ) from error
+
+
+def _put_over(store: Store, staged: Path, target: Path, record: ImageRecord) -> None:
+    os.rename(staged, target)
+
+
+def _is_equal(existing: BaseImage, record: ImageRecord) -> bool:
+    if existing.record is not None:
+        return existing.record.version_id == record.version_id and existing.record.stored == record.stored
+    if existing.size != record.size:
+        return False
+    with translated(existing.path):
+        fd = open_regular(existing.path)
+        try:
+            return stored_digest(fd) == record.stored
+        finally:
+            os.close(fd)
+
+
+def _describe(store: Store, name: str, fd: int) -> BaseImage:
+    status = os.fstat(fd)
+    record = decode_image_record(read_attribute(fd))
+    if record is None:
+        facts = _inspect(store, name, fd, status.st_size)
+        stored_format, virtual_size = facts.format, facts.virtual_size or status.st_size
+    else:
+        if record.size != status.st_size:
+            raise UnsafeImage(
+                f"the image {name}", rule="changed", why=f"it has {status.st_size} bytes, its record says {record.size}"
+            )
+        stored_format, virtual_size = record.format, record.virtual_size
+    return BaseImage(
+        name=name,
+        cache=store.root,
+        format=stored_format,
+        size=status.st_size,
+        virtual_size=virtual_size,
+        allocated=allocated_bytes(status),
+        last_used=_last_used(store, name, status),
+        record=record,
+    )
+
+
+def _inspect(store: Store, name: str, fd: int, size: int) -> ImageFacts:
+    if not store.validation:
+        return ImageFacts(format="raw", label="raw", virtual_size=size)
+    inspector = Inspector(what=f"the image {name}", virtual_size_limit=store.virtual_size_limit)
+    facts = _inspect_beginning(inspector, fd)
+    if store.force_raw and facts.format != "raw":
+        raise ImageRefused(
+            f"the image {name} is {facts.format}, but this cache keeps raw images only",
+            hint="it was not published by Underlay: remove it if nothing uses it",
+        )
+    if facts.format == "raw":
+        return replace(facts, virtual_size=size)
+    return facts
+
+
+def _inspect_beginning(inspector: Inspector, fd: int) -> ImageFacts:
+    buffer = memoryview(bytearray(BUFFER_BYTES))
+    position = 0
+    while inspector.early is None and (length := os.preadv(fd, [buffer], position)):
+        inspector.feed(buffer[:length])
+        position += length
+    return inspector.early or inspector.finish()
+
+
+def _last_used(store: Store, name: str, status: os.stat_result) -> datetime:
+    try:
+        marker = os.stat(store.paths.used_marker(name), follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return datetime.fromtimestamp(status.st_mtime, UTC)
+    newest = marker if store.kind is CacheKind.MASTERS else max(marker, status.st_mtime)
+    return datetime.fromtimestamp(newest, UTC)
+
+
+@contextmanager
+def _both_locks(store: Store, name: str, take: _Take) -> Iterator[list[locks.Lock]]:
+    """Our lock, which excludes Underlays, then Nova's, which excludes a Nova."""
+    with ExitStack() as stack:
+        with translated(store.paths.locks):
+            taken = [stack.enter_context(take(store.paths.image_lock(name)))]
+            if store.nova_locks is not None:
+                make_directory(store.nova_locks, 0o755)
+                path = nova_lock(store.nova_locks, prefix=store.nova_lock_prefix, name=name)
+                taken.append(stack.enter_context(take(path)))
+        yield taken

@@ -1,0 +1,100 @@
+"""What each ref was last seen to mean: the version ids, the validators that have meant them, and when we last asked.
+
+Written under the ref's ingest lock. A record may name versions that are not in the cache: it is a memory, not an inventory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import msgspec
+
+from underlay.files import translated, write_durably
+from underlay.model import LAYOUT, ImageRef
+from underlay.naming import ref_key
+from underlay.store.layout import Store
+
+MAX_VERSIONS = 16
+MAX_VALIDATORS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenVersion:
+    """A version that a ref has meant."""
+
+    id: str
+    validators: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefRecord:
+    """A ref's history, newest version last."""
+
+    layout: int
+    ref: str
+    checked_at: datetime
+    versions: tuple[SeenVersion, ...]
+
+    @property
+    def newest(self) -> SeenVersion:
+        """What the ref meant when we last asked."""
+        return self.versions[-1]
+
+    def meant_by(self, validator: str | None) -> SeenVersion | None:
+        """The version that this validator has meant, or None."""
+        if validator is None:
+            return None
+        return next((seen for seen in reversed(self.versions) if validator in seen.validators), None)
+
+
+def recall(store: Store, ref: ImageRef) -> RefRecord | None:
+    """What the ref was last seen to mean; None when we never asked, or the record is not one of ours.
+
+    Raises:
+        CacheNotWritable: the record may not be read.
+    """
+    path = store.paths.ref_record(ref_key(ref.canonical))
+    with translated(path):
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    try:
+        record = msgspec.json.decode(content, type=RefRecord)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return None
+    if record.layout != LAYOUT or record.ref != ref.canonical or not record.versions:
+        return None
+    return record
+
+
+def remember(store: Store, ref: ImageRef, version_id: str, *, validator: str | None, now: datetime) -> None:
+    """Note that the ref means this version now.
+
+    Raises:
+        CacheNotWritable, InsufficientSpace, StorageFailed
+    """
+    known = recall(store, ref)
+    record = RefRecord(
+        layout=LAYOUT,
+        ref=ref.canonical,
+        checked_at=now,
+        versions=_with_newest(known.versions if known else (), version_id, validator),
+    )
+    path = store.paths.ref_record(ref_key(ref.canonical))
+    with translated(path):
+        write_durably(path, msgspec.json.encode(record), mode=0o644)
+
+
+def _with_newest(versions: Sequence[SeenVersion], version_id: str, validator: str | None) -> tuple[SeenVersion, ...]:
+    newest = next((seen for seen in versions if seen.id == version_id), SeenVersion(id=version_id))
+    if validator is not None:
+        others = (known for known in newest.validators if known != validator)
+        newest = replace(newest, validators=(*others, validator)[-MAX_VALIDATORS:])
+    # A validator means one version only: the one that it was last seen with.
+    older = (
+        replace(seen, validators=tuple(known for known in seen.validators if known != validator))
+        for seen in versions
+        if seen.id != version_id
+    )
+    return (*older, newest)[-MAX_VERSIONS:]

@@ -1,0 +1,222 @@
+"""An ingest's own directory in ``tmp/``: its bytes, its journal, its reservation, its progress.
+
+It exists only under the ref's ingest lock. An ingest whose lock nobody holds is dead: its reservation no longer counts, and
+its directory is taken over by the next ingest of the same ref or swept when room is short.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from underlay import locks
+from underlay.contracts import Observer
+from underlay.files import allocated_bytes, make_directory, remove_tree, translated, write_durably, write_in_place_of
+from underlay.model import LAYOUT, ImageRef, Progress
+from underlay.naming import ref_key
+from underlay.store.layout import Store
+
+_Value = TypeVar("_Value")
+
+_POLL = 0.05  # seconds between a waiter's looks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    """A verified, durable download that only has to be converted or published.
+
+    Attributes:
+        validator, size, digests, version_id: what it was verified as. The rest: what inspection found.
+        stored: its stored digest.
+    """
+
+    layout: int
+    ref: str
+    version_id: str
+    validator: str | None
+    size: int
+    digests: tuple[str, ...]
+    stored: str
+    format: str
+    label: str
+    virtual_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """The paths of one ingest."""
+
+    directory: Path
+
+    @property
+    def download(self) -> Path:
+        """The bytes as served."""
+        return self.directory / "download"
+
+    @property
+    def converted(self) -> Path:
+        """Their raw form."""
+        return self.directory / "converted"
+
+    @property
+    def journal(self) -> Path:
+        """Says that the download is whole and verified."""
+        return self.directory / "journal.json"
+
+    @property
+    def reservation(self) -> Path:
+        """How many bytes the ingest may come to allocate."""
+        return self.directory / "reservation.json"
+
+    @property
+    def progress(self) -> Path:
+        """How far it has come, for those who wait."""
+        return self.directory / "progress.json"
+
+
+@contextmanager
+def turn(store: Store, ref: ImageRef, observer: Observer) -> Iterator[Staging]:
+    """Wait until nobody else ingests this ref, then hold its ingest lock; the other's progress is passed on meanwhile.
+
+    There is no deadline: the kernel frees a dead ingest's lock, and a live one has time-outs of its own.
+
+    Raises:
+        CacheNotWritable
+    """
+    key = ref_key(ref.canonical)
+    lock, staging = store.paths.ingest_lock(key), Staging(store.paths.ingest(key))
+    while True:
+        with ExitStack() as stack:
+            with translated(lock):
+                taken = stack.enter_context(locks.try_exclusive(lock))
+            if taken is not None:
+                yield staging
+                return
+        other = read_progress(staging)
+        observer.progress(other or Progress(ref=ref.canonical, stage="wait", done=0, total=None))
+        time.sleep(_POLL)
+
+
+def begin(staging: Staging) -> Journal | None:
+    """Make the directory ready: the journal of a verified download that a former ingest left, else an empty directory.
+
+    Raises:
+        CacheNotWritable, InsufficientSpace
+    """
+    with translated(staging.directory):
+        if not make_directory(staging.directory, 0o700):
+            journal = _read(staging.journal, Journal)
+            if journal is not None and journal.layout == LAYOUT and _size(staging.download) == journal.size:
+                staging.converted.unlink(missing_ok=True)
+                return journal
+            remove_tree(staging.directory)
+            make_directory(staging.directory, 0o700)
+    return None
+
+
+def keep(staging: Staging, journal: Journal) -> None:
+    """Record that the download is whole and verified; its bytes are durable already.
+
+    Raises:
+        CacheNotWritable, InsufficientSpace
+    """
+    with translated(staging.journal):
+        write_durably(staging.journal, msgspec.json.encode(journal), mode=0o600)
+
+
+def discard(staging: Staging) -> None:
+    """Remove the ingest's directory; one that is gone is a success."""
+    with translated(staging.directory):
+        remove_tree(staging.directory)
+
+
+def restart(staging: Staging) -> None:
+    """Empty the directory of a download that is of no use."""
+    discard(staging)
+    with translated(staging.directory):
+        make_directory(staging.directory, 0o700)
+
+
+def write_progress(staging: Staging, progress: Progress) -> None:
+    """Tell those who wait how far we have come."""
+    with translated(staging.progress):
+        write_in_place_of(staging.progress, msgspec.json.encode(progress), mode=0o600)
+
+
+def read_progress(staging: Staging) -> Progress | None:
+    """How far the ingest has come; None when it does not say, or we may not look."""
+    try:
+        return _read(staging.progress, Progress)
+    except PermissionError:
+        return None
+
+
+def write_reservation(staging: Staging, size: int) -> None:
+    """Claim ``size`` bytes for this ingest in all. The caller holds the file system's space lock."""
+    with translated(staging.reservation):
+        write_in_place_of(staging.reservation, msgspec.json.encode(size), mode=0o600)
+
+
+def drop_reservation(staging: Staging) -> None:
+    """Claim nothing any more."""
+    with translated(staging.reservation):
+        staging.reservation.unlink(missing_ok=True)
+
+
+def outstanding(staging: Staging) -> int:
+    """Bytes that the ingest has claimed and not allocated yet."""
+    claimed = _read(staging.reservation, int) or 0
+    return max(0, claimed - allocated(staging))
+
+
+def allocated(staging: Staging) -> int:
+    """Bytes that the ingest's files occupy."""
+    total = 0
+    try:
+        with os.scandir(staging.directory) as entries:
+            for entry in entries:
+                total += allocated_bytes(entry.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return total
+    return total
+
+
+def ingests(store: Store) -> list[tuple[Staging, bool]]:
+    """Every ingest in the cache, and whether it is alive (its lock is held)."""
+    try:
+        keys = sorted(os.listdir(store.paths.tmp))
+    except FileNotFoundError:
+        return []
+    return [(Staging(store.paths.ingest(key)), locks.is_held(store.paths.ingest_lock(key))) for key in keys]
+
+
+def sweep_dead(store: Store) -> int:
+    """Remove the ingests that nobody works on; the bytes that they occupied."""
+    freed = 0
+    for staging, alive in ingests(store):
+        if alive:
+            continue
+        with locks.try_exclusive(store.paths.ingest_lock(staging.directory.name)) as lock:
+            if lock is not None:
+                freed += allocated(staging)
+                discard(staging)
+    return freed
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return None
+
+
+def _read(path: Path, kind: type[_Value]) -> _Value | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError):
+        return None

@@ -1,0 +1,102 @@
+"""Components that tests need, and what a missing one means: a skip with its reason, or a failure where they are required."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("underlay", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("underlay")
+
+REQUIRE = "UNDERLAY_REQUIRE_COMPONENTS"
+
+
+def _program(name: str, package: str) -> Callable[[], str | None]:
+    return lambda: None if shutil.which(name) else f"{name} is not installed (apt-get install {package})"
+
+
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "needs root"
+
+
+def _mountable(kind: str, mkfs: str, package: str) -> Callable[[], str | None]:
+    def missing() -> str | None:
+        if _root():
+            return _root()
+        return _program(mkfs, package)() if mkfs else _in_kernel(kind)
+
+    return missing
+
+
+def _in_kernel(kind: str) -> str | None:
+    known = Path("/proc/filesystems").read_text(encoding="ascii").split()
+    return None if kind in known else f"the kernel has no {kind}"
+
+
+def _strace() -> str | None:
+    if missing := _program("strace", "strace")():
+        return missing
+    traced = subprocess.run(["strace", "-e", "inject=getppid:error=EPERM", "true"], capture_output=True, check=False)
+    return None if traced.returncode == 0 else "strace may not trace here"
+
+
+COMPONENTS: Mapping[str, Callable[[], str | None]] = {
+    "root": _root,
+    "strace": _strace,
+    "qemu-img": _program("qemu-img", "qemu-utils"),
+    "qemu-io": _program("qemu-io", "qemu-utils"),
+    "qemu-system-x86_64": _program("qemu-system-x86_64", "qemu-system-x86"),
+    "xfs": _mountable("xfs", "mkfs.xfs", "xfsprogs"),
+    "btrfs": _mountable("btrfs", "mkfs.btrfs", "btrfs-progs"),
+    "ext4": _mountable("ext4", "mkfs.ext4", "e2fsprogs"),
+    "tmpfs": _mountable("tmpfs", "", ""),
+    "ramfs": _mountable("ramfs", "", ""),
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("component"):
+        for name in mark.args:
+            reason = COMPONENTS[name]()
+            if reason is None:
+                continue
+            if os.environ.get(REQUIRE):
+                pytest.fail(f"{REQUIRE} is set and {reason}", pytrace=False)
+            pytest.skip(reason)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts a new file system of a kind and size (bytes) and returns where; unmounted after the test."""
+    mounts: list[Path] = []
+
+    def mount(kind: str, size: int = 512 << 20) -> Path:
+        target = tmp_path / f"{kind}-{len(mounts)}"
+        target.mkdir()
+        if kind in ("tmpfs", "ramfs"):
+            argv = ["mount", "-t", kind, "-o", f"size={size}" if kind == "tmpfs" else "mode=0755", kind, os.fspath(target)]
+        else:
+            image = tmp_path / f"{kind}-{len(mounts)}.img"
+            with image.open("wb") as file:
+                file.truncate(size)
+            subprocess.run([f"mkfs.{kind}", "-q", os.fspath(image)], check=True, capture_output=True)
+            argv = ["mount", "-o", "loop", os.fspath(image), os.fspath(target)]
+        subprocess.run(argv, check=True, capture_output=True)
+        mounts.append(target)
+        return target
+
+    yield mount
+    for target in reversed(mounts):
+        subprocess.run(["umount", "-l", os.fspath(target)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def short_directory() -> Iterator[Path]:
+    """A directory with a short path, for unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="ul-") as directory:
+        yield Path(directory)

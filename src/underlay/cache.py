@@ -13,8 +13,7 @@ from underlay.errors import DigestMismatch, NotCached, SourceUnavailable
 from underlay.ingest import Order, ingest
 from underlay.model import BaseImage, Digest, Event, ImageRef, ImageVersion, Level, Reason
 from underlay.naming import CacheKind, candidate_names
-from underlay.store import Store, images, refs
-from underlay.store import staging as stagings
+from underlay.store import Store, images, refs, staging as stagings
 from underlay.store.staging import Staging
 
 _TRIES = 3

@@ -303,10 +303,9 @@ def _copy_chunk(source: int, target: int, position: int, length: int) -> int:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that we may still write on the file system of ``path``."""
+    """Bytes that may still be written on the file system of ``path``; what is kept back for root is left to root."""
     status = os.statvfs(path)
-    available = status.f_bfree if os.geteuid() == 0 else status.f_bavail
-    return available * status.f_frsize
+    return status.f_bavail * status.f_frsize
 
 
 def allocated_bytes(status: os.stat_result) -> int:

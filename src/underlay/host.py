@@ -20,6 +20,8 @@ from underlay.refs import is_ref, parse_ref
 from underlay.store import Store, images
 from underlay.units import parse_size
 
+_SHORTEST_PREFIX = 6
+
 
 class Silent:
     """An observer that listens to nothing."""
@@ -103,7 +105,7 @@ class Host:
         return found, problems
 
     def find(self, text: str) -> list[BaseImage]:
-        """The images that a name, a ref or a path means, in all caches. Never needs the network.
+        """The images that a name (or six characters of its beginning), a ref or a path means. Never needs the network.
 
         Raises:
             NotCached: none. InvalidRef. NotAnImage.
@@ -130,6 +132,10 @@ class Host:
                     yield store, path.name
             elif is_image_name(text, kind=store.kind):
                 yield store, text
+            elif len(text) >= _SHORTEST_PREFIX and store.root.is_dir():
+                for name in images.names(store):
+                    if name.startswith(text):
+                        yield store, name
 
     # ---------------------------------------------------------------------------------------------------------------- disks
 

@@ -245,6 +245,7 @@ class Level(StrEnum):
     DEBUG = "debug"
     INFO = "info"
     WARNING = "warning"
+    PROBLEM = "problem"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

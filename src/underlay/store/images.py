@@ -68,6 +68,16 @@ def find(store: Store, name: str) -> BaseImage | None:
             os.close(fd)
 
 
+def names(store: Store) -> list[str]:
+    """The names in the cache that are an image's, sorted; whether images stand there is not looked at.
+
+    Raises:
+        CacheMissing, CacheNotWritable
+    """
+    with translated(store.root):
+        return sorted(name for name in os.listdir(store.root) if is_image_name(name, kind=store.kind))
+
+
 def images(store: Store) -> tuple[list[BaseImage], list[Problem]]:
     """All images of the cache by name, and what stands in an image's place but is none.
 
@@ -75,9 +85,7 @@ def images(store: Store) -> tuple[list[BaseImage], list[Problem]]:
         CacheMissing, CacheNotWritable
     """
     found, problems = [], []
-    with translated(store.root):
-        names = sorted(name for name in os.listdir(store.root) if is_image_name(name, kind=store.kind))
-    for name in names:
+    for name in names(store):
         try:
             image = find(store, name)
         except UnderlayError as error:

@@ -32,7 +32,7 @@ def reserve(store: Store, staging: Staging, *, need: int, neighbours: Sequence[S
                 _sweep(stores)
             free = _unclaimed(stores, staging)
             if missing > free:
-                raise InsufficientSpace(str(store.root), needed=missing, free=max(0, free), reclaimable=0)
+                raise InsufficientSpace(str(store.root), needed=missing, free=max(0, free), reclaimable=reclaimable_bytes(stores))
             stagings.write_reservation(staging, need)
 
 

@@ -1,0 +1,56 @@
+# Shared by the scripts: find a Python, make the virtual environment, see to the programs that are needed. Source it.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${UNDERLAY_VENV:-$ROOT/.venv}
+
+die() {
+    echo "${0##*/}: $*" >&2
+    exit 1
+}
+
+# find_python: print the first Python >= 3.11
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11; do
+        [ -n "$candidate" ] || continue
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    die "Python 3.11 or newer is needed; set PYTHON to one"
+}
+
+# make_environment EXTRA: the package and its dependencies in $VENV, installed again when pyproject.toml or the Python changed
+make_environment() {
+    local python stamp
+    python=$(find_python)
+    stamp="$1 $("$python" -V) $(cksum <"$ROOT/pyproject.toml") $ROOT"
+    [ "$(cat "$VENV/stamp" 2>/dev/null)" = "$stamp" ] && return
+    echo "${0##*/}: setting up $VENV" >&2
+    "$python" -m venv "$VENV" 2>/dev/null \
+        || die "'$python -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT$1" \
+        || die "pip could not install the dependencies"
+    echo "$stamp" >"$VENV/stamp"
+}
+
+# need_programs PROGRAM=PACKAGE…: install what is missing with apt when we are root, else say what to type
+need_programs() {
+    local pair packages=()
+    for pair in "$@"; do
+        command -v "${pair%%=*}" >/dev/null 2>&1 || packages+=("${pair#*=}")
+    done
+    [ ${#packages[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        die "please type: sudo apt-get install --no-install-recommends ${packages[*]}"
+    fi
+    install_packages "${packages[@]}"
+}
+
+# install_packages PACKAGE…: by apt, as root
+install_packages() {
+    echo "${0##*/}: installing $*" >&2
+    apt-get -qq -o DPkg::Lock::Timeout=300 update
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends "$@" >/dev/null
+}

@@ -1,0 +1,116 @@
+"""``underlay disk``: the disks of instances."""
+
+from pathlib import Path
+
+import click
+from rich.text import Text
+
+from underlay import render
+from underlay.cli.options import cache_option, disk_name_option, disk_path_option, json_option
+from underlay.cli.session import Session, answer, show
+from underlay.model import InstanceDisk
+from underlay.units import format_size
+
+
+@click.group()
+def disk() -> None:
+    """Make, list, grow and remove the disks of instances."""
+
+
+@disk.command()
+@click.argument("instance")
+@click.option("--image", required=True, metavar="REF", help="The image; it is fetched first unless it is here.")
+@click.option("--size", metavar="SIZE", help="What the guest sees, such as 20GiB. Default: the image's virtual size.")
+@click.option("--backend", metavar="NAME", help="qcow2 (an overlay), flat (a raw copy), or default.")
+@disk_name_option
+@disk_path_option
+@cache_option
+@json_option
+@click.pass_obj
+def create(
+    session: Session,
+    instance: str,
+    image: str,
+    size: str | None,
+    backend: str | None,
+    name: str,
+    path: Path | None,
+    cache: str | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Make a disk for INSTANCE (a UUID or a name) from an image.
+
+    The same disk, when it is there already, is a success; a different one is left alone and reported.
+
+    \b
+    underlay disk create web-1 --image https://example.org/debian-12.qcow2 --size 20GiB
+    """
+    with session.host() as host:
+        made = host.create_disk(instance, image, size=size, backend=backend, name=name, path=path, cache=cache)
+    _answer(made, as_json=as_json)
+
+
+@disk.command("list")
+@json_option
+@click.pass_obj
+def list_disks(session: Session, as_json: bool) -> None:  # noqa: FBT001
+    """List the disks in the instances path, and ours elsewhere."""
+    with session.host() as host:
+        disks = host.disks()
+    if as_json:
+        answer({"disks": [render.disk_json(one) for one in disks]})
+    else:
+        show(render.disk_table(disks))
+
+
+@disk.command("show")
+@click.argument("instance")
+@disk_name_option
+@disk_path_option
+@json_option
+@click.pass_obj
+def show_disk(session: Session, instance: str, name: str, path: Path | None, as_json: bool) -> None:  # noqa: FBT001
+    """Show one disk of INSTANCE."""
+    with session.host() as host:
+        found = host.disk(instance, name=name, path=path)
+    _answer(found, as_json=as_json)
+
+
+@disk.command()
+@click.argument("instance")
+@click.argument("size")
+@disk_name_option
+@disk_path_option
+@json_option
+@click.pass_obj
+def resize(session: Session, instance: str, size: str, name: str, path: Path | None, as_json: bool) -> None:  # noqa: FBT001
+    """Grow a disk of INSTANCE to SIZE, such as 40GiB. Nothing is ever made smaller, nothing that is open is touched."""
+    with session.host() as host:
+        grown = host.resize_disk(instance, size, name=name, path=path)
+    _answer(grown, as_json=as_json)
+
+
+@disk.command()
+@click.argument("instance")
+@disk_name_option
+@disk_path_option
+@json_option
+@click.pass_obj
+def remove(session: Session, instance: str, name: str, path: Path | None, as_json: bool) -> None:  # noqa: FBT001
+    """Remove a disk of INSTANCE that nobody has open. Its base image stays."""
+    with session.host() as host:
+        removed = host.remove_disk(instance, name=name, path=path)
+    if as_json:
+        answer({"removed": render.disk_json(removed)})
+    else:
+        show(Text(f"removed {removed.path}", overflow="fold"))
+
+
+def _answer(found: InstanceDisk, *, as_json: bool) -> None:
+    if as_json:
+        answer({"disk": render.disk_json(found)})
+        return
+    size = "an unknown size" if found.size is None else format_size(found.size)
+    base = f" on {found.base}" if found.base else ""
+    text = f"{found.path} ({found.format or 'unrecorded'}, {size}, {format_size(found.allocated)} on disk){base}"
+    show(Text(text, overflow="fold"))

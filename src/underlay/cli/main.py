@@ -24,6 +24,7 @@ _COMMANDS: Mapping[str, str] = MappingProxyType(
         "show": "underlay.cli.look:show",
         "du": "underlay.cli.look:du",
         "check": "underlay.cli.check:check",
+        "demo": "underlay.cli.demo:demo",
         "completion": "underlay.cli.completion:completion",
     }
 )

@@ -1,0 +1,539 @@
+"""A real web server on the loopback interface, which counts what it is asked and misbehaves as it is told.
+
+What a path answers is a frozen `Served`: the body and its validators, and each fault as a field. Nothing is simulated: a
+truncated body is a connection that closes early, a stall is a server that sends nothing.
+
+    with serving({"/a.img": Served(b"...", etag='"1"')}) as server:
+        source.describe(parse_ref(server.url("/a.img")))
+        assert 0 == server.bodies("/a.img")
+"""
+
+import base64
+import contextlib
+import hmac
+import os
+import re
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO
+from urllib.parse import quote, unquote
+
+from underlay.errors import ExtraMissing
+
+_PIECE = 1 << 20
+_RATE_STEPS = 20  # pieces a second under a rate limit
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")  # of one range; a request for several may be answered whole (RFC 9110, 14.2)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a path answers.
+
+    Attributes:
+        body: the bytes, or the file that holds them.
+        etag: as sent, quotes and ``W/`` included.
+        headers: further fields; one that the server would send itself replaces its.
+        ranges: Range requests are honoured.
+        status: of the answer; other than 200, it has no validators and no ranges.
+        head_status: HEAD is answered with this status instead.
+        head_length: the Content-Length that a HEAD announces, whatever the body has.
+        for_get: a GET is answered by this other one: the content changes after the HEAD.
+        chunked: the body comes in chunks, its length is never announced.
+        cut_after: the connection closes after so many bytes of the body.
+        stall_after: nothing more comes after so many bytes of the body, for ``stall`` seconds or until `Server.resume`.
+        encoding: a Content-Encoding to name; the body is sent as it is.
+        credentials: ``user:password`` that a request must bring, as Basic authentication.
+        rate: bytes a second.
+    """
+
+    body: bytes | Path = b""
+    etag: str | None = field(default=None, kw_only=True)
+    last_modified: datetime | None = field(default=None, kw_only=True)
+    headers: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    ranges: bool = field(default=True, kw_only=True)
+    status: int = field(default=200, kw_only=True)
+    head_status: int | None = field(default=None, kw_only=True)
+    head_length: int | None = field(default=None, kw_only=True)
+    for_get: "Served | None" = field(default=None, kw_only=True)
+    chunked: bool = field(default=False, kw_only=True)
+    cut_after: int | None = field(default=None, kw_only=True)
+    stall_after: int | None = field(default=None, kw_only=True)
+    stall: float = field(default=3600.0, kw_only=True)
+    encoding: str | None = field(default=None, kw_only=True)
+    credentials: str | None = field(default=None, kw_only=True)
+    rate: float | None = field(default=None, kw_only=True)
+
+
+def redirect(location: str, *, status: int = 302) -> Served:
+    """An answer that redirects to ``location``: a path of this server, or any URL at all."""
+    return Served(status=status, headers={"Location": location})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request that was answered.
+
+    Attributes:
+        path: as asked, with its query.
+        headers: with lower-case names.
+        sent: bytes of the body that have been given to the network so far, without what frames them.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    status: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """A server's certificate. ``ca_file`` is what a client must trust; it holds for ``localhost`` and 127.0.0.1."""
+
+    ca_file: Path
+    key_file: Path
+
+
+Contents = Mapping[str, Served | Sequence[Served]] | Path
+"""Paths to what they answer (of several, each request takes the next and the last one stays), or a directory of files."""
+
+
+class Server:
+    """A server that runs; `serving` starts and ends it.
+
+    Attributes:
+        base: its URL without a path.
+    """
+
+    def __init__(self, base: str, ledger: "_Ledger") -> None:
+        self.base = base
+        self._ledger = ledger
+
+    def url(self, path: str, *, credentials: str | None = None) -> str:
+        """Where a client finds ``path`` (already quoted), with ``user:password`` in it when given."""
+        if credentials is None:
+            return self.base + path
+        scheme, _, authority = self.base.partition("://")
+        return f"{scheme}://{quote(credentials, safe=':')}@{authority}{path}"
+
+    def serve(self, path: str, served: Served | Sequence[Served]) -> None:
+        """From the next request on, ``path`` answers this. Answers under way go on as they began."""
+        self._ledger.put(path, served)
+
+    def withdraw(self, path: str) -> None:
+        """From the next request on, ``path`` is 404."""
+        self._ledger.drop(path)
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """Every request so far, in the order in which their answers began."""
+        return self._ledger.requests()
+
+    def count(self, method: str, path: str) -> int:
+        """How many requests of this method the path has had, whatever they were answered. The query does not matter."""
+        return sum(1 for request in self.requests if request.method == method and _plain(request.path) == path)
+
+    def bodies(self, path: str) -> int:
+        """How many GETs were answered with content of the path, whole or a range of it."""
+        return sum(1 for request in self.requests if _plain(request.path) == path and _has_content(request))
+
+    def sent(self, path: str) -> int:
+        """Bytes of the path that were given to the network, over all requests."""
+        return sum(request.sent for request in self.requests if _plain(request.path) == path)
+
+    def wait_until_sent(self, path: str, length: int, *, seconds: float = 10) -> None:
+        """Wait until `sent` is at least ``length`` for the path.
+
+        Raises:
+            TimeoutError
+        """
+        with self._ledger.changed:
+            if not self._ledger.changed.wait_for(lambda: self.sent(path) >= length, timeout=seconds):
+                raise TimeoutError(f"{self.sent(path)} bytes of {path} were sent in {seconds:g} s, not {length}")
+
+    def resume(self) -> None:
+        """End every stall, now and from now on."""
+        self._ledger.resumed.set()
+
+
+@contextlib.contextmanager
+def serving(contents: Contents, *, tls: Certificate | None = None) -> Iterator[Server]:
+    """Serve on a free port of 127.0.0.1, from threads of this process, until the block ends.
+
+    Args:
+        contents: what each path answers, or a directory whose files are served under their relative paths, with an ETag.
+        tls: serve HTTPS at ``https://localhost:…`` with this certificate.
+    """
+    ledger = _Ledger(contents)
+    listener = _Listener(ledger, tls)
+    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, name="testing-http-server")
+    thread.start()
+    try:
+        yield Server(listener.base, ledger)
+    finally:
+        listener.shutdown()
+        thread.join()
+        listener.drop_connections()
+        ledger.resumed.set()
+        listener.server_close()  # waits for the connections' threads
+
+
+def self_signed(directory: Path) -> Certificate:
+    """Make a certificate for ``localhost`` and 127.0.0.1, valid for a day, in an existing directory.
+
+    Raises:
+        ExtraMissing: the ``cryptography`` package is not installed.
+    """
+    try:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+    except ModuleNotFoundError as error:
+        raise ExtraMissing("a certificate needs the cryptography package", hint="pip install cryptography") from error
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(names, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    made = Certificate(ca_file=directory / "ca.pem", key_file=directory / "key.pem")
+    made.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    made.key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return made
+
+
+# -------------------------------------------------------------------------------------------------------- the connections
+
+
+class _Ledger:
+    """What is to be answered and what was asked, between the test's thread and those of the connections."""
+
+    def __init__(self, contents: Contents) -> None:
+        self.changed = threading.Condition()
+        self.resumed = threading.Event()
+        self._root = contents if isinstance(contents, Path) else None
+        self._answers: dict[str, list[Served]] = {}
+        self._requests: list[Request] = []
+        if not isinstance(contents, Path):
+            for path, served in contents.items():
+                self.put(path, served)
+
+    def put(self, path: str, served: Served | Sequence[Served]) -> None:
+        answers = [served] if isinstance(served, Served) else list(served)
+        assert answers
+        with self.changed:
+            self._answers[path] = answers
+
+    def drop(self, path: str) -> None:
+        with self.changed:
+            del self._answers[path]
+
+    def take(self, path: str) -> Served:
+        """What this request is answered."""
+        with self.changed:
+            answers = self._answers.get(path) or self._answers.get(_plain(path))
+            if answers is not None:
+                return answers.pop(0) if len(answers) > 1 else answers[0]
+        found = None if self._root is None else _file_below(self._root, _plain(path))
+        return found or Served(status=HTTPStatus.NOT_FOUND)
+
+    def begin(self, request: Request) -> int:
+        """Record a request that is about to be answered; its number is for `add_sent`."""
+        with self.changed:
+            self._requests.append(request)
+            self.changed.notify_all()
+            return len(self._requests) - 1
+
+    def add_sent(self, number: int, length: int) -> None:
+        with self.changed:
+            request = self._requests[number]
+            self._requests[number] = replace(request, sent=request.sent + length)
+            self.changed.notify_all()
+
+    def requests(self) -> tuple[Request, ...]:
+        with self.changed:
+            return tuple(self._requests)
+
+
+class _Listener(ThreadingHTTPServer):
+    request_queue_size = 256
+    daemon_threads = False
+
+    def __init__(self, ledger: _Ledger, tls: Certificate | None) -> None:
+        self.ledger = ledger
+        self._context = None if tls is None else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        if self._context is not None and tls is not None:
+            self._context.load_cert_chain(tls.ca_file, tls.key_file)
+        self._open: set[socket.socket] = set()
+        self._open_lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), _Connection)
+        host = "localhost" if tls else "127.0.0.1"
+        self.base = f"http{'s' if tls else ''}://{host}:{self.server_address[1]}"
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        connection, address = self.socket.accept()
+        if self._context is not None:
+            connection = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        with self._open_lock:
+            self._open.add(connection)
+        return connection, address
+
+    def finish_request(self, request: object, client_address: object) -> None:
+        if isinstance(request, ssl.SSLSocket):
+            request.do_handshake()
+        super().finish_request(request, client_address)  # type: ignore[arg-type]
+
+    def shutdown_request(self, request: object) -> None:
+        assert isinstance(request, socket.socket)
+        with self._open_lock:
+            self._open.discard(request)
+        super().shutdown_request(request)
+
+    def drop_connections(self) -> None:
+        with self._open_lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError):  # the client was faster
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away in the middle is nothing to report; the thread's own mistakes are."""
+        if not isinstance(sys.exception(), ConnectionError | ssl.SSLError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+class _Connection(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Listener
+
+    def do_GET(self) -> None:
+        served = self._served()
+        self._reply(served.for_get or served)
+
+    def do_HEAD(self) -> None:
+        served = self._served()
+        self._reply(served if served.head_status is None else replace(served, status=served.head_status))
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Nothing: the requests are recorded."""
+
+    def _served(self) -> Served:
+        return self.server.ledger.take(self.path)
+
+    def _reply(self, served: Served) -> None:
+        if served.credentials is not None and not self._brings(served.credentials):
+            challenge = {"WWW-Authenticate": 'Basic realm="images", charset="UTF-8"'}
+            served = Served(b"who are you?\n", status=401, headers=challenge)
+        with _Body.open(served.body) as body:
+            answer = self._choose(served, body.size)
+            number = self._record(answer.status)
+            self._send_head(served, answer)
+            if self.command != "HEAD" and answer.has_body:
+                self._send_body(served, answer, body, number)
+
+    def _brings(self, credentials: str) -> bool:
+        expected = "Basic " + base64.b64encode(credentials.encode()).decode()
+        return hmac.compare_digest(self.headers.get("Authorization", ""), expected)
+
+    def _choose(self, served: Served, size: int) -> "_Answer":
+        whole = _Answer(status=served.status, start=0, stop=size, size=size)
+        if served.status != HTTPStatus.OK:
+            return whole
+        if self._is_fresh(served):
+            return replace(whole, status=HTTPStatus.NOT_MODIFIED)
+        if not served.ranges or self.command != "GET" or not self._same_for_range(served):
+            return whole
+        return _ranged(whole, self.headers.get("Range", ""))
+
+    def _is_fresh(self, served: Served) -> bool:
+        """Whether the client already has it (RFC 9110, 13.1.2 and 13.1.3)."""
+        if (tags := self.headers.get("If-None-Match")) is not None:
+            ours = served.etag and served.etag.removeprefix("W/")
+            return ours is not None and ours in [tag.strip().removeprefix("W/") for tag in tags.split(",")]
+        since = self.headers.get("If-Modified-Since")
+        return since is not None and since == _date(served.last_modified)
+
+    def _same_for_range(self, served: Served) -> bool:
+        """Whether an If-Range, if there is one, means what we serve now: by a strong validator only (RFC 9110, 13.1.5)."""
+        condition = self.headers.get("If-Range")
+        if condition is None:
+            return True
+        if condition.endswith('"'):
+            return condition == served.etag and not condition.startswith("W/")
+        return condition == _date(served.last_modified)
+
+    def _record(self, status: int) -> int:
+        headers = MappingProxyType({name.lower(): value for name, value in self.headers.items()})
+        request = Request(method=self.command, path=self.path, headers=headers, status=status, sent=0)
+        return self.server.ledger.begin(request)
+
+    def _send_head(self, served: Served, answer: "_Answer") -> None:
+        told = {name.lower() for name in served.headers}
+        ours = _fields(served, answer, head=self.command == "HEAD").items()
+        self.send_response(answer.status)
+        for name, value in (*((name, value) for name, value in ours if name.lower() not in told), *served.headers.items()):
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _send_body(self, served: Served, answer: "_Answer", body: "_Body", number: int) -> None:
+        length = answer.stop - answer.start
+        if served.cut_after is not None and served.cut_after < length:
+            length = served.cut_after
+            self.close_connection = True
+        started, done = time.monotonic(), 0
+        if served.stall_after == 0:
+            self._stall(served)
+        while done < length:
+            piece = _piece(served, done, length)
+            # Counted before it is sent: what a client has received is never missing in the count.
+            self.server.ledger.add_sent(number, piece)
+            self._send_piece(served, body, answer.start + done, piece)
+            done += piece
+            if done == served.stall_after:
+                self._stall(served)
+            if served.rate is not None:
+                time.sleep(max(0.0, started + done / served.rate - time.monotonic()))
+        if served.chunked and not self.close_connection:
+            self.connection.sendall(b"0\r\n\r\n")
+
+    def _stall(self, served: Served) -> None:
+        self.server.ledger.resumed.wait(served.stall)
+
+    def _send_piece(self, served: Served, body: "_Body", start: int, length: int) -> None:
+        if served.chunked:
+            self.connection.sendall(b"%x\r\n" % length)
+        body.send(self.connection, start, length)
+        if served.chunked:
+            self.connection.sendall(b"\r\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """Which bytes of a body of ``size`` bytes are sent, under which status."""
+
+    status: int
+    start: int
+    stop: int
+    size: int
+
+    @property
+    def has_body(self) -> bool:
+        return self.status != HTTPStatus.NOT_MODIFIED
+
+
+def _ranged(whole: _Answer, header: str) -> _Answer:
+    """The part that a Range header asks for (RFC 9110, 14.1.2); all of it when the header means nothing to us."""
+    match = _RANGE.fullmatch(header)
+    if match is None or match[1] == match[2] == "" or (match[1] and match[2] and int(match[2]) < int(match[1])):
+        return whole
+    if match[1]:
+        start = int(match[1])
+        stop = min(int(match[2]) + 1, whole.size) if match[2] else whole.size
+    else:
+        start, stop = max(0, whole.size - int(match[2])), whole.size
+    if start >= whole.size:
+        return replace(whole, status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, stop=0)
+    return replace(whole, status=HTTPStatus.PARTIAL_CONTENT, start=start, stop=stop)
+
+
+def _fields(served: Served, answer: _Answer, *, head: bool) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_MODIFIED):
+        fields |= _representation(served)
+    if answer.status == HTTPStatus.PARTIAL_CONTENT:
+        fields["Content-Range"] = f"bytes {answer.start}-{answer.stop - 1}/{answer.size}"
+    if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        fields["Content-Range"] = f"bytes */{answer.size}"
+    if not answer.has_body:
+        return fields
+    if served.chunked:
+        return fields | {"Transfer-Encoding": "chunked"}
+    length = answer.stop - answer.start
+    return fields | {"Content-Length": str(served.head_length if head and served.head_length is not None else length)}
+
+
+def _representation(served: Served) -> dict[str, str]:
+    modified = _date(served.last_modified)
+    fields = {
+        "Content-Type": "application/octet-stream",
+        "Accept-Ranges": "bytes" if served.ranges else "none",
+        "ETag": served.etag,
+        "Last-Modified": modified,
+        "Content-Encoding": served.encoding,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _piece(served: Served, done: int, length: int) -> int:
+    """How many bytes to send at once: up to the next stall, and little under a rate limit."""
+    piece = min(_PIECE, length - done)
+    if served.rate is not None:
+        piece = min(piece, max(1, int(served.rate / _RATE_STEPS)))
+    if served.stall_after is not None and done < served.stall_after:
+        piece = min(piece, served.stall_after - done)
+    return piece
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    size: int
+    content: bytes | BinaryIO
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, body: bytes | Path) -> Iterator["_Body"]:
+        if isinstance(body, bytes):
+            yield cls(len(body), body)
+            return
+        with body.open("rb", buffering=0) as file:
+            yield cls(os.fstat(file.fileno()).st_size, file)
+
+    def send(self, connection: socket.socket, start: int, length: int) -> None:
+        if isinstance(self.content, bytes):
+            connection.sendall(memoryview(self.content)[start : start + length])
+        elif isinstance(connection, ssl.SSLSocket):
+            connection.sendall(os.pread(self.content.fileno(), length, start))
+        else:
+            connection.sendfile(self.content, start, length)
+
+
+def _file_below(root: Path, path: str) -> Served | None:
+    file = (root / unquote(path).lstrip("/")).resolve()
+    if not file.is_relative_to(root.resolve()) or not file.is_file():
+        return None
+    status = file.stat()
+    modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
+    return Served(file, etag=f'"{status.st_mtime_ns:x}-{status.st_size:x}"', last_modified=modified)
+
+
+def _plain(path: str) -> str:
+    return path.partition("?")[0]
+
+
+def _has_content(request: Request) -> bool:
+    return request.method == "GET" and request.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
+
+
+def _date(time: datetime | None) -> str | None:
+    return None if time is None else format_datetime(time.astimezone(UTC), usegmt=True)

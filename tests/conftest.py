@@ -50,12 +50,16 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "strace": _strace,
     "qemu-img": _program("qemu-img", "qemu-utils"),
     "qemu-io": _program("qemu-io", "qemu-utils"),
+    "qemu-storage-daemon": _program("qemu-storage-daemon", "qemu-system-common"),
     "qemu-system-x86_64": _program("qemu-system-x86_64", "qemu-system-x86"),
     "xfs": _mountable("xfs", "mkfs.xfs", "xfsprogs"),
     "btrfs": _mountable("btrfs", "mkfs.btrfs", "btrfs-progs"),
     "ext4": _mountable("ext4", "mkfs.ext4", "e2fsprogs"),
     "tmpfs": _mountable("tmpfs", "", ""),
     "ramfs": _mountable("ramfs", "", ""),
+    "mqueue": _mountable("mqueue", "", ""),
+    "overlay": _mountable("overlay", "", ""),
+    "fuse2fs": _mountable("fuse", "fuse2fs", "fuse2fs"),
 }
 
 
@@ -100,3 +104,19 @@ def short_directory() -> Iterator[Path]:
     """A directory with a short path, for unix sockets."""
     with tempfile.TemporaryDirectory(prefix="ul-") as directory:
         yield Path(directory)
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that every user may enter; pytest's own are the test's user's alone."""
+    with tempfile.TemporaryDirectory(prefix="ul-") as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+
+
+@pytest.fixture
+def umask_077() -> Iterator[None]:
+    """The umask of a careful administrator."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)

@@ -77,3 +77,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'underlay' has no attribute {name!r}")
     home = next((module for module, names in _HOMES.items() if name in names), "underlay.model")
     return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

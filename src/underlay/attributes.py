@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import msgspec
 
-from underlay.errors import StorageFailed
-from underlay.model import LAYOUT, DiskRecord, ImageRecord
+from underlay.errors import InvalidDigest, StorageFailed
+from underlay.model import LAYOUT, Digest, DiskRecord, ImageRecord
 
 _Record = TypeVar("_Record", ImageRecord, DiskRecord)
 
@@ -31,7 +31,8 @@ def encode_record(record: ImageRecord | DiskRecord) -> bytes:
 
 def decode_image_record(value: bytes | None) -> ImageRecord | None:
     """What an image says of itself; None when there is no record, or none of this layout."""
-    return _decode(value, ImageRecord)
+    record = _decode(value, ImageRecord)
+    return record if record is not None and all(map(_is_digest, record.digests)) else None
 
 
 def decode_disk_record(value: bytes | None) -> DiskRecord | None:
@@ -39,11 +40,19 @@ def decode_disk_record(value: bytes | None) -> DiskRecord | None:
     return _decode(value, DiskRecord)
 
 
+def _is_digest(text: str) -> bool:
+    try:
+        Digest.parse(text)
+    except InvalidDigest:
+        return False
+    return True
+
+
 def _decode(value: bytes | None, kind: type[_Record]) -> _Record | None:
     if value is None:
         return None
     try:
         record = msgspec.json.decode(value, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
         return None
     return record if record.layout == LAYOUT else None

@@ -5,18 +5,20 @@ ingest. Which of them it was is part of the answer.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from underlay.contracts import BackendTraits, ImageSource, Observer
-from underlay.errors import DigestMismatch, NotCached, SourceUnavailable
+from underlay.errors import CacheError, CacheMissing, CacheNotWritable, DigestMismatch, LockError, NotCached, SourceUnavailable
 from underlay.ingest import Order, ingest
 from underlay.model import BaseImage, Digest, Event, ImageRef, ImageVersion, Level, Reason
 from underlay.naming import CacheKind, candidate_names
 from underlay.store import Store, images, refs, staging as stagings
-from underlay.store.staging import Staging
+from underlay.store.staging import Journal, Staging
 
 _TRIES = 3
+_LEARN_WAIT = 1.0  # seconds; what cannot be learnt now is found out again the next time
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +61,13 @@ class Cache:
         """
         self.store.prepare()
         ask = _Ask(self, ref, source, observer, checksum, traits)
-        for attempt in range(1, _TRIES + 1):
+        for _ in range(_TRIES):
             ensured = _ensure(ask)
-            try:
-                with images.held(self.store, ensured.image.name):
-                    images.mark_used(self.store, ensured.image.name)
-            except NotCached:  # evicted between our look and our mark
-                if attempt == _TRIES:
-                    raise
-            else:
+            if _use(ask, ensured.image):
+                _learn(ask, ensured.image)
                 observer.event(_event(ensured, ref))
                 return ensured
-        raise AssertionError("unreachable")
+        raise NotCached(f"{ref} goes from {self.store.root} as soon as it is there", hint="something else removes files there")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +91,41 @@ class _Ask:
 def _ensure(ask: _Ask) -> Ensured:
     asked_at = datetime.now(UTC)
     if image := _fresh(ask, checked_since=asked_at - _revalidate_after(ask.source)):
+        _sweep(ask, image)
         return Ensured(image, Reason("hit", "it is in the cache"))
     with stagings.turn(ask.store, ask.ref, ask.observer) as staging:
         # Whoever held the lock before us may have done the work since we asked.
         if image := _fresh(ask, checked_since=asked_at):
+            _clear(staging)
             return Ensured(image, Reason("hit", "another fetch of it has just ended"))
+        if _is_unavailable(ask, since=asked_at) and (image := _last_known(ask)):
+            return _unavailable(ask, image, "another fetch of it has just found out")
         return _ask_source(ask, staging)
+
+
+def _use(ask: _Ask, image: BaseImage) -> bool:
+    """Mark the image used under its lock; False when it was evicted since we looked, or replaced by another version."""
+    try:
+        with images.held(ask.store, image.name) as now:
+            if _version_id(now) != _version_id(image):
+                return False
+            images.mark_used(ask.store, image.name)
+    except NotCached:
+        return False
+    return True
+
+
+def _version_id(image: BaseImage) -> str | None:
+    return None if image.record is None else image.record.version_id
+
+
+def _learn(ask: _Ask, image: BaseImage) -> None:
+    """Record a digest that took reading or fetching to find out, so that the next who asks is answered at once."""
+    if ask.checksum is None or image.record is None or str(ask.checksum) in image.record.digests:
+        return
+    with suppress(CacheError, LockError):
+        store = replace(ask.store, lock_timeout=_LEARN_WAIT)
+        images.learn_digest(store, image.name, ask.checksum, version_id=image.record.version_id)
 
 
 def _revalidate_after(source: ImageSource) -> timedelta:
@@ -110,7 +136,7 @@ def _fresh(ask: _Ask, *, checked_since: datetime) -> BaseImage | None:
     """The image when it can be served without asking its source."""
     for version_id in _known_ids(ask, checked_since):
         image = _find(ask, version_id)
-        if image is not None and _has_digest(ask, image):
+        if image is not None and _has_digest(ask, image, version_id):
             return image
     return None
 
@@ -122,7 +148,8 @@ def _known_ids(ask: _Ask, checked_since: datetime) -> Iterator[str]:
     if ask.checksum is not None and ask.checksum.algorithm == "sha256":
         yield ask.source.version_id(ask.ref, ask.checksum.hex)
     record = refs.recall(ask.store, ask.ref)
-    if record is not None and record.checked_at >= checked_since:
+    # A time to come was written before the clock was set back.
+    if record is not None and checked_since <= record.checked_at <= datetime.now(UTC):
         yield record.newest.id
 
 
@@ -143,24 +170,42 @@ def _is_version(ask: _Ask, image: BaseImage, version_id: str) -> bool:
     return ask.store.kind is CacheKind.BASE or ask.source.fixed_id(ask.ref) is not None
 
 
-def _has_digest(ask: _Ask, image: BaseImage) -> bool | None:
+def _has_digest(ask: _Ask, image: BaseImage, version_id: str) -> bool | None:
     """Whether the image is the one that the checksum means; None when that cannot be told from what is stored."""
-    if ask.checksum is None:
+    if ask.checksum is None or _names_content(ask, version_id):
         return True
-    found = images.digest_of(ask.store, image, ask.checksum.algorithm)
-    return None if found is None else found == ask.checksum
+    try:
+        found = images.digest_of(ask.store, image, ask.checksum.algorithm)
+    except CacheMissing:  # evicted since we looked
+        return None
+    # Nothing says of an unrecorded image whether its bytes are as served, so only a match tells.
+    unknown = found is None or (image.record is None and found != ask.checksum)
+    return None if unknown else found == ask.checksum
+
+
+def _names_content(ask: _Ask, version_id: str) -> bool:
+    """Whether the version id holds the digest that is asked for, because the source numbers versions by their content."""
+    if ask.checksum is None or ask.checksum.algorithm != "sha256" or ask.source.fixed_id(ask.ref) is not None:
+        return False
+    return ask.source.version_id(ask.ref, ask.checksum.hex) == version_id
 
 
 def _ask_source(ask: _Ask, staging: Staging) -> Ensured:
     try:
-        version = ask.source.describe(ask.ref)
+        return _describe(ask, staging)
     except SourceUnavailable as error:
-        if image := _last_known(ask):
-            reason = Reason("source-unavailable", f"the last verified image is served: {error}")
-            ask.observer.event(Event(code=reason.code, level=Level.WARNING, detail=reason.detail, fields={"ref": str(ask.ref)}))
-            return Ensured(image, reason)
-        raise
+        image = _last_known(ask)
+        if image is None:
+            raise
+        with suppress(CacheNotWritable):
+            refs.note_unavailable(ask.store, ask.ref, now=datetime.now(UTC))
+        return _unavailable(ask, image, str(error))
+
+
+def _describe(ask: _Ask, staging: Staging) -> Ensured:
+    version = ask.source.describe(ask.ref)
     if image := _unchanged(ask, version):
+        _clear(staging)
         return Ensured(image, Reason("revalidated", "its source says that it has not changed"))
     order = Order(
         store=ask.store,
@@ -170,16 +215,47 @@ def _ask_source(ask: _Ask, staging: Staging) -> Ensured:
         traits=ask.traits,
         neighbours=ask.cache.neighbours,
     )
-    image = ingest(order, staging, ask.observer)
-    if ask.checksum is not None and _has_digest(ask, image) is None:
-        images.learn_digest(ask.store, image.name, ask.checksum)
-    return Ensured(image, Reason("fetched", "it was not in the cache"))
+    return Ensured(ingest(order, staging, ask.observer), Reason("fetched", "from its source"))
+
+
+def _is_unavailable(ask: _Ask, *, since: datetime) -> bool:
+    """Whether somebody has asked the source in vain since then; asking again would only take as long once more."""
+    record = refs.recall(ask.store, ask.ref)
+    return record is not None and record.unavailable_at is not None and since <= record.unavailable_at <= datetime.now(UTC)
+
+
+def _unavailable(ask: _Ask, image: BaseImage, why: str) -> Ensured:
+    reason = Reason("source-unavailable", f"the last verified image is served: {why}")
+    ask.observer.event(Event(code=reason.code, level=Level.WARNING, detail=reason.detail, fields={"ref": str(ask.ref)}))
+    return Ensured(image, reason)
+
+
+def _clear(staging: Staging) -> None:
+    """Remove what a dead ingest of an image that is here left; who may not leaves it to a sweep."""
+    with suppress(CacheNotWritable):
+        stagings.discard(staging)
+
+
+def _sweep(ask: _Ask, image: BaseImage) -> None:
+    """Remove what a process left that died as it published this image; a download that is still of use stays."""
+    with stagings.left(ask.store, ask.ref) as staging:
+        if staging is not None and not _is_of_use(stagings.kept(staging), image):
+            _clear(staging)
+
+
+def _is_of_use(journal: Journal | None, image: BaseImage) -> bool:
+    """Whether a verified download may yet become an image: of another version, or in raw form."""
+    return journal is not None and (journal.version_id != _version_id(image) or image.format != "raw")
 
 
 def _last_known(ask: _Ask) -> BaseImage | None:
+    """The newest image that the ref has meant and that is here."""
     record = refs.recall(ask.store, ask.ref)
-    image = _find(ask, record.newest.id) if record is not None else None
-    return image if image is not None and _has_digest(ask, image) else None
+    for seen in reversed(record.versions if record is not None else ()):
+        image = _find(ask, seen.id)
+        if image is not None and _has_digest(ask, image, seen.id):
+            return image
+    return None
 
 
 def _unchanged(ask: _Ask, version: ImageVersion) -> BaseImage | None:
@@ -194,14 +270,15 @@ def _unchanged(ask: _Ask, version: ImageVersion) -> BaseImage | None:
     image = _find(ask, version_id) if version_id else None
     if image is None or version_id is None:
         return None
-    matches = _has_digest(ask, image)
+    matches = _has_digest(ask, image, version_id)
     if matches is None:
         return None
     if not matches:
         assert ask.checksum is not None
         actual = images.digest_of(ask.store, image, ask.checksum.algorithm)
         raise DigestMismatch(str(ask.ref), expected=str(ask.checksum), actual=str(actual))
-    refs.remember(ask.store, ask.ref, version_id, validator=version.validator, now=datetime.now(UTC))
+    with suppress(CacheNotWritable):  # a user of the image who may not write here asks again each time
+        refs.remember(ask.store, ask.ref, version_id, validator=version.validator, now=datetime.now(UTC))
     return image
 
 

@@ -13,20 +13,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from underlay import instances
 from underlay.config import Config
-from underlay.errors import UnderlayError
-from underlay.files import free_bytes, keeps_attributes
-from underlay.model import Level
+from underlay.errors import CacheMissing, UnderlayError
+from underlay.files import free_bytes, keeps_attributes, translated
+from underlay.model import InstanceDisk, Level
 from underlay.naming import CacheKind, kind_of_name
+from underlay.run import SEARCH_PATH
 from underlay.store import Store, images
 from underlay.store.space import reclaimable_bytes
 from underlay.store.staging import ingests
-from underlay.units import format_size
+from underlay.units import format_duration, format_size
 
 _MANAGER_SILENCE = 2 * 2400.0  # seconds: two of Nova's default manager_interval
 _LOW_SPACE = 0.05  # of the file system
 _RIVALS = {"nova-compute": CacheKind.BASE, "ironic-conductor": CacheKind.MASTERS}
-_RIVAL_HINT = "let one of the two manage the directory: set remove_unused_base_images=false there"
+_RIVAL_HINTS = {
+    CacheKind.BASE: "only one of the two should remove images: set remove_unused_base_images=false in nova.conf",
+    CacheKind.MASTERS: "only one of the two should remove images: give Underlay a directory of its own",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +53,19 @@ def check_host(config: Config) -> list[Finding]:
     """Look the caches, the instances path and the tools over. Reads only; takes no lock and makes no file."""
     findings = [*_tools(), *_instances(config)]
     for store in config.caches.values():
-        findings += _cache(store, config)
+        try:
+            findings += _cache(store, config)
+        except UnderlayError as error:
+            findings.append(_failed(error, store.root))
     return findings
 
 
+def _failed(error: UnderlayError, path: Path) -> Finding:
+    return Finding(code=error.code, level=Level.PROBLEM, path=path, detail=error.message, hint=error.hint)
+
+
 def _tools() -> Iterator[Finding]:
-    found = shutil.which("qemu-img")
+    found = shutil.which("qemu-img", path=SEARCH_PATH)
     if found:
         yield Finding(code="tool-found", level=Level.INFO, path=Path(found), detail="qemu-img is installed")
     else:
@@ -63,30 +75,58 @@ def _tools() -> Iterator[Finding]:
 
 def _instances(config: Config) -> Iterator[Finding]:
     path = config.instances
-    if not path.is_dir():
-        yield Finding(code="instances-missing", level=Level.WARNING, path=path, detail="the instances path is not there")
-    elif not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+    if not os.path.isdir(path):
+        yield _not_there(config, path, code="instances-missing", level=Level.WARNING, what="the instances path")
+        return
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         yield Finding(
             code="instances-not-writable", level=Level.PROBLEM, path=path, detail="no disk can be made there by this user"
         )
+    found, problems = instances.disks(config)
+    yield Finding(code="disks", level=Level.INFO, path=path, detail=f"{_count(len(found), 'disk')}")
+    for problem in problems:
+        yield Finding(code=problem.code, level=Level.WARNING, path=problem.path, detail=problem.detail)
+    for disk in found:
+        yield from _disk(disk)
+
+
+def _disk(disk: InstanceDisk) -> Iterator[Finding]:
+    if disk.format is None:
+        detail = "nothing says what format it has, so no tool may open it"
+        hint = f"note its format in {disk.path.parent / 'disk.info'}, as Nova does"
+        yield Finding(code="disk-unrecorded", level=Level.WARNING, path=disk.path, detail=detail, hint=hint)
+    elif disk.format != "raw" and disk.base_path is not None and not os.path.exists(disk.base_path):
+        detail = f"its base image {disk.base_path} is not there"
+        hint = "restore that file, else the disk cannot be used"
+        yield Finding(code="base-missing", level=Level.PROBLEM, path=disk.path, detail=detail, hint=hint)
+
+
+def _not_there(config: Config, path: Path, *, code: str, level: Level, what: str) -> Finding:
+    """A directory that is not there: as it should be when the embedded default has not been used yet."""
+    if config.origin is None:
+        detail = f"{what} is not there yet: the first fetch makes it"
+        return Finding(code=code, level=Level.INFO, path=path, detail=detail)
+    hint = "make the directory, or correct the configuration"
+    return Finding(code=code, level=level, path=path, detail=f"{what} is not there", hint=hint)
 
 
 def _cache(store: Store, config: Config) -> Iterator[Finding]:
-    try:
-        laid_out = store.check()
-    except UnderlayError as error:
-        yield Finding(code=error.code, level=Level.PROBLEM, path=store.root, detail=error.message, hint=error.hint)
+    if not os.path.lexists(store.root):
+        yield _not_there(config, store.root, code=CacheMissing.code, level=Level.PROBLEM, what="the cache directory")
         return
+    laid_out = store.check()
     detail = "laid out by Underlay" if laid_out else "not laid out yet: the first fetch makes .underlay beside the images"
     yield Finding(code="laid-out" if laid_out else "not-laid-out", level=Level.INFO, path=store.root, detail=detail)
-    yield from _attributes(store)
-    yield from _writable(store)
-    yield from _space(store)
-    yield from _nova_locks(store)
-    yield from _private_files(store)
-    yield from _images(store)
-    yield from _strangers(store)
-    yield from _rivals(store, config)
+    with translated(store.root):
+        yield from _attributes(store)
+        yield from _writable(store)
+        yield from _modes(store)
+        yield from _space(store)
+        yield from _nova_locks(store)
+        yield from _private_files(store)
+        yield from _images(store)
+        yield from _strangers(store)
+        yield from _rivals(store, config)
 
 
 def _attributes(store: Store) -> Iterator[Finding]:
@@ -131,56 +171,88 @@ def _nova_locks(store: Store) -> Iterator[Finding]:
 
 
 def _private_files(store: Store) -> Iterator[Finding]:
-    with suppress(PermissionError):
+    try:
         dead = [staging for staging, alive in ingests(store) if not alive]
-        if dead:
-            size = format_size(reclaimable_bytes([store]))
-            detail = f"{len(dead)} dead ingests hold {size}; they are taken over, or swept when space is short"
-            yield Finding(code="dead-ingests", level=Level.INFO, path=store.paths.tmp, detail=detail)
-        if store.paths.trash.is_dir() and (left := os.listdir(store.paths.trash)):
-            detail = f"{len(left)} images were on their way out when something stopped"
-            yield Finding(code="trash-left", level=Level.WARNING, path=store.paths.trash, detail=detail)
+        left = _names_in(store.paths.trash)
+    except PermissionError:
+        detail = "this user may not look for dead ingests and trash"
+        hint = "run as the owner of the cache to see them"
+        yield Finding(code="private-unreadable", level=Level.INFO, path=store.paths.private, detail=detail, hint=hint)
+        return
+    if dead:
+        size = format_size(reclaimable_bytes([store]))
+        detail = f"{_count(len(dead), 'dead ingest')} of {size}: taken over by the next fetch, or swept when space is short"
+        yield Finding(code="dead-ingests", level=Level.INFO, path=store.paths.tmp, detail=detail)
+    if left:
+        detail = f"{_count(len(left), 'image')} on the way out when something stopped"
+        yield Finding(code="trash-left", level=Level.WARNING, path=store.paths.trash, detail=detail)
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
 
 
 def _images(store: Store) -> Iterator[Finding]:
     found, problems = images.images(store)
     unrecorded = sum(1 for image in found if image.record is None)
     size = format_size(sum(image.allocated for image in found))
-    detail = f"{len(found)} images of {size}, {unrecorded} of them unrecorded"
+    detail = f"{_count(len(found), 'image')} of {size}, {unrecorded} of them unrecorded"
     yield Finding(code="images", level=Level.INFO, path=store.root, detail=detail)
     for problem in problems:
         yield Finding(code=problem.code, level=Level.PROBLEM, path=problem.path, detail=problem.detail)
-    owner = store.root.stat()
+    owner = store.root.stat().st_uid
     for image in found:
-        status = image.path.stat()
-        if status.st_uid != owner.st_uid:
-            detail = f"it belongs to uid {status.st_uid}, its directory to {owner.st_uid}"
-            yield Finding(code="owner-differs", level=Level.WARNING, path=image.path, detail=detail)
-        if stat.S_IMODE(status.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
-            detail = f"others than its owner may write it (mode {stat.S_IMODE(status.st_mode):04o})"
-            yield Finding(code="mode-unsafe", level=Level.WARNING, path=image.path, detail=detail, hint="chmod 0644")
+        with suppress(FileNotFoundError):  # removed meanwhile
+            yield from _image(image.path, image.path.stat(), owner=owner)
+
+
+def _image(path: Path, status: os.stat_result, *, owner: int) -> Iterator[Finding]:
+    if status.st_uid != owner:
+        detail = f"it belongs to uid {status.st_uid}, its directory to {owner}"
+        yield Finding(code="owner-differs", level=Level.WARNING, path=path, detail=detail)
+    yield from _mode(path, status, hint="chmod 0644")
+
+
+def _modes(store: Store) -> Iterator[Finding]:
+    """Who may write in a directory may put another file in an image's place, unless its sticky bit is set."""
+    for directory, hint in ((store.root, "chmod o-w"), (store.paths.private, "chmod 0755")):
+        with suppress(FileNotFoundError):
+            status = directory.stat()
+            if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+                yield from _mode(directory, status, hint=hint)
+
+
+def _mode(path: Path, status: os.stat_result, *, hint: str) -> Iterator[Finding]:
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        detail = f"others than its owner may write it (mode {mode:04o})"
+        yield Finding(code="mode-unsafe", level=Level.WARNING, path=path, detail=detail, hint=hint)
 
 
 def _strangers(store: Store) -> Iterator[Finding]:
     meanings = [kind_of_name(name, kind=store.kind) for name in os.listdir(store.root) if not name.startswith(".")]
     if left := meanings.count("leftover"):
-        detail = f"{left} files that an interrupted fetch or conversion left"
+        detail = f"{_count(left, 'file')} that an interrupted fetch or conversion left"
         yield Finding(code="leftovers", level=Level.INFO, path=store.root, detail=detail)
     if strange := meanings.count(None):
-        detail = f"{strange} names that are no image's; Underlay never touches them"
+        detail = f"{_count(strange, 'name')} of no image; Underlay never touches such files"
         yield Finding(code="foreign-files", level=Level.INFO, path=store.root, detail=detail)
 
 
 def _rivals(store: Store, config: Config) -> Iterator[Finding]:
+    hint = _RIVAL_HINTS[store.kind]
     for name in sorted(_running() & _RIVALS.keys()):
         if _RIVALS[name] is store.kind:
             detail = f"{name} runs on this host and may manage this directory"
-            yield Finding(code="rival-running", level=Level.WARNING, path=store.root, detail=detail, hint=_RIVAL_HINT)
+            yield Finding(code="rival-running", level=Level.WARNING, path=store.root, detail=detail, hint=hint)
     if store.kind is CacheKind.BASE and store.root.parent == config.instances:
         registry = config.instances / "compute_nodes"
         if (ago := _last_pass(registry)) is not None and ago < _MANAGER_SILENCE:
-            detail = f"a Nova image cache manager passed {ago:.0f} s ago"
-            yield Finding(code="rival-active", level=Level.WARNING, path=registry, detail=detail, hint=_RIVAL_HINT)
+            detail = f"a Nova image cache manager passed {format_duration(max(0.0, ago))} ago"
+            yield Finding(code="rival-active", level=Level.WARNING, path=registry, detail=detail, hint=hint)
 
 
 def _running() -> set[str]:
@@ -198,3 +270,7 @@ def _last_pass(registry: Path) -> float | None:
     with suppress(OSError, ValueError, AttributeError, TypeError):
         return time.time() - max(float(stamp) for stamp in json.loads(registry.read_bytes()).values())
     return None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -3,10 +3,10 @@
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -43,14 +43,29 @@ def load_config(file: Path | None = None) -> Config:
     Raises:
         ConfigError: the file cannot be read, is not TOML, or has an unknown key or a value of the wrong kind.
     """
-    path = file or _first_file()
-    if path is None:
-        return embedded_config(_data_directory())
+    path = file or _named_file()
+    if path is not None:
+        text = _read(path)
+        if text is None:
+            raise ConfigError(f"{path} is not there", hint="make it, or leave --config and $UNDERLAY_CONFIG out")
+        return parse_config(text, origin=path)
+    for path in (SYSTEM_FILE, _user_file()):
+        # One that is there and cannot be read is an error: other directories than the configured ones would surprise.
+        if path is not None and (text := _read(path)) is not None:
+            return parse_config(text, origin=path)
+    return embedded_config(_data_directory())
+
+
+def _read(path: Path) -> str | None:
+    """The file's text; None when there is no such file."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    return parse_config(text, origin=path)
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="name another with --config") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def parse_config(text: str, *, origin: Path) -> Config:
@@ -61,14 +76,21 @@ def parse_config(text: str, *, origin: Path) -> Config:
     """
     try:
         document = msgspec.convert(tomllib.loads(text), _Document)
+        return _config(document, origin)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin} is no TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"{origin}: {error}", hint="docs/reference/configuration.md lists every key") from error
-    try:
-        return _config(document, origin)
-    except (InvalidSize, InvalidName) as error:
+    except _Wrong as error:
         raise ConfigError(f"{origin}: {error}", hint=error.hint) from error
+
+
+class _Wrong(Exception):
+    """A value that its key cannot have; `parse_config` adds the file's name."""
+
+    def __init__(self, key: str, what: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{key}: {what}")
+        self.hint = hint
 
 
 def embedded_config(data: Path) -> Config:
@@ -81,7 +103,12 @@ def embedded_config(data: Path) -> Config:
         },
         sources=_Sources(file=_FileOptions(allowed_paths=["/"])),
     )
-    return _config(document, None)
+    try:
+        return _config(document, None)
+    except _Wrong as error:
+        raise ConfigError(
+            f"the data directory {data} cannot be used: {error}", hint="set XDG_DATA_HOME, or use --config"
+        ) from error
 
 
 class _Instances(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,21 +153,19 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _config(document: _Document, origin: Path | None) -> Config:
-    instances = _absolute(document.instances.path, "instances.path", origin)
-    caches = {
-        plain_name(name, what="a cache"): _store(name, cache, document, instances, origin)
-        for name, cache in document.caches.items()
-    }
+    instances = _absolute(document.instances.path, "instances.path")
+    caches = {_cache_name(name): _store(name, cache, document, instances) for name, cache in document.caches.items()}
     if not caches:
-        raise ConfigError(f"{origin}: no cache is configured", hint="add a table such as [caches.base]")
+        raise _Wrong("caches", "no cache is configured", hint="add a table such as [caches.base]")
+    _check_distinct(caches, instances)
     http = document.sources.http
     http_arguments = {
-        "revalidate_after": parse_duration(_text(http.revalidate_after)),
-        "connect_timeout": parse_duration(_text(http.connect_timeout)),
-        "read_timeout": parse_duration(_text(http.read_timeout)),
-        "ca_file": http.ca_file,
+        "revalidate_after": _with_unit(parse_duration, http.revalidate_after, "sources.http.revalidate_after"),
+        "connect_timeout": _positive(http.connect_timeout, "sources.http.connect_timeout"),
+        "read_timeout": _positive(http.read_timeout, "sources.http.read_timeout"),
+        "ca_file": None if http.ca_file is None else os.fspath(_absolute(http.ca_file, "sources.http.ca_file")),
     }
-    allowed = tuple(_absolute(path, "sources.file.allowed_paths", origin) for path in document.sources.file.allowed_paths)
+    allowed = tuple(_absolute(path, "sources.file.allowed_paths") for path in document.sources.file.allowed_paths)
     return Config(
         origin=origin,
         caches=caches,
@@ -150,8 +175,11 @@ def _config(document: _Document, origin: Path | None) -> Config:
     )
 
 
-def _store(name: str, cache: _Cache, document: _Document, instances: Path, origin: Path | None) -> Store:
-    root = _absolute(cache.path, f"caches.{name}.path", origin)
+def _store(name: str, cache: _Cache, document: _Document, instances: Path) -> Store:
+    root = _absolute(cache.path, f"caches.{name}.path")
+    prefix = document.instances.lock_prefix
+    if "/" in prefix or not prefix.isprintable():
+        raise _Wrong("instances.lock_prefix", f"{prefix!r} is no beginning of a file name")
     # Nova forces raw by default, Ironic converts only when it is asked to.
     force_raw = cache.kind is CacheKind.BASE if cache.force_raw_images is None else cache.force_raw_images
     return Store(
@@ -159,39 +187,86 @@ def _store(name: str, cache: _Cache, document: _Document, instances: Path, origi
         kind=cache.kind,
         force_raw=force_raw,
         validation=cache.validation,
-        virtual_size_limit=parse_size(_text(cache.virtual_size_limit)),
-        nova_locks=_nova_locks(name, cache, root, instances, origin),
-        nova_lock_prefix=document.instances.lock_prefix,
+        virtual_size_limit=int(_with_unit(parse_size, cache.virtual_size_limit, f"caches.{name}.virtual_size_limit")),
+        nova_locks=_nova_locks(name, cache, root, instances),
+        nova_lock_prefix=prefix,
     )
 
 
-def _nova_locks(name: str, cache: _Cache, root: Path, instances: Path, origin: Path | None) -> Path | None:
+def _nova_locks(name: str, cache: _Cache, root: Path, instances: Path) -> Path | None:
     """Nova's lock directory: ``true`` finds it when the cache lies where Nova has its own, directly below the instances."""
     if isinstance(cache.nova_locks, str):
-        return _absolute(cache.nova_locks, f"caches.{name}.nova_locks", origin)
+        return _absolute(cache.nova_locks, f"caches.{name}.nova_locks")
     beside_nova = cache.kind is CacheKind.BASE and root.parent == instances
     return instances / "locks" if cache.nova_locks and beside_nova else None
 
 
-def _absolute(text: str, key: str, origin: Path | None) -> Path:
+def _cache_name(name: str) -> str:
+    try:
+        return plain_name(name, what="a cache")
+    except InvalidName as error:
+        raise _Wrong("caches", str(error), hint=error.hint) from error
+
+
+def _check_distinct(caches: Mapping[str, Store], instances: Path) -> None:
+    """Each directory has one purpose: what lies in it is judged by one set of rules."""
+    seen = {instances: "instances.path"}
+    for name, store in caches.items():
+        key = f"caches.{name}.path"
+        if other := seen.get(store.root):
+            raise _Wrong(key, f"{store.root} is {other} already", hint="give each a directory of its own")
+        seen[store.root] = key
+
+
+def _absolute(text: str, key: str) -> Path:
     path = Path(text)
-    if not path.is_absolute() or ".." in path.parts or re.search(r"[\x00-\x1f]", text):
-        raise ConfigError(f"{origin}: {key} is {text!r}, not a plain absolute path")
+    if not path.is_absolute() or text.startswith("//") or ".." in path.parts or re.search(r"[\x00-\x1f\x7f]", text):
+        raise _Wrong(key, f"{text!r} is not a plain absolute path", hint="begin with '/', and leave '..' out")
     return path
 
 
-def _text(value: str | int) -> str:
-    return str(value)  # a bare number has no unit, which the parsers say
+_Parsed = TypeVar("_Parsed", int, float)
 
 
-def _first_file() -> Path | None:
-    if named := os.environ.get(VARIABLE):
-        return Path(named)
-    user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "underlay" / "underlay.toml"
-    return next((path for path in (SYSTEM_FILE, user) if path.is_file()), None)
+def _with_unit(parse: Callable[[str], _Parsed], value: str | int, key: str) -> _Parsed:
+    try:
+        return parse(str(value))  # a bare number has no unit, which the parsers say
+    except InvalidSize as error:
+        raise _Wrong(key, str(error), hint=error.hint) from error
+
+
+def _positive(value: str | int, key: str) -> float:
+    seconds = _with_unit(parse_duration, value, key)
+    if seconds <= 0:
+        raise _Wrong(key, f"{value!r} leaves no time at all")
+    return seconds
+
+
+def _named_file() -> Path | None:
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else None
+
+
+def _user_file() -> Path | None:
+    directory = _user_directory("XDG_CONFIG_HOME", ".config")
+    return directory / "underlay" / "underlay.toml" if directory else None
 
 
 def _data_directory() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/underlay")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "underlay"
+    directory = _user_directory("XDG_DATA_HOME", ".local/share")
+    if directory is None:
+        raise ConfigError("this user has no home directory", hint="set HOME or XDG_DATA_HOME, or use --config")
+    return directory / "underlay"
+
+
+def _user_directory(variable: str, default: str) -> Path | None:
+    """A base directory of the XDG specification, which has us ignore a relative one; None for a user without a home."""
+    named = os.environ.get(variable, "")
+    if os.path.isabs(named):
+        return Path(named)
+    try:
+        return Path.home() / default
+    except RuntimeError:
+        return None

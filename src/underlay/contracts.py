@@ -30,8 +30,10 @@ class ImageSource(Protocol):
     schemes: ClassVar[frozenset[str]]
     """The ref schemes that it serves, in lower case."""
 
-    revalidate_after: float
-    """Seconds for which a description holds before the source must be asked again; 0 asks each time."""
+    @property
+    def revalidate_after(self) -> float:
+        """Seconds for which a description holds before the source must be asked again; 0 asks each time."""
+        ...
 
     def fixed_id(self, ref: ImageRef) -> str | None:
         """The version id when the ref alone fixes it for ever (a Glance UUID, a manifest digest), else None. No I/O."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from underlay.errors import DiskUnrecorded
-from underlay.files import create, sync_directory
+from underlay.files import create, sync_directory, write_all
 
 NAME = "disk.info"
 _MODE = 0o644
@@ -57,6 +57,8 @@ def _read(directory: Path) -> dict[str, str]:
         content = (directory / NAME).read_bytes()
     except FileNotFoundError:
         return {}
+    if not content.strip():  # Nova opens the file into being before it writes the first record
+        return {}
     try:
         return msgspec.json.decode(content, type=dict[str, str])
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -70,9 +72,14 @@ def _write(directory: Path, formats: dict[str, str]) -> None:
         temporary.unlink()
     fd = create(temporary, _MODE)  # crash: a temporary that the next writer replaces
     try:
-        os.write(fd, msgspec.json.encode(formats))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(temporary, directory / NAME)  # crash: the old record or the new one
+        try:
+            write_all(fd, msgspec.json.encode(formats))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, directory / NAME)  # crash: the old record or the new one
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
     sync_directory(directory)

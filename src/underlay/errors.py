@@ -15,7 +15,8 @@
     │   ├── NotCached · CacheMissing · CacheNotWritable · UnknownLayout · LayoutDisagrees
     │   └── NotAnImage · ImageConflict · InsufficientSpace · StorageFailed
     ├── DiskError                 one instance's disk
-    │   └── DiskTooSmall · DiskExists · DiskNotFound · DiskInUse · ShrinkRefused · BackingPathTooLong · DiskUnrecorded
+    │   ├── DiskTooSmall · DiskExists · DiskNotFound · DiskInUse · ShrinkRefused
+    │   └── BackingPathTooLong · DiskUnrecorded · OverlayRefused
     ├── LockError
     │   └── LockTimeout* · LockLost*
     └── ToolError                 a program or library that we call
@@ -340,6 +341,12 @@ class DiskUnrecorded(DiskError):
     """Nothing trustworthy says what format this disk has, so no tool may open it."""
 
     code, exit_code = "disk-unrecorded", 56
+
+
+class OverlayRefused(DiskError):
+    """An overlay on an image that may be replaced in its place: a master."""
+
+    code, exit_code, http_status = "overlay-refused", 57, 422
 
 
 class LockError(UnderlayError):

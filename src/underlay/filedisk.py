@@ -15,8 +15,8 @@ from underlay.attributes import decode_disk_record, encode_record
 from underlay.contracts import BackendTraits
 from underlay.errors import DiskExists, DiskNotFound, DiskTooSmall, DiskUnrecorded, ShrinkRefused, UnsafeImage
 from underlay.files import (
-    adopt,
     allocated_bytes,
+    create,
     open_regular,
     read_attribute,
     rename_no_replace,
@@ -28,48 +28,76 @@ from underlay.formats import qcow2
 from underlay.model import LAYOUT, BaseImage, DiskRecord, DiskSpec, InstanceDisk
 
 _MODE = 0o640
+_SECTOR = 512
+_BACKENDS = {"raw": "flat"}  # which backend a disk has that only Nova recorded; other formats are called as their backends
+LONGEST_NAME = 255 - len("..underlay")
+"""Bytes of a disk's file name: its temporary has a longer one."""
 
 
 def size_for(base: BaseImage, want: DiskSpec) -> int:
-    """Bytes that the guest is to see.
+    """Bytes that the guest is to see: whole sectors, as QEMU rounds them.
 
     Raises:
         DiskTooSmall
     """
     if want.size is None:
-        return base.virtual_size
+        return _whole_sectors(base.virtual_size)
     if want.size < base.virtual_size:
         raise DiskTooSmall(f"the disk {want.path}", size=want.size, virtual_size=base.virtual_size)
-    return want.size
+    return _whole_sectors(want.size)
+
+
+def _whole_sectors(size: int) -> int:
+    return -(-size // _SECTOR) * _SECTOR
 
 
 def existing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> InstanceDisk | None:
     """The wanted disk when it is there already, None when nothing is.
 
     Raises:
-        DiskExists: something else is there.
+        DiskExists: something else is there, or a disk of which it cannot be told what it was made from.
         DiskTooSmall
     """
     size = size_for(base, want)
     try:
         found = describe(want)
+        record = recorded(want.path)
     except DiskNotFound:
         return None
-    if (found.format, found.size, found.base) == (traits.disk_format, size, base.name):
+    except PermissionError as error:
+        raise _exists(f"{want.path} exists and may not be read") from error
+    if (found.format, found.size) == (traits.disk_format, size) and _is_made_from(base, found, record):
         return found
-    raise DiskExists(
-        f"the disk {want.path} exists: {found.format or 'unrecorded'} of {found.size} bytes on {found.base}, "
-        f"wanted {traits.disk_format} of {size} bytes on {base.name}",
-        hint="remove it, or choose another name",
+    made_from = found.base_path or "a base that is not recorded"
+    raise _exists(
+        f"the disk {want.path} exists: {_spoken(found)} from {made_from}, "
+        f"wanted {traits.disk_format} of {size} bytes from {base.path}"
     )
+
+
+def _is_made_from(base: BaseImage, found: InstanceDisk, record: DiskRecord | None) -> bool:
+    if found.base_path is None or os.path.realpath(found.base_path) != os.path.realpath(base.path):
+        return False
+    # A master keeps its name when its content changes, so the name alone does not say which content the disk has.
+    return record is None or base.record is None or record.version_id == base.record.version_id
+
+
+def _spoken(disk: InstanceDisk) -> str:
+    size = "an unknown size" if disk.size is None else f"{disk.size} bytes"
+    return f"{disk.format or 'unrecorded'} of {size}"
+
+
+def _exists(message: str) -> DiskExists:
+    return DiskExists(message, hint="remove it, or choose another name")
 
 
 @contextmanager
 def publishing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Iterator[Path]:
-    """Make a disk: the context writes the path that it is given, and on success that file becomes the disk.
+    """Make a disk: the context fills the empty file that it is given, and on success that file becomes the disk.
 
     Raises:
-        DiskExists: somebody without our lock made one meanwhile. CacheNotWritable, InsufficientSpace, StorageFailed.
+        DiskExists: somebody without our lock made one meanwhile.
+        CacheMissing, CacheNotWritable, InsufficientSpace, StorageFailed
     """
     temporary = want.path.with_name(f".{want.path.name}.underlay")
     record = DiskRecord(
@@ -82,23 +110,20 @@ def publishing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Iterat
         cache=os.fspath(base.cache),
         version_id=base.record.version_id if base.record else None,
     )
-    with translated(want.path):
+    with translated(want.path.parent):
         temporary.unlink(missing_ok=True)  # what a crash left; the lock is ours
         try:
-            yield temporary  # crash: a temporary, removed by the next attempt
+            # Made by us, not by a tool, so that a directory which cannot be written is told as such.
+            os.close(create(temporary, _MODE))  # crash: a temporary, removed by the next attempt
+            yield temporary  # crash: the same
             _make_durable(temporary, record)  # crash: the same
-            rename_no_replace(temporary, want.path)  # crash: the whole disk
-            sync_directory(want.path.parent)
-        except FileExistsError as error:
-            raise DiskExists(
-                f"the disk {want.path} appeared while it was made", hint="remove it, or choose another name"
-            ) from error
+            _put(temporary, want.path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _make_durable(path: Path, record: DiskRecord) -> None:
-    adopt(path, _MODE)
     fd = open_regular(path, os.O_RDWR)
     try:
         write_attribute(fd, encode_record(record))
@@ -107,62 +132,122 @@ def _make_durable(path: Path, record: DiskRecord) -> None:
         os.close(fd)
 
 
+def _put(temporary: Path, path: Path) -> None:
+    try:
+        rename_no_replace(temporary, path)  # crash: the whole disk
+    except FileExistsError as error:
+        raise _exists(f"the disk {path} appeared while it was made") from error
+    try:
+        sync_directory(path.parent)  # crash: there for good
+    except OSError:
+        with suppress(OSError):  # a name that may not last is not handed out; nobody uses it yet
+            path.unlink()
+        raise
+
+
 def describe(want: DiskSpec) -> InstanceDisk:
     """The disk at ``want.path``; its format is what is recorded, never what its header claims.
 
+    Of a disk that this user may not read, only what its directory says is known.
+
     Raises:
-        DiskNotFound: nothing is there. DiskExists: something that is not a plain file is.
+        DiskNotFound: nothing is there. DiskExists: something that is not a plain file is. CacheNotWritable: we may not look.
     """
-    with _opened(want.path) as fd:
-        status = os.fstat(fd)
-        record = decode_disk_record(read_attribute(fd))
-        disk_format = record.format if record else diskinfo.recorded_format(want.path)
-        size, backing = _size_and_backing(fd, disk_format)
-    base = record.base if record else (backing.name if backing else None)
+    with translated(want.path):
+        try:
+            with _opened(want.path) as fd:
+                return _described(want, fd)
+        except PermissionError:
+            status = os.stat(want.path, follow_symlinks=False)
+            return _disk(want, status, record=None, disk_format=_noted_format(want.path), size=None, backing=None)
+
+
+def _described(want: DiskSpec, fd: int) -> InstanceDisk:
+    record = decode_disk_record(read_attribute(fd))
+    disk_format = record.format if record else _noted_format(want.path)
+    size, backing = _size_and_backing(fd, want.path, disk_format)
+    return _disk(want, os.fstat(fd), record=record, disk_format=disk_format, size=size, backing=backing)
+
+
+def _disk(
+    want: DiskSpec,
+    status: os.stat_result,
+    *,
+    record: DiskRecord | None,
+    disk_format: str | None,
+    size: int | None,
+    backing: Path | None,
+) -> InstanceDisk:
+    base_path = backing or (Path(record.cache) / record.base if record else None)
     return InstanceDisk(
         instance=want.instance,
         name=want.name,
         path=want.path,
-        backend=record.backend if record else (disk_format or "unknown"),
+        backend=record.backend if record else _BACKENDS.get(disk_format or "", disk_format or "unknown"),
         format=disk_format,
         size=size,
         allocated=allocated_bytes(status),
-        base=base,
-        base_path=backing or (Path(record.cache) / record.base if record else None),
+        base=base_path.name if base_path else None,
+        base_path=base_path,
     )
+
+
+def _noted_format(path: Path) -> str | None:
+    """What ``disk.info`` says; one that cannot be read says nothing, and `grow` tells why."""
+    try:
+        return diskinfo.recorded_format(path)
+    except (DiskUnrecorded, OSError):
+        return None
 
 
 def recorded(path: Path) -> DiskRecord | None:
     """What the disk's attribute says.
 
     Raises:
-        DiskNotFound, DiskExists
+        DiskNotFound, DiskExists, OSError
     """
     with _opened(path) as fd:
         return decode_disk_record(read_attribute(fd))
 
 
 def grow(disk: InstanceDisk, size: int) -> None:
-    """Make the disk larger; its own size is a success. The caller knows that nobody has it open.
+    """Make the disk larger, to whole sectors; its own size is a success. The caller knows that nobody has it open.
 
     Raises:
         ShrinkRefused, DiskUnrecorded, ToolFailed
     """
-    if disk.format is None or disk.size is None:
-        raise DiskUnrecorded(
-            f"nothing says what format {disk.path} has, so no tool may open it",
-            hint="only a disk that Underlay or Nova recorded",
+    size = _whole_sectors(size)
+    disk_format, old_size = _known(disk)
+    if size < old_size:
+        raise ShrinkRefused(
+            f"{disk.path} has {old_size} bytes and is not made smaller, to {size} bytes",
+            hint=f"ask for {old_size} bytes or more",
         )
-    if size < disk.size:
-        raise ShrinkRefused(f"{disk.path} has {disk.size} bytes and is never made smaller, to {size} bytes or any size")
-    if size > disk.size:
-        qemuimg.resize(disk.path, format=disk.format, size=size)
+    if size > old_size:
+        qemuimg.resize(disk.path, format=disk_format, size=size)
         with translated(disk.path):
             fd = open_regular(disk.path)
             try:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+
+
+def _known(disk: InstanceDisk) -> tuple[str, int]:
+    """The disk's format and size, without which no tool may open it."""
+    if disk.format is None:
+        with translated(disk.path):
+            diskinfo.recorded_format(disk.path)  # raises when it is there and cannot be read
+        raise DiskUnrecorded(
+            f"nothing says what format {disk.path} has, so no tool may open it",
+            hint="only a disk that Underlay or Nova recorded can be resized",
+        )
+    if disk.size is None:
+        raise DiskUnrecorded(
+            f"{disk.path} is recorded as {disk.format}, and its content does not bear that out",
+            hint="look at it with a tool that is given its format",
+        )
+    return disk.format, disk.size
 
 
 def remove(disk: InstanceDisk) -> None:
@@ -176,11 +261,11 @@ def remove(disk: InstanceDisk) -> None:
 def _opened(path: Path) -> Iterator[int]:
     try:
         fd = open_regular(path)
-    except FileNotFoundError as error:
-        raise DiskNotFound(f"there is no disk {path}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DiskNotFound(f"there is no disk {path}", hint="'underlay disk list' shows those that are there") from error
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
-            raise DiskExists(f"{path} is not a plain file", hint="remove it, or choose another name") from error
+        if error.errno in (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO):
+            raise _exists(f"{path} is not a plain file") from error
         raise
     try:
         yield fd
@@ -188,7 +273,7 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _size_and_backing(fd: int, disk_format: str | None) -> tuple[int | None, Path | None]:
+def _size_and_backing(fd: int, path: Path, disk_format: str | None) -> tuple[int | None, Path | None]:
     if disk_format == "raw":
         return os.fstat(fd).st_size, None
     if disk_format != "qcow2":
@@ -199,4 +284,11 @@ def _size_and_backing(fd: int, disk_format: str | None) -> tuple[int | None, Pat
         name = qcow2.backing_name(beginning, header)
     except UnsafeImage:
         return None, None
-    return header.size, Path(name) if name else None
+    return header.size, _backing_path(path, name)
+
+
+def _backing_path(path: Path, name: str | None) -> Path | None:
+    """The local file that a backing name means, relative to the disk's directory; None for a protocol's or a JSON name."""
+    if not name or ":" in name.partition("/")[0]:
+        return None
+    return path.parent / name

@@ -8,13 +8,13 @@ import ctypes
 import errno
 import fcntl
 import os
-import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 from underlay.errors import CacheMissing, CacheNotWritable, InsufficientSpace, StorageFailed, UnderlayError
 
@@ -26,6 +26,11 @@ _FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _AT_FDCWD = -100
 _COPY_CHUNK = 64 << 20
+_BUFFER = 1 << 20
+_UNBOUNDED = 1 << 62
+
+# What open(2) answers to O_TMPFILE where it does not exist: the last two from a kernel or a file system that never heard of it.
+_NO_UNNAMED_FILES = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.EINVAL})
 
 
 @contextmanager
@@ -44,7 +49,8 @@ def translated(where: Path, *, needed: int | None = None) -> Iterator[None]:
 
 def storage_error(error: OSError, where: Path, *, needed: int | None = None) -> UnderlayError:
     """The error that an OSError about our own storage means."""
-    what = f"{error.filename or where}: {os.strerror(error.errno) if error.errno else error}"
+    named = error.filename if isinstance(error.filename, str | os.PathLike) else where  # a call on a descriptor names a number
+    what = f"{os.fspath(named)}: {os.strerror(error.errno) if error.errno else error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InsufficientSpace(os.fspath(where), needed=needed, free=_free_or_zero(where), reclaimable=0)
     if error.errno == errno.EROFS:
@@ -69,12 +75,40 @@ def _free_or_zero(where: Path) -> int:
 def create(path: Path, mode: int) -> int:
     """A new file's descriptor, read-write and close-on-exec; owner and group follow its directory, whatever the umask.
 
+    The name appears with the owner and the mode, so a lock file that root makes is at no moment one that others may not open;
+    only on a file system without unnamed files does it appear a moment earlier.
+
     Raises:
         FileExistsError, OSError
     """
+    try:
+        fd = os.open(path.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno in _NO_UNNAMED_FILES:
+            return _create_named(path, mode)
+        raise
+    try:
+        adopt_open(fd, path.parent, mode)
+        _give_name(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _give_name(fd: int, path: Path) -> None:
+    try:
+        # A directory descriptor, though the path is absolute, makes Python call linkat(2), which follows the link in /proc.
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
+
+
+def _create_named(path: Path, mode: int) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
-        _adopt(fd, path.parent, mode)
+        adopt_open(fd, path.parent, mode)
     except BaseException:
         os.close(fd)
         os.unlink(path)
@@ -90,10 +124,27 @@ def make_directory(path: Path, mode: int) -> bool:
         return False
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _adopt(fd, path.parent, mode)
+        adopt_open(fd, path.parent, mode)
     finally:
         os.close(fd)
     return True
+
+
+def keep_directory(path: Path, mode: int) -> bool:
+    """As `make_directory`, and give one of ours that is there what a crash in its making may have kept from it.
+
+    Raises:
+        OSError: also when something else has the name.
+    """
+    if make_directory(path, mode):
+        return True
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.geteuid() in (0, os.fstat(fd).st_uid):
+            adopt_open(fd, path.parent, mode)
+    finally:
+        os.close(fd)
+    return False
 
 
 def adopt(path: Path, mode: int) -> None:
@@ -104,13 +155,18 @@ def adopt(path: Path, mode: int) -> None:
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _adopt(fd, path.parent, mode)
+        adopt_open(fd, path.parent, mode)
     finally:
         os.close(fd)
 
 
-def _adopt(fd: int, parent: Path, mode: int) -> None:
-    owner = os.stat(parent)
+def adopt_open(fd: int, directory: Path, mode: int) -> None:
+    """Give an open file a directory's owner and group as far as we may, and this mode.
+
+    Raises:
+        OSError
+    """
+    owner = os.stat(directory)
     mine = os.fstat(fd)
     uid = owner.st_uid if os.geteuid() == 0 else -1
     if owner.st_gid != mine.st_gid or uid not in (-1, mine.st_uid):
@@ -131,33 +187,54 @@ def sync_directory(path: Path) -> None:
 def write_durably(path: Path, content: bytes, *, mode: int) -> None:
     """Replace a small file: after a crash it has the old content or the new, never a mixture.
 
+    The caller holds a lock that excludes other writers of it.
+
     Raises:
         OSError
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = create(temporary, mode)  # crash: a dot file that nobody reads; swept with its directory's leftovers
-    try:
-        try:
-            os.write(fd, content)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)  # crash: old or new content, each whole
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with _replacing(path, content, mode) as fd:
+        os.fsync(fd)  # crash: the dot file
     sync_directory(path.parent)
 
 
 def write_in_place_of(path: Path, content: bytes, *, mode: int) -> None:
-    """Replace a small file at once but not durably: for what only matters while we live, such as progress."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = create(temporary, mode)
+    """As `write_durably`, but not durably: for what only matters while we live, such as progress.
+
+    Raises:
+        OSError
+    """
+    with _replacing(path, content, mode):
+        pass
+
+
+@contextmanager
+def _replacing(path: Path, content: bytes, mode: int) -> Iterator[int]:
+    temporary = path.with_name(f".{path.name}.new")
+    with suppress(FileNotFoundError):
+        os.unlink(temporary)
+    fd = create(temporary, mode)  # crash: a dot file that nobody reads; the next writer removes it
     try:
-        os.write(fd, content)
-    finally:
-        os.close(fd)
-    os.rename(temporary, path)
+        try:
+            write_all(fd, content)
+            yield fd
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)  # crash: old or new content, each whole
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Write the whole content at the descriptor's position; a file system that is nearly full takes a part of it first.
+
+    Raises:
+        OSError
+    """
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
 
 
 @cache
@@ -183,19 +260,24 @@ def rename_no_replace(source: Path, target: Path) -> None:
 
 
 def _renameat2(source: Path, target: Path) -> int:
-    status = _libc().renameat2(_AT_FDCWD, bytes(source), _AT_FDCWD, bytes(target), _RENAME_NOREPLACE)
+    call = getattr(_libc(), "renameat2", None)  # a C library may be older than the kernel
+    if call is None:
+        return errno.ENOSYS
+    status = call(_AT_FDCWD, bytes(source), _AT_FDCWD, bytes(target), _RENAME_NOREPLACE)
     return ctypes.get_errno() if status else 0
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory of our own with the files in it (one level); what is gone already is a success."""
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                os.unlink(entry.path)
+    """Remove a directory of our own with the files in it (one level); what is gone already is a success.
+
+    Raises:
+        OSError
+    """
+    with suppress(FileNotFoundError):
+        for name in os.listdir(path):
+            with suppress(FileNotFoundError):
+                os.unlink(path / name)
         os.rmdir(path)
-    except FileNotFoundError:
-        return
 
 
 # ---------------------------------------------------------------------------------------------------------------- attributes
@@ -260,6 +342,8 @@ def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
             if error.errno == errno.ENXIO:  # only a hole is left
                 return
             raise
+        if start >= size:
+            return
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         yield start, end
 
@@ -270,8 +354,10 @@ def copy_sparse(source: int, target: int, size: int) -> None:
     A whole-file copy_file_range would write the holes out on ext4, so each extent is copied for itself.
 
     Raises:
-        OSError
+        OSError: EIO when the source is shorter.
     """
+    if os.fstat(source).st_size < size:
+        raise OSError(errno.EIO, f"the source has fewer than {size} bytes")
     if reflink(source, target):
         os.ftruncate(target, size)
         return
@@ -290,21 +376,37 @@ def _copy_extent(source: int, target: int, start: int, end: int) -> None:
 
 
 def _copy_chunk(source: int, target: int, position: int, length: int) -> int:
+    """Copy in the kernel if it can between these two files, else through our memory. A call that copies nothing cannot."""
+    with _if_supported():
+        if copied := os.copy_file_range(source, target, length, position, position):
+            return copied
+    with _if_supported():
+        os.lseek(target, position, os.SEEK_SET)
+        if copied := os.sendfile(target, source, position, length):
+            return copied
+    return os.pwrite(target, os.pread(source, min(length, _BUFFER), position), position)
+
+
+@contextmanager
+def _if_supported() -> Iterator[None]:
     try:
-        return os.copy_file_range(source, target, length, position, position)
+        yield
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-    os.lseek(target, position, os.SEEK_SET)
-    return os.sendfile(target, source, position, length)
 
 
 # --------------------------------------------------------------------------------------------------------------------- costs
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that may still be written on the file system of ``path``; what is kept back for root is left to root."""
+    """Bytes that may still be written on the file system of ``path``; what is kept back for root is left to root.
+
+    A file system that does not say how large it is, as ramfs, is as large as any.
+    """
     status = os.statvfs(path)
+    if status.f_blocks == 0:
+        return _UNBOUNDED
     return status.f_bavail * status.f_frsize
 
 
@@ -324,7 +426,12 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     Raises:
         FileNotFoundError, OSError: ELOOP for a symlink, EINVAL for any other kind of file.
     """
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK)
+    except BlockingIOError:
+        # Somebody holds a lease on it, as `underlay.locks.opened_elsewhere` does for a moment. Only plain files have leases.
+        fd = os.open(path, flags)
     if not is_regular(os.fstat(fd)):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
@@ -344,26 +451,41 @@ class FileSystem:
     kind: str
 
 
-def file_system(path: Path) -> FileSystem:
-    """Which file system a path lies on.
+def file_system(target: int | Path) -> FileSystem:
+    """Which file system a path or an open file lies on.
 
-    The device number says it, except on btrfs, where each subvolume has its own: there it is the mount's source.
+    The device number says it, except where one pool of space has many: each btrfs subvolume has its own, and there it is the
+    mount's source; each ZFS dataset has its own, and there it is the first part of the mount's source.
+
+    Raises:
+        OSError
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if isinstance(target, int):
+        return _file_system(target)
+    fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        device = os.fstat(fd).st_dev
-        mount_id = _mount_id(fd)
+        return _file_system(fd)
     finally:
         os.close(fd)
+
+
+def _file_system(fd: int) -> FileSystem:
+    device = f"device {os.fstat(fd).st_dev}"
+    mount_id = _mount_id(fd)
     with open("/proc/self/mountinfo", "rb") as mounts:
         for line in mounts:
             fields = os.fsdecode(line).split()
             if fields[0] == mount_id:
                 kind, source = fields[fields.index("-") + 1 :][:2]
-                return FileSystem(key=source if kind == "btrfs" else f"device {device}", kind=kind)
-    return FileSystem(key=f"device {device}", kind="")
+                return FileSystem(key=_POOLS[kind](source) if kind in _POOLS else device, kind=kind)
+    return FileSystem(key=device, kind="")
+
+
+_POOLS: Mapping[str, Callable[[str], str]] = MappingProxyType(
+    {"btrfs": lambda source: f"btrfs {source}", "zfs": lambda source: f"zfs {source.partition('/')[0]}"}
+)
 
 
 def _mount_id(fd: int) -> str:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
-        return next(line.split()[1] for line in lines if line.startswith("mnt_id:"))
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+        return next(line.split()[1] for line in lines if line.startswith(b"mnt_id:")).decode()

@@ -3,24 +3,26 @@
 Everything that it does is a call further down; what it adds is which cache, which source, which backend.
 """
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from underlay import instances, registry
+from underlay import filedisk, instances, registry
 from underlay.cache import Cache, Ensured
 from underlay.config import Config, load_config
 from underlay.contracts import BackendTraits, DiskBackend, ImageSource, Observer
-from underlay.errors import DiskNotFound, NotCached, UnknownCache
-from underlay.filedisk import recorded
+from underlay.errors import DiskNotFound, DiskUnrecorded, NotCached, OverlayRefused, UnknownCache
 from underlay.files import make_directory, translated
-from underlay.model import BaseImage, Digest, Event, ImageRef, InstanceDisk, Problem, Progress
-from underlay.naming import candidate_names, is_image_name
+from underlay.model import BaseImage, Digest, DiskSpec, Event, ImageRef, InstanceDisk, Level, Problem, Progress
+from underlay.naming import CacheKind, candidate_names, is_image_name
 from underlay.refs import is_ref, parse_ref
 from underlay.store import Store, images
 from underlay.units import parse_size
 
-_SHORTEST_PREFIX = 6
+_SHORTENED = re.compile(r"([0-9a-z][0-9a-z-]{5,})([._].*)?", re.ASCII)
+"""Six characters or more of a name's beginning, and its suffix if that is given."""
 
 
 class Silent:
@@ -90,52 +92,57 @@ class Host:
         """
         ref = parse_ref(ref) if isinstance(ref, str) else ref
         checksum = Digest.parse(checksum) if isinstance(checksum, str) else checksum
+        chosen, source = self.cache(cache), self.source(ref.scheme)
         self._make_directories()
-        return self.cache(cache).ensure(ref, self.source(ref.scheme), self.observer, checksum=checksum, traits=traits)
+        return chosen.ensure(ref, source, self.observer, checksum=checksum, traits=traits)
 
     def images(self, *, cache: str | None = None) -> tuple[list[BaseImage], list[Problem]]:
-        """The images of one cache, or of all, and what stands in an image's place but is none."""
+        """The images of one cache, or of all, and what stands in an image's place but is none.
+
+        Raises:
+            UnknownCache, CacheMissing, CacheNotWritable, UnknownLayout, LayoutDisagrees
+        """
         found: list[BaseImage] = []
         problems: list[Problem] = []
-        for store in self._stores(cache):
-            if store.root.is_dir() or self.config.origin is not None:
-                of_cache, wrong = images.images(store)
-                found += of_cache
-                problems += wrong
+        for store in self.stores(cache):
+            of_cache, wrong = images.images(store)
+            found += of_cache
+            problems += wrong
         return found, problems
+
+    def stores(self, cache: str | None = None) -> list[Store]:
+        """One cache, or all. The embedded default's come with the first fetch; one of a configuration is there or an error.
+
+        Raises:
+            UnknownCache, CacheMissing, UnknownLayout, LayoutDisagrees
+        """
+        names = list(self.config.caches) if cache is None else [self.cache(cache).name]
+        stores = [self.config.caches[name] for name in names]
+        if self.config.origin is None:
+            stores = [store for store in stores if os.path.lexists(store.root)]
+        for store in stores:
+            store.check()
+        return stores
 
     def find(self, text: str) -> list[BaseImage]:
         """The images that a name (or six characters of its beginning), a ref or a path means. Never needs the network.
 
+        A name may be shortened in its middle as well, as tables do it: ``3f786850e387.raw``.
+
         Raises:
-            NotCached: none. InvalidRef. NotAnImage.
+            NotCached: none. InvalidRef. NotAnImage, UnsafeImage: as `underlay.store.images.find`.
         """
-        found = [image for store, name in self._named(text) if (image := images.find(store, name))]
-        if not found and is_ref(text):
-            ref = parse_ref(text)
+        ref = parse_ref(text) if is_ref(text) else None
+        found: list[BaseImage] = []
+        for store in self.stores():
+            names = _names_of_ref(store, ref) if ref else _names_meant(store, text)
+            found += [image for name in names if (image := images.find(store, name))]
+        if not found and ref is not None:
             found = [image for image in self.images()[0] if image.ref == ref.canonical]
         if not found:
-            raise NotCached(f"no cache has {text!r}", hint="'underlay list' shows what is there")
+            what = ref.canonical if ref else text
+            raise NotCached(f"no cache has {what!r}", hint="'underlay list' shows what is there")
         return found
-
-    def _named(self, text: str) -> Iterator[tuple[Store, str]]:
-        path = Path(text)
-        for store in self.config.caches.values():
-            if is_ref(text):
-                # Images that Nova or Ironic fetched carry no record, but a ref that fixes its version fixes their names.
-                ref = parse_ref(text)
-                version_id = ref.location if ref.scheme == "glance" else None
-                for name in candidate_names(version_id, ref=ref, kind=store.kind, raw_only=False) if version_id else ():
-                    yield store, name
-            elif path.is_absolute():
-                if path.parent == store.root and is_image_name(path.name, kind=store.kind):
-                    yield store, path.name
-            elif is_image_name(text, kind=store.kind):
-                yield store, text
-            elif len(text) >= _SHORTEST_PREFIX and store.root.is_dir():
-                for name in images.names(store):
-                    if name.startswith(text):
-                        yield store, name
 
     # ---------------------------------------------------------------------------------------------------------------- disks
 
@@ -168,15 +175,25 @@ class Host:
         """
         adapter = self.backend(backend)
         wanted = parse_size(size) if isinstance(size, str) else size
-        spec = instances.disk_spec(self.config.instances, instance, name, size=wanted, path=path)
+        spec = instances.disk_spec(self.config, instance, name, size=wanted, path=path)
+        store = self.store_of(image) if isinstance(image, BaseImage) else self.cache(cache).store
+        if adapter.traits.overlays and store.kind is CacheKind.MASTERS:
+            raise OverlayRefused(
+                f"no {adapter.traits.name} disk can be made on a master: {store.root} replaces masters in their place",
+                hint="use the flat backend, or a cache of kind base",
+            )
         if not isinstance(image, BaseImage):
             image = self.fetch(image, cache=cache, traits=adapter.traits).image
         self._make_directories()
-        return instances.create(adapter, image, spec, store=self.store_of(image), instances=self.config.instances)
+        return instances.create(self.config, adapter, image, spec, store=store)
 
     def disks(self) -> list[InstanceDisk]:
-        """Every disk in the instances path, and every disk of ours elsewhere."""
-        return instances.disks(self.config.instances, list(self.config.caches.values()))
+        """Every disk in the instances path, and every disk of ours elsewhere; what cannot be looked at is told as an event."""
+        found, problems = instances.disks(self.config)
+        for problem in problems:
+            path = {"path": os.fspath(problem.path)}
+            self.observer.event(Event(code=problem.code, level=Level.WARNING, detail=problem.detail, fields=path))
+        return found
 
     def disk(self, instance: str, *, name: str = "disk", path: Path | None = None) -> InstanceDisk:
         """One disk.
@@ -184,11 +201,7 @@ class Host:
         Raises:
             DiskNotFound, InvalidName
         """
-        spec = instances.disk_spec(self.config.instances, instance, name, path=path)
-        disk = self.backend(None).describe(spec)
-        if path is not None and disk.instance != (record.instance if (record := recorded(path)) else instance):
-            raise DiskNotFound(f"{path} is not a disk of {instance}")
-        return disk
+        return filedisk.describe(self._spec_of_disk(instance, name, path))
 
     def resize_disk(self, instance: str, size: int | str, *, name: str = "disk", path: Path | None = None) -> InstanceDisk:
         """Grow a disk that nobody has open; its own size is a success.
@@ -197,19 +210,30 @@ class Host:
             DiskNotFound, DiskInUse, ShrinkRefused, DiskUnrecorded, InvalidSize, ToolFailed
         """
         wanted = parse_size(size) if isinstance(size, str) else size
-        disk = self.disk(instance, name=name, path=path)
-        return instances.resize(self._backend_of(disk), disk, wanted, store=self._lock_store(disk))
+        spec = self._spec_of_disk(instance, name, path)
+        return instances.resize(self.config, self._backend_of(spec), spec, wanted)
 
     def remove_disk(self, instance: str, *, name: str = "disk", path: Path | None = None) -> InstanceDisk:
         """Remove a disk that nobody has open, and return what it was.
 
         Raises:
-            DiskNotFound, DiskInUse
+            DiskNotFound, DiskInUse, DiskUnrecorded
         """
-        disk = self.disk(instance, name=name, path=path)
-        backend, store = self._backend_of(disk), self._lock_store(disk)
-        instances.remove(backend, disk, store=store, instances=self.config.instances)
-        return disk
+        spec = self._spec_of_disk(instance, name, path)
+        return instances.remove(self.config, self._backend_of(spec), spec)
+
+    def _spec_of_disk(self, instance: str, name: str, path: Path | None) -> DiskSpec:
+        """Where a disk is that is there; a path of the caller's must be one that something records as this instance's disk."""
+        spec = instances.disk_spec(self.config, instance, name, path=path)
+        disk = filedisk.describe(spec)
+        if path is not None:
+            with translated(path):
+                record = filedisk.recorded(path)
+            if record is None and disk.format is None:
+                raise DiskUnrecorded(f"nothing says that {path} is a disk", hint="only recorded disks are shown or touched")
+            if record is not None and record.instance != instance:
+                raise DiskNotFound(f"{path} is not a disk of {instance}", hint=f"it is one of {record.instance}")
+        return spec
 
     # -------------------------------------------------------------------------------------------------------------- the parts
 
@@ -219,8 +243,10 @@ class Host:
         Raises:
             UnknownCache
         """
-        name = name or next(iter(self.config.caches))
-        self._check_cache(name)
+        name = next(iter(self.config.caches)) if name is None else name
+        if name not in self.config.caches:
+            known = ", ".join(self.config.caches)
+            raise UnknownCache(f"there is no cache {name!r}", hint=f"configured caches: {known}")
         neighbours = [store for other, store in self.config.caches.items() if other != name]
         return Cache(name=name, store=self.config.caches[name], neighbours=neighbours)
 
@@ -239,7 +265,7 @@ class Host:
             UnknownBackend
         """
         default = "qcow2" if self.config.use_cow_images else "flat"
-        return registry.open_backend(default if name in (None, "default") else str(name))
+        return registry.open_backend(default if name is None or name == "default" else name)
 
     def store_of(self, image: BaseImage) -> Store:
         """The store of the cache that holds an image.
@@ -252,26 +278,9 @@ class Host:
                 return store
         raise NotCached(f"{image.path} is in no configured cache")
 
-    def _stores(self, cache: str | None) -> list[Store]:
-        if cache is None:
-            return list(self.config.caches.values())
-        self._check_cache(cache)
-        return [self.config.caches[cache]]
-
-    def _check_cache(self, name: str) -> None:
-        if name not in self.config.caches:
-            known = ", ".join(self.config.caches)
-            raise UnknownCache(f"there is no cache {name!r}", hint=f"configured caches: {known}")
-
-    def _backend_of(self, disk: InstanceDisk) -> DiskBackend:
-        return registry.open_backend("flat" if disk.backend in ("raw", "unknown") else disk.backend)
-
-    def _lock_store(self, disk: InstanceDisk) -> Store:
-        """The store whose lock guards a disk: of the cache that its base is in, else the configuration's first."""
-        stores = list(self.config.caches.values())
-        store = next((store for store in stores if disk.base_path and disk.base_path.parent == store.root), stores[0])
-        store.prepare()
-        return store
+    def _backend_of(self, spec: DiskSpec) -> DiskBackend:
+        name = filedisk.describe(spec).backend
+        return registry.open_backend("flat" if name == "unknown" else name)
 
     def _make_directories(self) -> None:
         """The embedded default makes its directories; a configuration names directories that are there."""
@@ -281,3 +290,27 @@ class Host:
             with translated(directory):
                 for missing in reversed([path for path in (directory, *directory.parents) if not path.exists()]):
                     make_directory(missing, 0o755)
+
+
+def _names_of_ref(store: Store, ref: ImageRef) -> Sequence[str]:
+    """The names that a ref fixes by itself: images that Nova or Ironic fetched carry no record, but have them."""
+    return candidate_names(ref.location, ref=ref, kind=store.kind, raw_only=False) if ref.scheme == "glance" else ()
+
+
+def _names_meant(store: Store, text: str) -> Sequence[str]:
+    """The names in a cache that a path, a name or a shortened name means."""
+    if "/" in text:
+        directory, name = os.path.split(os.path.abspath(text))
+        is_here = "\0" not in text and os.path.realpath(directory) == os.path.realpath(store.root)
+        return [name] if is_here and is_image_name(name, kind=store.kind) else []
+    if is_image_name(text, kind=store.kind):
+        return [text]
+    match = _SHORTENED.fullmatch(text)
+    if match is None:
+        return []
+    beginning, suffix = match[1], match[2] or ""
+    return [
+        name
+        for name in images.names(store)
+        if name.startswith(text) or (suffix and name.startswith(beginning) and name.endswith(suffix))
+    ]

@@ -4,19 +4,29 @@ One pass over the bytes as they arrive; nothing opens them before inspection has
 lock, so there is one ingest of a ref at a time. Each step is told to the observer, and a test kills the process at each.
 """
 
+import errno
 import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from underlay import qemuimg
 from underlay.contracts import BackendTraits, ImageSource, Observer
-from underlay.errors import BodyTooLong, BodyTruncated, DigestMismatch, ImageRefused, StorageFailed, UnderlayError
+from underlay.errors import (
+    BodyTooLong,
+    BodyTruncated,
+    DigestMismatch,
+    ImageRefused,
+    InsufficientSpace,
+    StorageFailed,
+    ToolFailed,
+    UnderlayError,
+)
 from underlay.files import create, open_regular, translated
-from underlay.formats import qcow2
-from underlay.formats.inspect import Inspector
+from underlay.formats import qcow2, vmdk
+from underlay.formats.inspect import Inspector, check_virtual_size
 from underlay.model import (
     LAYOUT,
     BaseImage,
@@ -39,6 +49,7 @@ from underlay.version import __version__
 _PROGRESS_INTERVAL = 0.2  # seconds
 _UNKNOWN_STEP = 64 << 20  # bytes reserved at a time when the source does not announce a size
 _GROWTH = 2  # a compressed image is taken to hold twice its size, until its tables have arrived and tell exactly
+_SMALL_FILES = 256 << 10  # bytes claimed beside an image's own, for our records and the file system's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +85,11 @@ class Order:
         """Whether no format rule applies: a kernel, a ramdisk, or a cache without validation."""
         return not self.store.validation or self.version.disk_format in EXEMPT_FORMATS
 
+    @property
+    def raw_only(self) -> bool:
+        """Whether nothing but a raw image will do."""
+        return self.store.force_raw or (self.traits is not None and self.traits.needs_raw)
+
 
 def ingest(order: Order, staging: Staging, observer: Observer) -> BaseImage:
     """Bring the image into the cache. The caller holds the ref's ingest lock.
@@ -106,12 +122,14 @@ def ingest(order: Order, staging: Staging, observer: Observer) -> BaseImage:
 
 def _download(order: Order, staging: Staging, observer: Observer) -> Journal:
     stagings.restart(staging)
-    _tell(observer, order, "fetching", level=Level.INFO, size=order.version.size)
     try:
+        room = _Room(order, staging, observer)
+        room.claim(_peak(order, None, received=0))  # a size that is announced and has no room costs no transfer
+        _tell(observer, order, "fetching", level=Level.INFO, size=order.version.size)
         with translated(staging.directory, needed=order.version.size):
             fd = create(staging.download, 0o600)
             try:
-                return _receive(order, staging, fd, observer)
+                return _receive(order, room, fd, observer)
             finally:
                 os.close(fd)
     except BaseException:
@@ -119,23 +137,19 @@ def _download(order: Order, staging: Staging, observer: Observer) -> Journal:
         raise
 
 
-def _receive(order: Order, staging: Staging, fd: int, observer: Observer) -> Journal:
+def _receive(order: Order, room: "_Room", fd: int, observer: Observer) -> Journal:
     inspector = None if order.exempt else _inspector(order)
     digests = Digests(tuple(dict.fromkeys(["sha256", *(digest.algorithm for digest in order.expected)])))
     writer = SparseWriter(fd)
-    meter = _Meter(order.what, order.version.size, staging, observer)
-    reserved = 0
+    meter = _Meter(order.what, order.version.size, room.staging, observer)
     with order.source.open(order.version) as stream:
         for chunk in filled(stream):
             _check_length(order, writer.size + len(chunk))
             if inspector is not None:
                 inspector.feed(chunk)
             digests.feed(chunk)
-            need = _peak(order, inspector.early if inspector else None, received=writer.size + len(chunk))
-            if need > reserved:
-                space.reserve(order.store, staging, need=need, neighbours=order.neighbours)
-                reserved = need
-                _tell(observer, order, "reserved", size=need)
+            received = writer.size + len(chunk)
+            room.claim(_peak(order, inspector.early if inspector else None, received=received), received=received)
             writer.feed(chunk)
             meter.advance("fetch", writer.size)
     _tell(observer, order, "received", size=writer.size)
@@ -144,8 +158,8 @@ def _receive(order: Order, staging: Staging, fd: int, observer: Observer) -> Jou
     facts = inspector.finish() if inspector else ImageFacts(format="raw", label="raw", virtual_size=writer.size)
     _check_digests(order, digests.result())
     stored = writer.finish()
-    _check_tables(fd, facts)
-    facts = _complete(facts, staging)
+    _check_tables(order, fd, facts)
+    facts = _complete(order, facts, room.staging)
     _tell(observer, order, "verified", level=Level.INFO, size=writer.size, format=facts.label)
     return _journal(order, facts, size=writer.size, digests=digests.result(), stored=stored)
 
@@ -170,6 +184,36 @@ def _peak(order: Order, facts: ImageFacts | None, *, received: int) -> int:
     return download + (estimate if facts.virtual_size is None else min(estimate, facts.virtual_size))
 
 
+@dataclass(slots=True)
+class _Room:
+    """What the ingest has claimed of the file system; it grows as more becomes known."""
+
+    order: Order
+    staging: Staging
+    observer: Observer
+    claimed: int = 0
+
+    def claim(self, need: int, *, received: int = 0) -> None:
+        """Claim ``need`` bytes in all. Of an image without an announced size, what has arrived will do when no more is left.
+
+        Raises:
+            InsufficientSpace
+        """
+        if need <= self.claimed:
+            return
+        try:
+            self._reserve(need)
+        except InsufficientSpace:
+            if self.order.version.size is not None or received <= self.claimed:
+                raise
+            self._reserve(received)
+
+    def _reserve(self, need: int) -> None:
+        space.reserve(self.order.store, self.staging, need=need + _SMALL_FILES, neighbours=self.order.neighbours)
+        self.claimed = need
+        _tell(self.observer, self.order, "reserved", size=need)
+
+
 def _form(order: Order, facts: ImageFacts) -> Form:
     if order.exempt:
         return Form.AS_SERVED
@@ -185,21 +229,24 @@ def _check_digests(order: Order, actual: Sequence[Digest]) -> None:
             raise DigestMismatch(order.what, expected=str(expected), actual=str(found))
 
 
-def _check_tables(fd: int, facts: ImageFacts) -> None:
-    """A qcow2 whose tables leave the file is cut short, whatever its source announced."""
+def _check_tables(order: Order, fd: int, facts: ImageFacts) -> None:
+    """An image whose tables leave the file is cut short, whatever its source announced."""
     if facts.format == "qcow2":
-        qcow2.mapped_bytes(fd, _qcow2_header(fd))
+        qcow2.mapped_bytes(fd, _qcow2_header(fd), what=order.what)
+    elif facts.format == "vmdk":
+        vmdk.check_tables(fd, what=order.what)
 
 
 def _qcow2_header(fd: int) -> qcow2.Header:
     return qcow2.parse_header(os.pread(fd, qcow2.HEADER_BYTES, 0))
 
 
-def _complete(facts: ImageFacts, staging: Staging) -> ImageFacts:
+def _complete(order: Order, facts: ImageFacts, staging: Staging) -> ImageFacts:
     """The facts with a virtual size: of vmdk, vdi, vpc and vhdx images qemu-img tells it, with the format forced."""
-    if facts.virtual_size is not None:
+    if facts.format in ("raw", "qcow2"):
         return facts
-    found = qemuimg.refuse_references(staging.download, format=facts.format)
+    found = qemuimg.refuse_references(staging.download, format=facts.format, what=order.what)
+    check_virtual_size(order.what, found.virtual_size, limit=order.store.virtual_size_limit)
     return replace(facts, virtual_size=found.virtual_size)
 
 
@@ -217,6 +264,8 @@ def _journal(order: Order, facts: ImageFacts, *, size: int, digests: Sequence[Di
         format=facts.format,
         label=facts.label,
         virtual_size=facts.virtual_size,
+        exempt=order.exempt,
+        disk_format=order.version.disk_format,
     )
 
 
@@ -225,7 +274,7 @@ def _still_serves(journal: Journal, order: Order, staging: Staging) -> bool:
     version = order.version
     same_id = version.id is not None and version.id == journal.version_id
     same_validator = version.validator is not None and version.validator == journal.validator
-    if journal.ref != version.ref.canonical or not (same_id or same_validator):
+    if journal.ref != version.ref.canonical or not (same_id or same_validator) or not _same_rules(journal, order):
         return False
     with translated(staging.download):
         fd = open_regular(staging.download)
@@ -236,6 +285,13 @@ def _still_serves(journal: Journal, order: Order, staging: Staging) -> bool:
             )
         finally:
             os.close(fd)
+
+
+def _same_rules(journal: Journal, order: Order) -> bool:
+    """Whether the bytes passed the rules that hold now, under the label that they have now."""
+    if (journal.exempt, journal.disk_format) != (order.exempt, order.version.disk_format):
+        return False
+    return order.exempt or journal.virtual_size <= order.store.virtual_size_limit
 
 
 # ------------------------------------------------------------------------------------------------------ conversion, publication
@@ -252,8 +308,10 @@ def _store(order: Order, staging: Staging, journal: Journal, observer: Observer)
     # would be fetched again.
     refs.remember(order.store, order.version.ref, journal.version_id, validator=journal.validator, now=datetime.now(UTC))
     _tell(observer, order, "remembered")
+    # All is written: once the file has left for its place, a claim would count what it occupies a second time.
+    stagings.drop_reservation(staging)
     staged = staging.converted if converted else staging.download
-    name = _name(order, record, converted=converted)
+    name = _name(order, record)
     put = images.publish_over if order.store.kind is CacheKind.MASTERS else images.publish
     image = put(order.store, staged, name, record)
     _tell(observer, order, "published", level=Level.INFO, name=name, size=image.size)
@@ -263,11 +321,12 @@ def _store(order: Order, staging: Staging, journal: Journal, observer: Observer)
 def _convert(order: Order, staging: Staging, journal: Journal, observer: Observer) -> ImageRecord:
     _keep_download(staging, journal)
     _tell(observer, order, "download-durable")
-    space.reserve(order.store, staging, need=_converted_peak(staging, journal), neighbours=order.neighbours)
+    _Room(order, staging, observer).claim(_converted_peak(staging, journal))
     meter = _Meter(order.what, journal.virtual_size, staging, observer)
     meter.advance("convert", 0)
     with translated(staging.directory, needed=journal.virtual_size):
-        qemuimg.convert_to_raw(staging.download, staging.converted, format=journal.format)
+        with _full_file_system():
+            qemuimg.convert_to_raw(staging.download, staging.converted, format=journal.format)
         fd = open_regular(staging.converted)
         try:
             size, stored = os.fstat(fd).st_size, stored_digest(fd)
@@ -275,8 +334,20 @@ def _convert(order: Order, staging: Staging, journal: Journal, observer: Observe
             os.close(fd)
     if size != journal.virtual_size:
         raise StorageFailed(f"{order.what}: its raw form has {size} bytes, its header says {journal.virtual_size}")
+    meter.advance("convert", size)
     _tell(observer, order, "converted", level=Level.INFO, size=size)
     return _record(journal, format="raw", size=size, stored=stored, as_served=False)
+
+
+@contextmanager
+def _full_file_system() -> Iterator[None]:
+    """Tell what qemu-img says of a file system that somebody else has filled meanwhile as the OSError that it is."""
+    try:
+        yield
+    except ToolFailed as error:
+        if os.strerror(errno.ENOSPC) in error.message:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _converted_peak(staging: Staging, journal: Journal) -> int:
@@ -317,22 +388,24 @@ def _record(journal: Journal, *, format: str, size: int, stored: str, as_served:
     )
 
 
-def _name(order: Order, record: ImageRecord, *, converted: bool) -> str:
+def _name(order: Order, record: ImageRecord) -> str:
     ref = order.version.ref
     if order.store.kind is CacheKind.MASTERS:
-        return master_name(record.version_id, ref=ref, raw=converted)
+        # As Ironic has it: the suffix tells that raw was wanted, whether the image had to be converted or came so.
+        return master_name(record.version_id, ref=ref, raw=order.raw_only)
     return original_name(record.version_id, ref=ref, stored_format=record.format)
 
 
 def _settle(staging: Staging, journal: Journal, error: BaseException) -> None:
     """After a failure behind the verified download: keep it, unless it is refused or the storage did not hold it."""
-    if isinstance(error, ImageRefused | StorageFailed):
-        stagings.discard(staging)
-        return
     with suppress(UnderlayError, OSError):
-        _keep_download(staging, journal)
-        staging.converted.unlink(missing_ok=True)
-        stagings.drop_reservation(staging)
+        if not isinstance(error, ImageRefused | StorageFailed):
+            _keep_download(staging, journal)
+            staging.converted.unlink(missing_ok=True)
+            stagings.drop_reservation(staging)
+            return
+    with suppress(UnderlayError, OSError):
+        stagings.discard(staging)
 
 
 # ------------------------------------------------------------------------------------------------------------------- telling

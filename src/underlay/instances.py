@@ -1,29 +1,35 @@
 """Disks of instances on this host: made under the right locks, recorded where they must be, listed, grown and removed.
 
 A disk lies in its instance's directory below the instances path, which usage scans, or at a path of the caller's, which a root
-in the cache remembers (see `underlay.store.roots`).
+in its image's cache remembers (see `underlay.store.roots`). The locks of disks lie in the configuration's first cache, whatever
+cache an image comes from, so that two makers of one disk always meet. A thread that makes a disk holds its image's locks
+first; nobody who holds a disk's lock waits for an image's.
 """
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from underlay import diskinfo, filedisk, locks
+from underlay.config import Config
 from underlay.contracts import DiskBackend
-from underlay.errors import DiskInUse, DiskNotFound, InvalidName, NotCached
-from underlay.files import make_directory, sync_directory, translated
-from underlay.model import BaseImage, DiskSpec, InstanceDisk
-from underlay.naming import plain_name
+from underlay.errors import CacheMissing, DiskInUse, DiskNotFound, InvalidName, NotCached, UnderlayError
+from underlay.files import keeps_attributes, make_directory, sync_directory, translated
+from underlay.model import BaseImage, DiskSpec, InstanceDisk, Problem
+from underlay.naming import is_image_name, plain_name
 from underlay.store import Store, images, roots
 
 _DISK_FILE = re.compile(r"disk(\..+)?", re.ASCII)
 _NOT_DISKS = frozenset({diskinfo.NAME, f"{diskinfo.NAME}.tmp"})
 _DIRECTORY_MODE = 0o755
+_LONGEST_PATH = 4095 - len("..underlay")  # PATH_MAX, less what a disk's temporary has more
+_BRIEFLY, _POLL = 0.5, 0.02  # seconds: how long somebody who only looks at a disk may have it open, and between our looks
 
 
-def disk_spec(instances: Path, instance: str, name: str, *, size: int | None = None, path: Path | None = None) -> DiskSpec:
+def disk_spec(config: Config, instance: str, name: str, *, size: int | None = None, path: Path | None = None) -> DiskSpec:
     """Where an instance's disk goes; names and paths are checked.
 
     Raises:
@@ -32,147 +38,310 @@ def disk_spec(instances: Path, instance: str, name: str, *, size: int | None = N
     plain_name(instance, what="an instance")
     plain_name(name, what="a disk")
     if path is None:
-        if not _DISK_FILE.fullmatch(name) or name in _NOT_DISKS:
+        if not _DISK_FILE.fullmatch(name):
             raise InvalidName(f"{name!r} is no name for a disk", hint="use 'disk' or 'disk.SUFFIX', as Nova does")
-        path = instances / instance / name
-    elif not path.is_absolute() or ".." in path.parts:
-        raise InvalidName(f"{os.fspath(path)!r} is no place for a disk", hint="use a plain absolute path")
+        path = config.instances / instance / name
+    _check_place(config, path)
     return DiskSpec(instance=instance, name=name, path=path, size=size)
 
 
-def create(backend: DiskBackend, base: BaseImage, want: DiskSpec, *, store: Store, instances: Path) -> InstanceDisk:
+def _check_place(config: Config, path: Path) -> None:
+    text = os.fspath(path)
+    if not path.is_absolute() or text.startswith("//") or ".." in path.parts or not text.isprintable() or not path.name:
+        raise InvalidName(f"{text!r} is no place for a disk", hint="use a plain absolute path")
+    if len(os.fsencode(path.name)) > filedisk.LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH:
+        raise InvalidName(
+            f"the path of {len(os.fsencode(path))} bytes is too long for a disk: {text[:60]}…",
+            hint=f"use a file name of at most {filedisk.LONGEST_NAME} bytes",
+        )
+    if path.name in _NOT_DISKS:
+        raise InvalidName(f"{text!r} is no place for a disk: the name is taken by Nova's record", hint="use another name")
+    for store in config.caches.values():
+        for taken in (store.root, store.nova_locks):
+            if taken is not None and path.is_relative_to(taken):
+                raise InvalidName(f"{text!r} is no place for a disk: {taken} is a cache or its locks", hint="use another name")
+
+
+def _is_scanned(config: Config, path: Path) -> bool:
+    """Whether a look through the instances path finds the disk; any other needs a root."""
+    return path.parent.parent == config.instances and bool(_DISK_FILE.fullmatch(path.name))
+
+
+# --------------------------------------------------------------------------------------------------------------------- making
+
+
+def create(config: Config, backend: DiskBackend, base: BaseImage, want: DiskSpec, *, store: Store) -> InstanceDisk:
     """Make a disk on a base image of ``store``; after a failure nothing of it is left.
 
     Holds the base's lock shared and the disk's exclusively. The use is recorded before the disk appears.
 
     Raises:
-        as `DiskBackend.create`; NotCached: the base is gone. LockTimeout.
+        as `DiskBackend.create`; NotCached: the base is gone. CacheMissing, CacheNotWritable, LockTimeout.
     """
-    scanned = want.path.is_relative_to(instances)
-    with translated(want.path):
-        made_directory = scanned and make_directory(want.path.parent, _DIRECTORY_MODE)
-    try:
-        with images.held(store, base.name) as current, _disk_lock(store, want.path):
-            if current.record != base.record:
-                raise NotCached(f"the image {base.name} was replaced meanwhile", hint="ask for the disk again")
-            images.mark_used(store, base.name)
-            with _use_recorded(store, base, want, disk_format=backend.traits.disk_format, scanned=scanned):
-                return backend.create(current, want)
-    except BaseException:
-        if made_directory:
-            with suppress(OSError):
-                want.path.parent.rmdir()
-        raise
+    _check_directory(config, want.path)
+    home = _home(config)
+    with images.held(store, base.name) as current, _disk_lock(home, want.path):
+        if _content(current) != _content(base):
+            raise NotCached(f"the image {base.name} was replaced meanwhile", hint="ask for the disk again")
+        images.mark_used(store, base.name)
+        with _use_recorded(config, home, store, current, want, disk_format=backend.traits.disk_format):
+            return backend.create(current, want)
+
+
+def _check_directory(config: Config, path: Path) -> None:
+    directory = config.instances if _is_scanned(config, path) else path.parent
+    with translated(directory):
+        if not directory.is_dir():
+            raise CacheMissing(f"{directory} is not there, so no disk can be made in it", hint="make the directory")
+
+
+def _content(image: BaseImage) -> tuple[object, ...]:
+    """What makes two images of one name the same; digests may be learnt meanwhile."""
+    if image.record is None:
+        return image.format, image.size
+    return image.record.version_id, image.record.stored
 
 
 @contextmanager
-def _use_recorded(store: Store, base: BaseImage, want: DiskSpec, *, disk_format: str, scanned: bool) -> Iterator[None]:
+def _use_recorded(
+    config: Config, home: Store, store: Store, base: BaseImage, want: DiskSpec, *, disk_format: str
+) -> Iterator[None]:
     """Record a disk that is about to appear; forget it again when it does not."""
     if os.path.lexists(want.path):
         yield  # whether it is the wanted one is the backend's to say; its records stand
         return
+    scanned = _is_scanned(config, want.path)
     with translated(want.path):
-        _record(store, base, want, disk_format=disk_format, scanned=scanned)
+        made_directory = _record(home, store, base, want, disk_format=disk_format, scanned=scanned)
     try:
         yield
     except BaseException:
         if not os.path.lexists(want.path):
-            with suppress(OSError):
-                _forget(store, base.name, want.path)
+            with suppress(OSError, UnderlayError):
+                _forget(home, want.path, roots_of=[(store, base.name)], with_directory=made_directory)
         raise
 
 
-def _record(store: Store, base: BaseImage, want: DiskSpec, *, disk_format: str, scanned: bool) -> None:
+def _record(home: Store, store: Store, base: BaseImage, want: DiskSpec, *, disk_format: str, scanned: bool) -> bool:
+    """Record the disk, or nothing at all; whether its directory had to be made."""
+    directory = want.path.parent
     if scanned:
-        with _info_lock(store, want.path):
-            diskinfo.record(want.path, disk_format)  # crash: a record of a disk that never came, which says nothing wrong
-    else:
+        with _directory_lock(home, directory):
+            return _note(want.path, disk_format)
+    try:
         roots.add(store, base.name, want.path)
+        if not keeps_attributes(directory):  # then nothing on the disk itself can say what format it has
+            with _directory_lock(home, directory):
+                _note(want.path, disk_format)
+    except BaseException:
+        with suppress(OSError, UnderlayError):
+            roots.retire(store, base.name, want.path)
+        raise
+    return False
 
 
-def _forget(store: Store, base_name: str | None, path: Path) -> None:
-    with _info_lock(store, path):
+def _note(path: Path, disk_format: str) -> bool:
+    """Note the disk in its directory, which is made when it is not there. The caller holds the directory's lock."""
+    directory = path.parent
+    is_new = not os.path.lexists(directory)
+    try:
+        if is_new:
+            make_directory(directory, _DIRECTORY_MODE)  # crash: an empty directory, which the next attempt uses
+            sync_directory(directory.parent)
+        diskinfo.record(path, disk_format)  # crash: a record of a disk that never came, which says nothing wrong
+    except BaseException:
+        with suppress(OSError, UnderlayError):
+            diskinfo.forget(path)
+        if is_new:
+            _remove_if_empty(directory)
+        raise
+    return is_new
+
+
+def _forget(home: Store, path: Path, *, roots_of: list[tuple[Store, str]], with_directory: bool) -> None:
+    with _directory_lock(home, path.parent):
         diskinfo.forget(path)
-    if base_name is not None:
-        roots.retire(store, base_name, path)
+        if with_directory:
+            _remove_if_empty(path.parent)
+    for store, name in roots_of:
+        roots.retire(store, name, path)
 
 
-def resize(backend: DiskBackend, disk: InstanceDisk, size: int, *, store: Store) -> InstanceDisk:
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):  # not empty: other disks, a console log
+        directory.rmdir()
+        sync_directory(directory.parent)
+
+
+# -------------------------------------------------------------------------------------------------------- growing and removing
+
+
+def resize(config: Config, backend: DiskBackend, want: DiskSpec, size: int) -> InstanceDisk:
     """Grow a disk that nobody has open.
 
     Raises:
-        DiskInUse, ShrinkRefused, DiskUnrecorded, ToolFailed
+        DiskNotFound, DiskInUse, ShrinkRefused, DiskUnrecorded, ToolFailed
     """
-    with _disk_lock(store, disk.path):
-        _refuse_open(disk)
-        return backend.resize(disk, size)
+    with _disk_lock(_home(config), want.path):
+        _refuse_open(want.path)
+        return backend.resize(backend.describe(want), size)
 
 
-def remove(backend: DiskBackend, disk: InstanceDisk, *, store: Store, instances: Path) -> None:
+def remove(config: Config, backend: DiskBackend, want: DiskSpec) -> InstanceDisk:
     """Remove a disk that nobody has open, then what was recorded of it, then its instance's directory if that is empty.
 
     Raises:
-        DiskInUse
+        DiskNotFound, DiskInUse, DiskUnrecorded: the directory's record cannot be read, so nothing was removed.
     """
-    with _disk_lock(store, disk.path):
-        _refuse_open(disk)
-        backend.remove(disk)  # crash: a record of a disk that is gone, which says nothing wrong
+    home = _home(config)
+    with _disk_lock(home, want.path):
+        _refuse_open(want.path)
+        disk = backend.describe(want)
         with translated(disk.path):
-            _forget(store, disk.base, disk.path)
-            if disk.path.parent.parent == instances:
-                with suppress(OSError):  # not empty: other disks, a console log
-                    disk.path.parent.rmdir()
-                    sync_directory(instances)
+            diskinfo.recorded_format(disk.path)
+            backend.remove(disk)  # crash: a record of a disk that is gone, which says nothing wrong
+            _forget(home, disk.path, roots_of=_roots_of(config, disk), with_directory=_is_scanned(config, disk.path))
+    return disk
 
 
-def disks(instances: Path, stores: Sequence[Store]) -> list[InstanceDisk]:
-    """Every disk in the instances path, and every disk of ours elsewhere, by path.
-
-    Raises:
-        CacheNotWritable: a directory may not be read.
-    """
-    specs = [*_scanned(instances, {store.root for store in stores}), *_rooted(stores)]
-    found = []
-    for spec in sorted(specs, key=lambda spec: spec.path):
-        with suppress(DiskNotFound, NotADirectoryError):
-            found.append(filedisk.describe(spec))
-    return found
+def _roots_of(config: Config, disk: InstanceDisk) -> list[tuple[Store, str]]:
+    """Where a root of the disk may be: in the cache that holds its base."""
+    base = disk.base_path
+    return [
+        (store, base.name)
+        for store in config.caches.values()
+        if base is not None and base.parent == store.root and is_image_name(base.name, kind=store.kind)
+    ]
 
 
-def _scanned(instances: Path, caches: set[Path]) -> Iterator[DiskSpec]:
-    with translated(instances), suppress(FileNotFoundError), os.scandir(instances) as directories:
-        for directory in directories:
-            if not directory.is_dir(follow_symlinks=False) or Path(directory.path) in caches:
-                continue
-            with os.scandir(directory.path) as files:
-                for file in files:
-                    if _DISK_FILE.fullmatch(file.name) and file.name not in _NOT_DISKS and file.is_file(follow_symlinks=False):
-                        yield DiskSpec(instance=directory.name, name=file.name, path=Path(file.path))
-
-
-def _rooted(stores: Sequence[Store]) -> Iterator[DiskSpec]:
-    for store in stores:
-        for _, path in roots.disks(store):
-            with suppress(DiskNotFound):
-                record = filedisk.recorded(path)
-                instance, name = (record.instance, record.name) if record else ("?", path.name)
-                yield DiskSpec(instance=instance, name=name, path=path)
-
-
-def _refuse_open(disk: InstanceDisk) -> None:
-    with translated(disk.path):
-        opened = locks.opened_elsewhere(disk.path)
+def _refuse_open(path: Path) -> None:
+    deadline = time.monotonic() + _BRIEFLY
+    while (opened := _is_open(path)) is True and time.monotonic() < deadline:
+        time.sleep(_POLL)  # a listing has it open for a moment, a machine for long
     if opened:
-        raise DiskInUse(f"{disk.path} is open in QEMU or another program", hint="stop the instance first")
+        raise DiskInUse(f"{path} is open in QEMU or another program", hint="stop the instance first")
+    if opened is None:
+        raise DiskInUse(f"it cannot be told whether {path} is open somewhere", hint="run as root, who sees every process")
+
+
+def _is_open(path: Path) -> bool | None:
+    """Whether anybody has the disk open: by locks and leases, else by looking through all processes; None: not known."""
+    with translated(path):
+        try:
+            opened = locks.opened_elsewhere(path)
+            return _some_process_has(os.stat(path)) if opened is None else opened
+        except FileNotFoundError as error:
+            raise DiskNotFound(f"there is no disk {path}") from error
+
+
+def _some_process_has(file: os.stat_result) -> bool | None:
+    """Whether a process of this host has the file open; None when there is one that we may not look into."""
+    saw_all = True
+    for directory in Path("/proc").glob("[0-9]*/fd"):
+        try:
+            with os.scandir(directory) as descriptors:
+                if any(_is_same(file, descriptor) for descriptor in descriptors):
+                    return True
+        except FileNotFoundError:  # it has ended
+            continue
+        except PermissionError:
+            saw_all = False
+    return False if saw_all else None
+
+
+def _is_same(file: os.stat_result, descriptor: os.DirEntry[str]) -> bool:
+    try:
+        other = descriptor.stat()
+    except OSError:  # closed meanwhile
+        return False
+    return (other.st_dev, other.st_ino) == (file.st_dev, file.st_ino)
+
+
+# -------------------------------------------------------------------------------------------------------------------- listing
+
+
+def disks(config: Config) -> tuple[list[InstanceDisk], list[Problem]]:
+    """Every disk in the instances path and every disk of ours elsewhere, by path; and what could not be looked at."""
+    found: list[InstanceDisk] = []
+    problems: list[Problem] = []
+    specs = {spec.path: spec for spec in (*_rooted(config, problems), *_scanned(config, problems))}
+    for path in sorted(specs):
+        try:
+            found.append(filedisk.describe(specs[path]))
+        except DiskNotFound:  # gone meanwhile, or a root whose disk never came
+            continue
+        except UnderlayError as error:
+            problems.append(Problem(error.code, path, error.message))
+    return found, problems
+
+
+def _scanned(config: Config, problems: list[Problem]) -> list[DiskSpec]:
+    caches = {store.root for store in config.caches.values()}
+    return [
+        DiskSpec(instance=directory.name, name=file.name, path=Path(file.path))
+        for directory in _entries(config.instances, problems)
+        if directory.is_dir(follow_symlinks=False) and Path(directory.path) not in caches
+        for file in _entries(Path(directory.path), problems)
+        if _is_scanned(config, Path(file.path)) and file.name not in _NOT_DISKS and file.is_file(follow_symlinks=False)
+    ]
+
+
+def _entries(directory: Path, problems: list[Problem]) -> list[os.DirEntry[str]]:
+    """What is in a directory; one that is gone has nothing, one that may not be read is a problem."""
+    try:
+        with translated(directory), suppress(FileNotFoundError), os.scandir(directory) as entries:
+            return list(entries)
+    except UnderlayError as error:
+        problems.append(Problem(error.code, directory, error.message))
+    return []
+
+
+def _rooted(config: Config, problems: list[Problem]) -> Iterator[DiskSpec]:
+    for store in config.caches.values():
+        try:
+            listed = roots.disks(store)
+        except UnderlayError as error:
+            problems.append(Problem(error.code, store.paths.disks, error.message))
+            continue
+        for _, path in listed:
+            instance, name = _owner(path)
+            yield DiskSpec(instance=instance, name=name, path=path)
+
+
+def _owner(path: Path) -> tuple[str, str]:
+    """The instance and the name that a disk says it has; one that does not say is still listed, by its file's name."""
+    with suppress(UnderlayError, OSError):
+        if record := filedisk.recorded(path):
+            return record.instance, record.name
+    return "?", path.name
+
+
+# ---------------------------------------------------------------------------------------------------------------------- locks
+
+
+def _home(config: Config) -> Store:
+    """The cache that has the locks of disks."""
+    store = next(iter(config.caches.values()))
+    store.prepare()
+    return store
 
 
 @contextmanager
-def _disk_lock(store: Store, path: Path) -> Iterator[None]:
-    with locks.exclusive(store.paths.disk_lock(path), timeout=store.lock_timeout):
+def _disk_lock(home: Store, path: Path) -> Iterator[None]:
+    with _locked(home, home.paths.disk_lock(path)):
         yield
 
 
 @contextmanager
-def _info_lock(store: Store, path: Path) -> Iterator[None]:
-    with locks.exclusive(store.paths.disk_info_lock(path.parent), timeout=store.lock_timeout):
+def _directory_lock(home: Store, directory: Path) -> Iterator[None]:
+    """The lock under which an instance's directory and its ``disk.info`` come, change and go."""
+    with _locked(home, home.paths.disk_info_lock(directory)):
+        yield
+
+
+@contextmanager
+def _locked(home: Store, path: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        with translated(path):
+            stack.enter_context(locks.exclusive(path, timeout=home.lock_timeout))
         yield

@@ -5,7 +5,8 @@ and closing another descriptor of the file does not drop it, as it would a POSIX
 
 A forked child inherits the description and with it the lock. So a holder unlocks explicitly before it closes, a child closes
 what it inherited without unlocking, and the one table that this takes is `_held` below: the descriptor table is the process's
-own, hence so is this. A killed holder's locks are free at once.
+own, hence so is this. No thread can fork while another is between a descriptor and its entry. A killed holder's locks are free
+at once.
 """
 
 import errno
@@ -14,6 +15,7 @@ import os
 import random
 import signal
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +41,7 @@ _LEASE_PROVES_NOTHING = frozenset(
 )
 
 _held: set[int] = set()
+_forking = threading.RLock()  # reentrant: a signal's handler may fork while its thread opens a lock file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +58,7 @@ class Lock:
         Raises:
             LockLost
         """
-        if not _is_current(self.path, self.fd):
+        if os.getpid() != self.pid or not _is_current(self.path, self.fd):
             raise LockLost(f"the lock file {self.path} was replaced while it was held", hint="try again")
 
 
@@ -123,11 +126,14 @@ def opened_elsewhere(path: Path) -> bool | None:
     Raises:
         FileNotFoundError, OSError
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except BlockingIOError:  # somebody holds a lease on it, so has it open
+        return True
     try:
         if _conflicts(fd, _QEMU_BYTES):
             return True
-        kind = file_system(path).kind
+        kind = file_system(fd).kind
         if kind in _LEASE_PROVES_NOTHING or kind.startswith("fuse"):
             return None
         return _lease_refused(fd)
@@ -162,8 +168,9 @@ def _acquire(path: Path, kind: int, timeout: float) -> Lock:
 
 
 def _try(path: Path, kind: int) -> Lock | None:
-    fd = _open(path, kind)
-    _held.add(fd)
+    with _forking:
+        fd = _open(path, kind)
+        _held.add(fd)
     try:
         if _set(fd, kind):
             if _is_current(path, fd):
@@ -182,8 +189,8 @@ def _open(path: Path, kind: int) -> int:
         return os.open(path, flags | os.O_RDWR)
     except FileNotFoundError:
         pass
-    except PermissionError:
-        if kind == _SHARED:
+    except OSError as error:
+        if kind == _SHARED and error.errno in (errno.EACCES, errno.EROFS):
             return os.open(path, flags | os.O_RDONLY)
         raise
     try:
@@ -224,14 +231,16 @@ def _release(lock: Lock) -> None:
 
 
 def _close(fd: int) -> None:
-    _held.discard(fd)
-    os.close(fd)
+    with _forking:
+        _held.discard(fd)
+        os.close(fd)
 
 
 def _drop_inherited() -> None:
     for fd in _held:
         os.close(fd)
     _held.clear()
+    _forking.release()
 
 
-os.register_at_fork(after_in_child=_drop_inherited)
+os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_drop_inherited)

@@ -78,6 +78,8 @@ class ImageVersion:
         digests: what the source promises of the bytes as served.
         validator: opaque; two equal validators mean the same bytes. None: the source has none.
         min_disk: the smallest disk in bytes that the source allows.
+        found_at: where the source found it, when that is not the ref's own location; may carry a signature, so it is never
+            printed or stored.
     """
 
     ref: ImageRef
@@ -88,6 +90,7 @@ class ImageVersion:
     validator: str | None = None
     min_disk: int = 0
     properties: Mapping[str, str] = field(default_factory=dict)
+    found_at: str | None = field(default=None, repr=False)
 
 
 class Form(StrEnum):

@@ -1,7 +1,7 @@
 """File names and their meaning, both grammars, and every path inside a cache directory. Nothing else knows one.
 
 Kind ``base`` is Nova's grammar (an original is the sha1 of its version id), kind ``masters`` is Ironic's (a UUID); the field
-guide to both is in docs/design/names.md. Pure: names in, names out; no file is looked at.
+guide to both is in docs/design/layout.md. Pure: names in, names out; no file is looked at.
 """
 
 import hashlib
@@ -76,6 +76,14 @@ def kind_of_name(name: str, *, kind: CacheKind) -> str | None:
 def is_image_name(name: str, *, kind: CacheKind) -> bool:
     """Whether a file of this name is a base image, as opposed to a leftover or a stranger."""
     return kind_of_name(name, kind=kind) not in (None, "leftover")
+
+
+def named_format(name: str, *, kind: CacheKind) -> str | None:
+    """The format that a name of ours claims for its file; None when it leaves that open."""
+    stem, _, suffix = name.rpartition(".")
+    if kind is CacheKind.MASTERS:
+        return "raw" if suffix == "converted" else None
+    return suffix if stem and suffix in STORED_FORMATS else None
 
 
 def ref_key(canonical: str) -> str:
@@ -167,6 +175,11 @@ class CachePaths:
     def ingest_lock(self, key: str) -> Path:
         """The lock under which one ref is fetched once."""
         return self.locks / f".ingest-{key}"
+
+    @property
+    def layout_lock(self) -> Path:
+        """The lock under which the directory is laid out."""
+        return self.locks / ".layout"
 
     @property
     def space_lock(self) -> Path:

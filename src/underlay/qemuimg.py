@@ -21,12 +21,14 @@ class ImageInfo:
 
     Attributes:
         virtual_size: bytes. backing: the recorded backing file's name, or None. data_file: an external data file, or None.
+        extents: the files that hold a VMDK's data.
     """
 
     virtual_size: int
     backing: str | None
     data_file: str | None
     encrypted: bool
+    extents: tuple[str, ...] = ()
 
 
 def info(path: Path, *, format: str) -> ImageInfo:  # noqa: A002 - QEMU's own word
@@ -43,6 +45,7 @@ def info(path: Path, *, format: str) -> ImageInfo:  # noqa: A002 - QEMU's own wo
         backing=answer.get("backing-filename"),
         data_file=data.get("data-file"),
         encrypted=bool(answer.get("encrypted", False)),
+        extents=tuple(extent["filename"] for extent in data.get("extents", ())),
     )
 
 
@@ -78,19 +81,26 @@ def resize(path: Path, *, format: str, size: int) -> None:  # noqa: A002
     run(["qemu-img", "resize", "-q", "-f", format, _plain(path), str(size)], limits=_CHANGE)
 
 
-def refuse_references(path: Path, *, format: str) -> ImageInfo:  # noqa: A002
+def refuse_references(path: Path, *, format: str, what: str = "the image") -> ImageInfo:  # noqa: A002
     """Look at an untrusted image and refuse it when it names another file.
+
+    A last line behind inspection, which refuses such an image before any tool opens it.
+
+    Args:
+        what: how messages call the image.
 
     Raises:
         UnsafeImage, ToolMissing, ToolFailed, ToolTimedOut
     """
     found = info(path, format=format)
     if found.backing is not None:
-        raise UnsafeImage("the image", rule="backing-file", why=f"it names the backing file {found.backing!r}")
+        raise UnsafeImage(what, rule="backing-file", why=f"it names the backing file {found.backing!r}")
     if found.data_file is not None:
-        raise UnsafeImage("the image", rule="data-file", why=f"it names the data file {found.data_file!r}")
+        raise UnsafeImage(what, rule="data-file", why=f"it names the data file {found.data_file!r}")
+    if strange := [name for name in found.extents if name != str(path)]:
+        raise UnsafeImage(what, rule="vmdk-descriptor", why=f"it names the extent {strange[0]!r}")
     if found.encrypted:
-        raise UnsafeImage("the image", rule="encrypted", why="encrypted images are not supported")
+        raise UnsafeImage(what, rule="encrypted", why="encrypted images are not supported")
     return found
 
 

@@ -3,26 +3,28 @@
 Which schemes can be fetched is the registry's to say; here only their form is read.
 """
 
+import json
 import re
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, unquote_to_bytes, urlsplit
 
 from underlay.errors import InvalidRef
 from underlay.model import ImageRef
 
 MAX_LENGTH = 1024
-"""Bytes of a canonical ref: two of them must fit an image's record (docs/design, metadata)."""
+"""Bytes of a canonical ref as JSON writes them: two of them must fit an image's record (docs/design, metadata)."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(.*)", re.IGNORECASE | re.DOTALL)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # Query parameters that authorise one request and say nothing about which image is meant: AWS signature versions 2 and 4,
-# Google Cloud Storage, Azure shared access signatures, Swift temporary URLs.
+# CloudFront, Google Cloud Storage, Azure shared access signatures, Swift temporary URLs.
 _SIGNATURES = re.compile(
-    r"(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|expires|key-pair-id|policy"
-    r"|sig|se|sp|sv|sr|st|spr|skoid|sktid|skt|ske|sks|skv|temp_url_sig|temp_url_expires)",
+    r"(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|key-pair-id|sig|temp_url_sig|temp_url_expires)",
     re.IGNORECASE,
 )
+# Their companions have names so plain that they may as well say which image is meant, where nothing is signed.
+_SIGNED_WITH = re.compile(r"(expires|policy|se|sp|sv|sr|st|spr|sip|skoid|sktid|skt|ske|sks|skv)", re.IGNORECASE)
 
 
 def parse_ref(text: str) -> ImageRef:
@@ -32,7 +34,7 @@ def parse_ref(text: str) -> ImageRef:
         InvalidRef: not a ref, or longer than `MAX_LENGTH` bytes in its canonical spelling.
     """
     ref = _parse(text.strip())
-    if len(ref.canonical.encode()) > MAX_LENGTH:
+    if len(json.dumps(ref.canonical, ensure_ascii=False).encode()) - 2 > MAX_LENGTH:
         raise InvalidRef(f"the ref {ref.canonical[:40]}… is longer than {MAX_LENGTH} bytes")
     return ref
 
@@ -44,7 +46,9 @@ def is_ref(text: str) -> bool:
 
 def _parse(text: str) -> ImageRef:
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in text):
-        raise InvalidRef(f"the ref {text!r} has control characters")
+        raise InvalidRef(f"the ref {_without_userinfo(text)!r} has control characters")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRef(f"the ref {_without_userinfo(text)!r} is not UTF-8", hint="write %XX for each byte")
     if _UUID.fullmatch(text):
         return _glance(text)
     match = _SCHEME.fullmatch(text)
@@ -55,11 +59,13 @@ def _parse(text: str) -> ImageRef:
         return _http(scheme, text)
     if scheme == "file":
         return _file(text, rest)
-    if scheme == "glance" and _UUID.fullmatch(rest):
+    if scheme == "glance":
+        if not _UUID.fullmatch(rest):
+            raise InvalidRef(f"the ref {text!r} is no Glance image", hint="write glance:UUID, or the UUID alone")
         return _glance(rest)
     if not rest:
         raise InvalidRef(f"the ref {text!r} names nothing after its scheme")
-    return ImageRef(scheme=scheme, canonical=f"{scheme}:{rest}", location=f"{scheme}:{rest}")
+    return ImageRef(scheme=scheme, canonical=_without_userinfo(f"{scheme}:{rest}"), location=f"{scheme}:{rest}")
 
 
 def _glance(uuid: str) -> ImageRef:
@@ -67,12 +73,13 @@ def _glance(uuid: str) -> ImageRef:
 
 
 def _file(text: str, rest: str) -> ImageRef:
-    if not rest.startswith("///") or rest.startswith("////") or "\0" in unquote(rest):
+    # A path is bytes to the system, of any encoding.
+    path = unquote_to_bytes(rest[2:]).decode(errors="surrogateescape")
+    if not rest.startswith("///") or rest.startswith("////") or "\0" in path:
         raise InvalidRef(f"{text!r} is no file ref", hint="write file:///absolute/path")
-    path = unquote(rest[2:])
     if path.endswith("/") or any(part in ("", ".", "..") for part in path.split("/")[1:]):
         raise InvalidRef(f"the file ref {text!r} is not a plain absolute path", hint="leave out '.', '..' and empty parts")
-    return ImageRef(scheme="file", canonical="file://" + quote(path), location=path)
+    return ImageRef(scheme="file", canonical="file://" + quote(path.encode(errors="surrogateescape")), location=path)
 
 
 def _http(scheme: str, text: str) -> ImageRef:
@@ -93,8 +100,15 @@ def _http(scheme: str, text: str) -> ImageRef:
 
 
 def _without_signature(url: SplitResult) -> str:
-    pairs = (pair for pair in url.query.split("&") if pair)
-    return "&".join(pair for pair in pairs if not _SIGNATURES.fullmatch(unquote(pair.partition("=")[0])))
+    pairs = [pair for pair in url.query.split("&") if pair]
+    unsigned = [pair for pair in pairs if not _SIGNATURES.fullmatch(_name(pair))]
+    if len(unsigned) < len(pairs):
+        unsigned = [pair for pair in unsigned if not _SIGNED_WITH.fullmatch(_name(pair))]
+    return "&".join(unsigned)
+
+
+def _name(pair: str) -> str:
+    return unquote(pair.partition("=")[0])
 
 
 def _without_userinfo(text: str) -> str:

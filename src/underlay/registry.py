@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from underlay.contracts import DiskBackend, ImageSource
-from underlay.errors import UnknownBackend, UnknownScheme
+from underlay.errors import ExtraMissing, UnknownBackend, UnknownScheme
 
 _SOURCES: Mapping[str, str] = MappingProxyType(
     {
@@ -32,7 +32,7 @@ def open_source(scheme: str, arguments: Mapping[str, Any]) -> ImageSource:
     """The source that serves a scheme, with its configured arguments. No I/O.
 
     Raises:
-        UnknownScheme
+        UnknownScheme: the hint lists the known ones. ExtraMissing: its adapter needs something that is not installed.
     """
     location = _SOURCES.get(scheme) or _entry_points("underlay.sources").get(scheme)
     if location is None:
@@ -45,7 +45,7 @@ def open_backend(name: str) -> DiskBackend:
     """The disk backend of this name. No I/O.
 
     Raises:
-        UnknownBackend: the hint lists the known ones.
+        UnknownBackend: the hint lists the known ones. ExtraMissing: its adapter needs something that is not installed.
     """
     name = _ALIASES.get(name, name)
     location = _DISKS.get(name) or _entry_points("underlay.disks").get(name)
@@ -57,7 +57,10 @@ def open_backend(name: str) -> DiskBackend:
 
 def _load(location: str) -> Any:
     module, _, attribute = location.partition(":")
-    return getattr(import_module(module), attribute)
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ExtraMissing(f"the adapter {location} cannot be loaded: {error}", hint="install what it needs") from error
 
 
 def _entry_points(group: str) -> dict[str, str]:

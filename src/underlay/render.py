@@ -3,14 +3,17 @@
 Everything printable is made here; only the command line prints it.
 """
 
+import json
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -19,15 +22,23 @@ from underlay.check import Finding
 from underlay.model import BaseImage, Event, InstanceDisk, Level, Problem, Progress as WorkProgress
 from underlay.units import format_duration, format_size
 
-_PLAIN_WIDTH = 160  # columns of a table that goes into a file or a pipe
-_SHORT_NAME = 12
+_PLAIN_WIDTH = 10_000  # columns of what goes into a file or a pipe, where nothing is folded or shortened
+_LONG_NAME = re.compile(r"([0-9a-f]{12})[0-9a-f]{28}(.*)|([0-9a-f]{8}-[0-9a-f]{3})[0-9a-f-]{24}(.*)")
+_LEAST = 12  # columns of a shortened cell
 _LEVELS = tuple(Level)
 _STYLES: Mapping[Level, str] = {Level.INFO: "green", Level.WARNING: "yellow", Level.PROBLEM: "red", Level.DEBUG: "dim"}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to who prints: rich would end the program here."""
+        raise
+
+
 def console(stream: IO[str]) -> Console:
-    """A console on a stream: as wide as the terminal, or wide enough for a file."""
-    return Console(file=stream, width=None if stream.isatty() else _PLAIN_WIDTH, highlight=False)
+    """A console on a stream: as wide as the terminal, or wide enough for a file. Brackets in a name or a ref are no markup."""
+    width = None if stream.isatty() else _PLAIN_WIDTH
+    return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 # --------------------------------------------------------------------------------------------------------------------- JSON
@@ -90,9 +101,9 @@ def finding_json(finding: Finding) -> dict[str, Any]:
 
 
 def short_name(name: str) -> str:
-    """Enough of a name to tell it by, and to find it by: its beginning and its suffix."""
-    stem, dot, suffix = name.partition(".")
-    return name if len(stem) <= _SHORT_NAME else f"{stem[:_SHORT_NAME]}{dot}{suffix}"
+    """Enough of a name to tell it by, and to find it by: its beginning and what follows its digits."""
+    match = _LONG_NAME.fullmatch(name)
+    return "".join(part for part in match.groups() if part) if match else name
 
 
 def ago(moment: datetime, *, now: datetime) -> str:
@@ -100,20 +111,37 @@ def ago(moment: datetime, *, now: datetime) -> str:
     return format_duration(max(0.0, (now - moment).total_seconds())) + " ago"
 
 
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A cell of one line: what does not fit is left out at the end that says less."""
+
+    text: str
+    keep_end: bool = False
+    style: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        text, room = self.text, options.max_width
+        if len(text) > room:
+            text = "…" + text[len(text) - room + 1 :] if self.keep_end else text[: room - 1] + "…"
+        yield Text(text, style=self.style, no_wrap=True, overflow="crop")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(_LEAST, len(self.text)), len(self.text))
+
+
+def _cell(text: str, *, wide: bool, keep_end: bool = False) -> RenderableType:
+    return Text(text, overflow="fold") if wide else _Fitted(text, keep_end=keep_end)
+
+
 def image_table(images: Sequence[BaseImage], users: Mapping[str, int], *, now: datetime, wide: bool) -> RenderableType:
-    """Images, one a row; ``users`` counts the disks made from each, by path."""
+    """Images, one a row; ``users`` counts the disks made from each, by path. Wide: nothing is shortened."""
     if not images:
         return Text("No images.", style="dim")
-    table = _table()
-    for heading in ("NAME", "REF"):
-        table.add_column(heading, no_wrap=True, overflow="fold" if wide else "ellipsis", ratio=1 if heading == "REF" else None)
-    table.add_column("FORMAT", no_wrap=True)
-    for heading in ("ON DISK", "VIRTUAL", "DISKS", "LAST USED"):
-        table.add_column(heading, no_wrap=True, justify="right")
+    table = _table("NAME", "REF", "FORMAT", numbers=("ON DISK", "VIRTUAL", "DISKS", "LAST USED"), flexible=("REF",))
     for image in images:
         table.add_row(
             image.name if wide else short_name(image.name),
-            image.ref or Text("unrecorded", style="yellow"),
+            _cell(image.ref, wide=wide, keep_end=True) if image.ref else Text("unrecorded", style="yellow"),
             image.format,
             format_size(image.allocated),
             format_size(image.virtual_size),
@@ -125,20 +153,28 @@ def image_table(images: Sequence[BaseImage], users: Mapping[str, int], *, now: d
 
 def image_tree(image: BaseImage, disks: Sequence[InstanceDisk], *, now: datetime) -> RenderableType:
     """One image: what is known of it, and a branch for each disk that is made from it."""
-    tree = Tree(Text(image.name, style="bold"))
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
     for heading, value in _facts(image, now=now):
-        tree.add(Text.assemble((f"{heading:<13}", "dim"), value))
-    branch = tree.add(Text(f"used by {len(disks)} disks" if disks else "used by no disk that is known"))
+        facts.add_row(heading, value)
+    users = Tree(Text(_used_by(len(disks))))
     for disk in disks:
-        branch.add(Text(f"{disk.instance}/{disk.name}  {disk.backend}  {disk.path}"))
-    return tree
+        users.add(Text(f"{disk.instance}/{disk.name} ({disk.backend}) {disk.path}", overflow="fold"))
+    return Group(Text(image.name, style="bold"), facts, users)
+
+
+def _used_by(number: int) -> str:
+    if number == 0:
+        return "used by no disk that is known"
+    return f"used by {number} disk{'s' if number > 1 else ''}"
 
 
 def _facts(image: BaseImage, *, now: datetime) -> list[tuple[str, str]]:
     record = image.record
     facts = [
         ("path", str(image.path)),
-        ("ref", record.ref if record else "unrecorded: it was not fetched by Underlay"),
+        ("ref", record.ref if record else "unrecorded: it was not fetched by Underlay, or its file system keeps no attributes"),
         ("format", image.format),
         ("size", f"{format_size(image.allocated)} on disk, {format_size(image.virtual_size)} virtual"),
     ]
@@ -151,43 +187,42 @@ def _facts(image: BaseImage, *, now: datetime) -> list[tuple[str, str]]:
     return [*facts, ("last used", ago(image.last_used, now=now))]
 
 
-def disk_table(disks: Sequence[InstanceDisk]) -> RenderableType:
-    """Disks, one a row."""
+def disk_table(disks: Sequence[InstanceDisk], *, wide: bool) -> RenderableType:
+    """Disks, one a row; one that lies outside its instance's directory is called by its path. Wide: nothing is shortened."""
     if not disks:
         return Text("No disks.", style="dim")
-    table = _table()
-    for heading in ("INSTANCE", "NAME", "BACKEND"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("SIZE", "ON DISK"):
-        table.add_column(heading, no_wrap=True, justify="right")
-    table.add_column("BASE", no_wrap=True)
-    table.add_column("PATH", overflow="fold")
+    table = _table("INSTANCE", "NAME", "BACKEND", numbers=("SIZE", "ON DISK"), last=("BASE",), flexible=("NAME", "BASE"))
     for disk in disks:
+        elsewhere = (disk.path.parent.name, disk.path.name) != (disk.instance, disk.name)
+        base = disk.base or "-"
         table.add_row(
             disk.instance,
-            disk.name,
+            _cell(str(disk.path) if elsewhere or wide else disk.name, wide=wide, keep_end=True),
             disk.backend,
             "?" if disk.size is None else format_size(disk.size),
             format_size(disk.allocated),
-            short_name(disk.base) if disk.base else "-",
-            str(disk.path),
+            _cell(base if wide else short_name(base), wide=wide),
         )
     return table
 
 
+def disk_line(disk: InstanceDisk) -> Text:
+    """One disk in a sentence."""
+    size = "an unknown size" if disk.size is None else format_size(disk.size)
+    base = f" made from {disk.base}" if disk.base else ""
+    text = f"{disk.path} ({disk.format or 'unrecorded'}, {size}, {format_size(disk.allocated)} on disk){base}"
+    return Text(text, overflow="fold")
+
+
 def usage_table(caches: Sequence[Mapping[str, Any]], disks: Mapping[str, Any]) -> RenderableType:
     """What each cache occupies, and what the disks do."""
-    table = _table()
-    table.add_column("WHAT", no_wrap=True)
-    for heading in ("COUNT", "ON DISK", "INGESTS", "FREE"):
-        table.add_column(heading, no_wrap=True, justify="right")
-    table.add_column("PATH", overflow="fold")
+    table = _table("WHAT", numbers=("COUNT", "ON DISK", "INGESTS", "FREE"), last=("PATH",), flexible=("PATH",))
     for cache in caches:
         table.add_row(
             f"{cache['name']} ({cache['kind']})",
             str(cache["images"]),
             format_size(cache["allocated"]),
-            format_size(cache["ingests"]),
+            "?" if cache["ingests"] is None else format_size(cache["ingests"]),
             format_size(cache["free"]),
             cache["path"],
         )
@@ -197,14 +232,12 @@ def usage_table(caches: Sequence[Mapping[str, Any]], disks: Mapping[str, Any]) -
 
 def findings_table(findings: Sequence[Finding]) -> RenderableType:
     """Findings, the weightiest last, where the eye is when the command ends."""
-    table = _table()
-    table.add_column("LEVEL", no_wrap=True)
-    table.add_column("CODE", no_wrap=True)
-    table.add_column("WHAT", overflow="fold", ratio=1)
+    table = _table("LEVEL", "CODE", "WHAT", flexible=("WHAT",))
     for finding in sorted(findings, key=lambda finding: _LEVELS.index(finding.level)):
         hint = f" ({finding.hint})" if finding.hint else ""
         level = Text(finding.level.value, style=_STYLES[finding.level])
-        table.add_row(level, finding.code, f"{finding.path}: {finding.detail}{hint}")
+        where = "" if str(finding.path) in finding.detail else f"{finding.path}: "
+        table.add_row(level, finding.code, f"{where}{finding.detail}{hint}")
     return table
 
 
@@ -213,8 +246,13 @@ def problem_text(problem: Problem) -> Text:
     return Text.assemble(("problem ", "red"), f"{problem.code}: {problem.detail}")
 
 
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+def _table(*words: str, numbers: Sequence[str] = (), last: Sequence[str] = (), flexible: Sequence[str]) -> Table:
+    """A table without lines; what is not flexible is never shortened."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in (*words, *numbers, *last):
+        justify: JustifyMethod = "right" if heading in numbers else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading not in flexible, overflow="fold")
+    return table
 
 
 # --------------------------------------------------------------------------------------------------------- events and progress
@@ -234,13 +272,27 @@ def event_json(event: Event, *, now: datetime) -> dict[str, Any]:
 
 
 def _quoted(value: object) -> str:
+    """A value that is one word as it is, any other as a JSON text: one line, whatever is in it."""
     text = str(value)
-    return f'"{text}"' if any(character.isspace() for character in text) else text
+    is_word = text.isprintable() and not any(character in ' "=' for character in text)
+    return text if is_word and text else json.dumps(text, ensure_ascii=False)
+
+
+class Display(Protocol):
+    """Shows how long work goes on."""
+
+    def show(self, progress: WorkProgress) -> None:
+        """Show the work's state."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal or the log as it is."""
+        ...
 
 
 @dataclass(slots=True)
 class TerminalProgress:
-    """Bars with stage, rate and time left, one for each ref, drawn on a terminal."""
+    """Bars with stage, rate and time left, one for each stage of each ref, drawn on a terminal."""
 
     console: Console
     _bars: Progress | None = None
@@ -261,22 +313,45 @@ class TerminalProgress:
 
     def _started(self) -> Progress:
         if self._bars is None:
-            columns = (TextColumn("{task.description:<8}"), BarColumn(), DownloadColumn(binary_units=True))
-            self._bars = Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=self.console)
+            stage = TextColumn("{task.description:<8}", markup=False)
+            self._bars = Progress(stage, BarColumn(bar_width=20), _Amount(), _Rate(), _TimeLeft(), console=self.console)
             self._bars.start()
         return self._bars
 
 
-_PLAIN_INTERVAL = 5.0  # seconds
+class _Amount(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        total = f" of {format_size(int(task.total))}" if task.total else ""
+        return Text(f"{format_size(int(task.completed))}{total}")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{format_size(int(speed))}/s" if speed else "")
+
+
+class _TimeLeft(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        return Text("" if left is None or task.finished else f"{format_duration(left)} left")
+
+
+_LINE_INTERVAL = 5.0  # seconds
 
 
 @dataclass(slots=True)
-class PlainProgress:
-    """One line every few seconds, for logs and pipes; work that is over sooner says nothing."""
+class LineProgress:
+    """One line every few seconds, for logs and pipes; work that is over sooner says nothing.
+
+    Attributes:
+        line: makes the line of a state, given the seconds since its stage began.
+    """
 
     stream: IO[str]
+    line: Callable[[WorkProgress, float], str]
     _started: dict[tuple[str, str], float] = field(default_factory=dict)
-    _next: float = field(default_factory=lambda: time.monotonic() + _PLAIN_INTERVAL)
+    _next: float = field(default_factory=lambda: time.monotonic() + _LINE_INTERVAL)
 
     def show(self, progress: WorkProgress) -> None:
         """Write a line, unless one was written just now."""
@@ -284,15 +359,15 @@ class PlainProgress:
         begun = self._started.setdefault((progress.ref, progress.stage), now)
         if now < self._next:
             return
-        self._next = now + _PLAIN_INTERVAL
-        self.stream.write(progress_line(progress, seconds=now - begun) + "\n")
+        self._next = now + _LINE_INTERVAL
+        self.stream.write(self.line(progress, now - begun) + "\n")
         self.stream.flush()
 
     def close(self) -> None:
         """Nothing to put away."""
 
 
-def progress_line(progress: WorkProgress, *, seconds: float) -> str:
+def progress_line(progress: WorkProgress, seconds: float) -> str:
     """Work's state in one line: stage, how much, rate, time left."""
     rate = progress.done / seconds if seconds > 0 else 0.0
     parts = [f"{progress.stage} {progress.ref}: {format_size(progress.done)}"]
@@ -301,8 +376,17 @@ def progress_line(progress: WorkProgress, *, seconds: float) -> str:
     if rate > 0:
         parts.append(f"at {format_size(int(rate))}/s")
         if progress.total:
-            parts.append(f"{format_duration((progress.total - progress.done) / rate)} left")
+            parts.append(f"{format_duration(max(0.0, progress.total - progress.done) / rate)} left")
     return " ".join(parts)
+
+
+def progress_event(progress: WorkProgress, seconds: float) -> str:
+    """Work's state as a line of a JSON log."""
+    amounts = {"done": progress.done, "total": progress.total, "seconds": round(seconds, 1)}
+    event = Event(
+        code="progress", level=Level.INFO, detail="", fields={"ref": progress.ref, "stage": progress.stage, **amounts}
+    )
+    return json.dumps(event_json(event, now=utc_now()))
 
 
 def utc_now() -> datetime:

@@ -3,13 +3,17 @@
 import contextlib
 import os
 import resource
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from underlay.errors import ToolFailed, ToolMissing, ToolTimedOut
 
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are looked for, whatever the caller's own path."""
+
+_ENVIRONMENT = {"PATH": SEARCH_PATH, "LC_ALL": "C"}
 _MISSING_HINTS = {"qemu-img": "install it: apt-get install qemu-utils"}
 
 
@@ -30,25 +34,16 @@ class Limits:
 def run(argv: Sequence[str | os.PathLike[str]], *, limits: Limits) -> bytes:
     """Run a program to its end and return its standard output.
 
-    Its environment holds a PATH and ``LC_ALL=C`` only; its standard input is empty.
+    Its environment holds a PATH and ``LC_ALL=C`` only; its standard input is empty. It stays in our process group, so that
+    what ends us from a terminal ends it as well. After a time-out nobody waits for its pipes, whoever else has them open.
 
     Raises:
         ToolMissing, ToolFailed (with the last line that it printed), ToolTimedOut
     """
     program = os.fspath(argv[0])
-    try:
-        process = subprocess.Popen(
-            [os.fspath(part) for part in argv],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=_ENVIRONMENT,
-        )
-    except FileNotFoundError as error:
-        raise ToolMissing(f"{program} is not installed", hint=_MISSING_HINTS.get(program)) from error
-    with process:
-        _limit(process.pid, limits)
+    with _started([os.fspath(part) for part in argv]) as process:
         try:
+            _limit(process.pid, limits)
             output, errors = process.communicate(timeout=limits.seconds)
         except subprocess.TimeoutExpired as error:
             process.kill()
@@ -57,24 +52,48 @@ def run(argv: Sequence[str | os.PathLike[str]], *, limits: Limits) -> bytes:
             process.kill()
             raise
     if process.returncode != 0:
-        raise ToolFailed(f"{program} failed ({_ending(process.returncode)}): {_last_line(errors)}")
+        said = _last_line(errors) or _last_line(output) or "it printed nothing"
+        raise ToolFailed(f"{program} failed ({_ending(process.returncode)}): {said}")
     return output
+
+
+def _started(argv: Sequence[str]) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_ENVIRONMENT,
+        )
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ToolMissing(f"{argv[0]} is not installed", hint=_MISSING_HINTS.get(argv[0])) from error
+    except OSError as error:
+        raise ToolFailed(f"{argv[0]} cannot be started: {os.strerror(error.errno) if error.errno else error}") from error
 
 
 def _limit(pid: int, limits: Limits) -> None:
     # Set on the running child, not between fork and exec, where only async-signal-safe calls are allowed to a threaded
     # process. What it allocated in its first microseconds counts against the limit all the same.
     with contextlib.suppress(ProcessLookupError):
-        if limits.memory is not None:
-            resource.prlimit(pid, resource.RLIMIT_AS, (limits.memory, limits.memory))
-        if limits.cpu_seconds is not None:
-            resource.prlimit(pid, resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds))
+        _lower(pid, resource.RLIMIT_AS, limits.memory)
+        _lower(pid, resource.RLIMIT_CPU, limits.cpu_seconds)
+
+
+def _lower(pid: int, kind: int, limit: int | None) -> None:
+    if limit is None:
+        return
+    _, ceiling = resource.prlimit(pid, kind)
+    # A lower limit that we run under ourselves stands: only root may raise one. The hard limit lies above the other, because
+    # at that one the kernel kills without a word, at the other with a signal that names the processor time.
+    hard = limit + 1 if ceiling == resource.RLIM_INFINITY else min(limit + 1, ceiling)
+    resource.prlimit(pid, kind, (min(limit, hard), hard))
 
 
 def _ending(status: int) -> str:
-    return f"status {status}" if status > 0 else f"signal {-status}"
+    return f"status {status}" if status > 0 else f"signal {-status}, {signal.strsignal(-status)}"
 
 
-def _last_line(errors: bytes) -> str:
-    lines = errors.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it printed nothing"
+def _last_line(printed: bytes) -> str:
+    lines = printed.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""

@@ -101,14 +101,19 @@ def stored_digest(fd: int) -> str:
     buffer = memoryview(bytearray(BUFFER_BYTES))
     for start, end in _block_ranges(fd, size):
         position = start
-        while position < end:
-            length = os.preadv(fd, [buffer[: min(BUFFER_BYTES, end - position)]], position)
-            if length == 0:
-                break
+        while position < end and (length := _read_full(fd, buffer[: end - position], position)):
             for run_start, run_end in _data_runs(buffer[:length]):
                 _update(digest, position + run_start, buffer[run_start:run_end])
             position += length
     return f"sha256:{digest.hexdigest()}"
+
+
+def _read_full(fd: int, buffer: memoryview, position: int) -> int:
+    # A file system may answer with less than was asked for; a piece that is no whole number of blocks would shift the rest.
+    length = 0
+    while length < len(buffer) and (received := os.preadv(fd, [buffer[length:]], position + length)):
+        length += received
+    return length
 
 
 def served_digest(fd: int, algorithm: str) -> Digest:

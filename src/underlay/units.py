@@ -7,16 +7,20 @@ from underlay.errors import InvalidSize
 _SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50}
 _DECIMAL_SIZES = {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)\s*", re.ASCII)
+_MOST_BYTES = 2**63 - 1  # a file's length is a signed 64-bit number
 
 
 def parse_size(text: str) -> int:
     """Bytes of ``20GiB``, ``1.5 MiB``, ``512B`` or ``10GB``.
 
     Raises:
-        InvalidSize: no unit, an unknown unit, or no number.
+        InvalidSize: no unit, an unknown unit, no number, or more than a file can have.
     """
-    return int(_parse(text, _SIZES | _DECIMAL_SIZES, what="size", example="20GiB"))
+    size = int(_parse(text, _SIZES | _DECIMAL_SIZES, what="size", example="20GiB"))
+    if size > _MOST_BYTES:
+        raise InvalidSize(f"the size {text!r} is larger than any file")
+    return size
 
 
 def parse_duration(text: str) -> float:
@@ -42,13 +46,17 @@ def _parse(text: str, units: dict[str, int], *, what: str, example: str) -> floa
 
 
 def format_size(size: int) -> str:
-    """Bytes for people, three digits at most: ``1.4 GiB``."""
-    value, unit = float(size), "B"
-    for unit in _SIZES:
-        if value < 1000 or unit == "PiB":
-            break
+    """Bytes for people, three digits at most up to the largest unit: ``1.4 GiB``."""
+    if size < 1000:
+        return f"{size} B"
+    value = float(size)
+    for unit in list(_SIZES)[1:]:
         value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        if value < 99.95:  # else it would be rounded to one digit more
+            return f"{value:.1f} {unit}"
+        if value < 999.5:
+            return f"{value:.0f} {unit}"
+    return f"{value:.0f} PiB"
 
 
 def format_duration(seconds: float) -> str:

@@ -5,7 +5,8 @@ import click
 from underlay import render
 from underlay.check import check_host
 from underlay.cli.options import json_option
-from underlay.cli.session import Session, answer, show
+from underlay.cli.output import answer, show
+from underlay.cli.session import Session
 from underlay.model import Level
 
 FINDINGS = 3

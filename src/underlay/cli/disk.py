@@ -6,10 +6,10 @@ import click
 from rich.text import Text
 
 from underlay import render
-from underlay.cli.options import cache_option, disk_name_option, disk_path_option, json_option
-from underlay.cli.session import Session, answer, show
+from underlay.cli.options import cache_option, disk_name_option, disk_path_option, json_option, wide_option
+from underlay.cli.output import answer, show
+from underlay.cli.session import Session
 from underlay.model import InstanceDisk
-from underlay.units import format_size
 
 
 @click.group()
@@ -51,16 +51,17 @@ def create(
 
 
 @disk.command("list")
+@wide_option
 @json_option
 @click.pass_obj
-def list_disks(session: Session, as_json: bool) -> None:  # noqa: FBT001
+def list_disks(session: Session, wide: bool, as_json: bool) -> None:  # noqa: FBT001
     """List the disks in the instances path, and ours elsewhere."""
     with session.host() as host:
         disks = host.disks()
     if as_json:
         answer({"disks": [render.disk_json(one) for one in disks]})
     else:
-        show(render.disk_table(disks))
+        show(render.disk_table(disks, wide=wide))
 
 
 @disk.command("show")
@@ -109,8 +110,5 @@ def remove(session: Session, instance: str, name: str, path: Path | None, as_jso
 def _answer(found: InstanceDisk, *, as_json: bool) -> None:
     if as_json:
         answer({"disk": render.disk_json(found)})
-        return
-    size = "an unknown size" if found.size is None else format_size(found.size)
-    base = f" on {found.base}" if found.base else ""
-    text = f"{found.path} ({found.format or 'unrecorded'}, {size}, {format_size(found.allocated)} on disk){base}"
-    show(Text(text, overflow="fold"))
+    else:
+        show(render.disk_line(found))

@@ -5,7 +5,9 @@ from rich.text import Text
 
 from underlay import render
 from underlay.cli.options import cache_option, json_option
-from underlay.cli.session import Session, answer, show
+from underlay.cli.output import answer, show
+from underlay.cli.session import Session
+from underlay.refs import parse_ref
 from underlay.units import format_size
 
 
@@ -33,6 +35,6 @@ def fetch(session: Session, ref: str, cache: str | None, checksum: str | None, a
         return
     size = f"{format_size(image.allocated)} on disk, {format_size(image.virtual_size)} virtual"
     show(
-        Text.assemble((ensured.reason.code, "bold green"), f" {image.ref or ref}: {ensured.reason.detail}"),
+        Text.assemble((ensured.reason.code, "bold green"), f" {parse_ref(ref)}: {ensured.reason.detail}"),
         Text(f"{image.path} ({image.format}, {size})", overflow="fold"),
     )

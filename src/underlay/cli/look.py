@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from underlay import render
-from underlay.cli.options import cache_option, json_option
-from underlay.cli.session import Session, answer, show as show_things
-from underlay.files import free_bytes
-from underlay.host import Host
+from underlay.cli.options import cache_option, json_option, wide_option
+from underlay.cli.output import answer, show as show_things
+from underlay.cli.session import Session
+from underlay.files import free_bytes, translated
 from underlay.model import BaseImage, InstanceDisk
 from underlay.store import Store, images
 from underlay.store.staging import allocated, ingests
@@ -17,7 +17,7 @@ from underlay.store.staging import allocated, ingests
 
 @click.command("list")
 @cache_option
-@click.option("--wide", is_flag=True, help="Whole names, whole refs.")
+@wide_option
 @json_option
 @click.pass_obj
 def list_images(session: Session, cache: str | None, wide: bool, as_json: bool) -> None:  # noqa: FBT001
@@ -55,7 +55,8 @@ def show(session: Session, image: str, as_json: bool) -> None:  # noqa: FBT001
 def du(session: Session, as_json: bool) -> None:  # noqa: FBT001
     """Say what the caches and the disks occupy, in bytes that are really allocated."""
     with session.host() as host:
-        caches = [_cache_usage(name, store) for name, store in host.config.caches.items() if _is_there(store, host)]
+        stores = {store.root: store for store in host.stores()}
+        caches = [_cache_usage(name, store) for name, store in host.config.caches.items() if store.root in stores]
         disks = host.disks()
         totals = {"count": len(disks), "allocated": sum(disk.allocated for disk in disks), "path": str(host.config.instances)}
     if as_json:
@@ -64,22 +65,26 @@ def du(session: Session, as_json: bool) -> None:  # noqa: FBT001
         show_things(render.usage_table(caches, totals))
 
 
-def _is_there(store: Store, host: Host) -> bool:
-    """A configured cache is there or an error; the embedded default's caches come with the first fetch."""
-    return store.root.is_dir() or host.config.origin is not None
-
-
 def _cache_usage(name: str, store: Store) -> dict[str, Any]:
     found, _ = images.images(store)
-    return {
-        "name": name,
-        "kind": store.kind.value,
-        "path": str(store.root),
-        "images": len(found),
-        "allocated": sum(image.allocated for image in found),
-        "ingests": sum(allocated(staging) for staging, _ in ingests(store)),
-        "free": free_bytes(store.root),
-    }
+    with translated(store.root):
+        return {
+            "name": name,
+            "kind": store.kind.value,
+            "path": str(store.root),
+            "images": len(found),
+            "allocated": sum(image.allocated for image in found),
+            "ingests": _ingests_allocated(store),
+            "free": free_bytes(store.root),
+        }
+
+
+def _ingests_allocated(store: Store) -> int | None:
+    """Bytes of fetches in progress and of those that died; None for a user who may not look."""
+    try:
+        return sum(allocated(staging) for staging, _ in ingests(store))
+    except PermissionError:
+        return None
 
 
 def _made_from(image: BaseImage, disks: list[InstanceDisk]) -> list[InstanceDisk]:

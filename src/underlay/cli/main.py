@@ -3,16 +3,21 @@
 Standard output is for answers, standard error for events, progress and errors. With ``--json`` an error is an answer too.
 """
 
+import io
+import itertools
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 import click
 
+from underlay.cli.output import OutputFailed, silence, writing
 from underlay.errors import UnderlayError
 from underlay.version import __version__
 
@@ -36,6 +41,19 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command, its answer flushed while a failure of that can still be told."""
+        try:
+            result = super().invoke(ctx)
+            with writing():
+                sys.stdout.flush()
+        except KeyboardInterrupt as error:
+            raise click.Abort from error  # before click sees it, who would print an empty line
+        except BrokenPipeError:
+            silence(sys.stdout)  # whoever read our answer has gone, and knows
+            return 0
+        return result
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         location = _COMMANDS.get(cmd_name)
@@ -73,30 +91,75 @@ def cli(ctx: click.Context, config: Path | None, verbose: int, log_format: str) 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    as_json = "--json" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal's encoding does not
     try:
         status = cli.main(args=list(arguments), prog_name="underlay", standalone_mode=False)
-    except UnderlayError as error:
-        status = _fail(error.code, error.message, error.hint, error.exit_code, as_json=as_json)
-    except click.ClickException as error:
-        status = _fail("usage", error.format_message(), _usage_hint(error), error.exit_code, as_json=as_json)
-    except (KeyboardInterrupt, click.Abort):
-        status = _fail("interrupted", "interrupted", None, _INTERRUPTED, as_json=as_json)
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    except Exception as error:  # noqa: BLE001 - the last door: a user never sees a traceback
-        status = _fail("internal", _internal(error), "this is a defect: please report it", _INTERNAL, as_json=as_json)
+    except (click.ClickException, click.Abort, UnderlayError, KeyboardInterrupt, Exception) as error:  # noqa: BLE001
+        failure = _failure(error)  # the last door: a user never sees a traceback
+        status = failure.exit_code
+        if _is_help(error):
+            _print(sys.stderr, failure.message)
+        else:
+            _tell(failure, arguments)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(code: str, message: str, hint: str | None, exit_code: int, *, as_json: bool) -> int:
-    if as_json:
-        click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failure:
+    code: str
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+def _failure(error: BaseException) -> _Failure:
+    """How a command that raised this ends."""
+    match error:
+        case UnderlayError():
+            return _Failure(code=error.code, message=error.message, hint=error.hint, exit_code=error.exit_code)
+        case click.ClickException():
+            message, hint = error.format_message(), _usage_hint(error)
+            return _Failure(code="usage", message=message, hint=hint, exit_code=error.exit_code)
+        case KeyboardInterrupt() | click.Abort():
+            return _Failure(code="interrupted", message="interrupted", hint=None, exit_code=_INTERRUPTED)
+        case OutputFailed():
+            hint = "make room, or send it elsewhere"
+            return _Failure(code="output-failed", message=str(error), hint=hint, exit_code=_INTERNAL)
+        case _:
+            hint = "this is a defect: please report it"
+            return _Failure(code="internal", message=_internal(error), hint=hint, exit_code=_INTERNAL)
+
+
+def _tell(failure: _Failure, arguments: Sequence[str]) -> None:
+    """Print how it ended: an answer for programs, one line for people, a line of the log for a log."""
+    if "--json" in arguments:
+        error = {"code": failure.code, "message": failure.message, "hint": failure.hint}
+        _print(sys.stdout, json.dumps({"error": error}))
+    elif _wants_json_lines(arguments):
+        line = {"level": "problem", "event": failure.code, "detail": failure.message, "hint": failure.hint}
+        _print(sys.stderr, json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}))
     else:
-        click.echo(f"underlay: {message}" + (f" ({hint})" if hint else ""), err=True)
-    return exit_code
+        _print(sys.stderr, _one_line(f"underlay: {failure.message}" + (f" ({failure.hint})" if failure.hint else "")))
+
+
+def _print(stream: IO[str], line: str) -> None:
+    try:
+        click.echo(line, file=stream)
+        stream.flush()
+    except OSError:
+        silence(stream)
+        if stream is not sys.stderr:  # the exit status is left when nobody listens at all
+            _print(sys.stderr, line)
+
+
+def _wants_json_lines(arguments: Sequence[str]) -> bool:
+    return "--log-format=json" in arguments or ("--log-format", "json") in itertools.pairwise(arguments)
+
+
+def _is_help(error: BaseException) -> bool:
+    """Whether it is click's way of printing the help of a group that was called without a command (since click 8.2)."""
+    return type(error).__name__ == "NoArgsIsHelpError"
 
 
 def _usage_hint(error: click.ClickException) -> str | None:
@@ -105,9 +168,14 @@ def _usage_hint(error: click.ClickException) -> str | None:
     return None
 
 
-def _internal(error: Exception) -> str:
+def _internal(error: BaseException) -> str:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     where = f" at {Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame else ""
-    return " ".join(f"internal error{where}: {type(error).__name__}: {error}".split())
+    return f"internal error{where}: {type(error).__name__}: {error}"
+
+
+def _one_line(text: str) -> str:
+    """The text with its white space single, and nothing in it that a terminal would obey."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in " ".join(text.split()))

@@ -3,17 +3,17 @@
 import json
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from underlay import render
+from underlay.cli.output import silence
 from underlay.host import Host
 from underlay.model import Event, Level, Progress
 
-_ORDER = (Level.DEBUG, Level.INFO, Level.WARNING)
+_ORDER = tuple(Level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,15 @@ class Session:
 
 @dataclass(slots=True)
 class Reporter:
-    """An observer that writes one structured line for each event, and shows progress."""
+    """An observer that writes one structured line for each event, and shows progress, on standard error.
+
+    When nobody reads standard error any more the work goes on, and what is to be told is dropped.
+    """
 
     threshold: Level
     as_json: bool
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _display: render.TerminalProgress | render.PlainProgress | None = None
+    _display: render.Display | None = None
 
     def event(self, event: Event) -> None:
         """Write the event's line, if it matters enough."""
@@ -54,32 +57,34 @@ class Reporter:
             return
         now = render.utc_now()
         line = json.dumps(render.event_json(event, now=now)) if self.as_json else render.event_line(event, now=now)
-        with self._lock:
+        with self._lock, _while_heard():
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
 
     def progress(self, progress: Progress) -> None:
         """Show the work's state."""
-        with self._lock:
+        with self._lock, _while_heard():
             if self._display is None:
-                terminal = sys.stderr.isatty() and not self.as_json
-                display = render.TerminalProgress(render.console(sys.stderr)) if terminal else render.PlainProgress(sys.stderr)
-                self._display = display
+                self._display = self._choose_display()
             self._display.show(progress)
+
+    def _choose_display(self) -> render.Display:
+        if self.as_json:
+            return render.LineProgress(sys.stderr, render.progress_event)
+        if sys.stderr.isatty():
+            return render.TerminalProgress(render.console(sys.stderr))
+        return render.LineProgress(sys.stderr, render.progress_line)
 
     def close(self) -> None:
         """Put the display away."""
         if self._display is not None:
-            self._display.close()
+            with _while_heard():
+                self._display.close()
 
 
-def answer(payload: Mapping[str, Any]) -> None:
-    """Print a command's answer for programs: one JSON object."""
-    sys.stdout.write(json.dumps(payload) + "\n")
-
-
-def show(*things: Any) -> None:
-    """Print a command's answer for people."""
-    target = render.console(sys.stdout)
-    for thing in things:
-        target.print(thing)
+@contextmanager
+def _while_heard() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        silence(sys.stderr)

@@ -2,12 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from underlay import filedisk
 from underlay.contracts import BackendTraits
 from underlay.errors import FormatMismatch
-from underlay.files import copy_sparse, create, open_regular
+from underlay.files import copy_sparse, open_regular
 from underlay.model import BaseImage, DiskSpec, InstanceDisk
 
 
@@ -26,16 +27,7 @@ class FlatBackend:
         if found := filedisk.existing(base, want, self.traits):
             return found
         with filedisk.publishing(base, want, self.traits) as temporary:
-            source = open_regular(base.path)
-            try:
-                target = create(temporary, 0o600)
-                try:
-                    copy_sparse(source, target, base.size)
-                    os.ftruncate(target, filedisk.size_for(base, want))
-                finally:
-                    os.close(target)
-            finally:
-                os.close(source)
+            _copy(base, temporary, size=filedisk.size_for(base, want))
         return self.describe(want)
 
     def describe(self, want: DiskSpec) -> InstanceDisk:
@@ -50,3 +42,16 @@ class FlatBackend:
     def remove(self, disk: InstanceDisk) -> None:
         """Remove the file."""
         filedisk.remove(disk)
+
+
+def _copy(base: BaseImage, target: Path, *, size: int) -> None:
+    source_fd = open_regular(base.path)
+    try:
+        target_fd = open_regular(target, os.O_RDWR)
+        try:
+            copy_sparse(source_fd, target_fd, base.size)
+            os.ftruncate(target_fd, size)
+        finally:
+            os.close(target_fd)
+    finally:
+        os.close(source_fd)

@@ -1,35 +1,51 @@
 """What a stream of bytes is, and whether any tool may ever open it: decided while it arrives, before anything else.
 
-oslo.utils' inspectors recognise the formats; the rules are ours where theirs have gaps or refuse what is legitimate:
+A format is recognised by its signature and, as a second opinion, by oslo.utils' inspectors; more than one is refused. The
+rules are ours, because theirs pass what is dangerous and refuse what is legitimate:
 
-* qcow2 is judged by its own header (`underlay.formats.qcow2`): theirs refuse extended L2 and pass encryption;
-* a text VMDK descriptor is refused: theirs call it raw and safe;
+* a qcow2 is judged by its own header (`underlay.formats.qcow2`): theirs refuse extended L2 and pass encryption;
+* a VMDK is judged by its descriptor as QEMU reads it (`underlay.formats.vmdk`): theirs pass text descriptors and headers
+  that make QEMU open the files they name;
+* a differencing VHD, VHDX or VDI is refused: theirs do not look;
+* a file with a format's signature is of that format, however broken: theirs call it raw;
 * a partition table, a hybrid one, a FAT boot sector or a bare boot signature is raw: tools get ``-f raw``, so its content
-  can do nothing to them, and theirs refuse three of the four;
-* a differencing VHD is refused: theirs do not look.
+  can do nothing to them, and theirs refuse three of the four.
+
+The verdict hangs on the bytes alone, not on the pieces in which they come. Making an `Inspector` costs nothing; oslo.utils is
+imported when the first one has something to recognise.
 """
 
-import struct
 from dataclasses import dataclass, field
-
-from oslo_utils.imageutils.format_inspector import FileInspector, get_inspector
+from typing import TYPE_CHECKING
 
 from underlay.errors import FormatMismatch, UnsafeImage, VirtualSizeRefused
-from underlay.formats import qcow2, text
+from underlay.formats import qcow2, vdi, vhd, vhdx, vmdk
 from underlay.model import ImageFacts
+
+if TYPE_CHECKING:
+    from oslo_utils.imageutils.format_inspector import FileInspector
 
 DEFAULT_VIRTUAL_SIZE_LIMIT = 10 << 40
 """Bytes: 10 TiB."""
 
-_KNOWN = ("qcow2", "vhd", "vhdx", "vmdk", "vdi", "qed", "iso", "gpt", "luks")
+BEGINNING_BYTES = 64 << 10
+"""What tells a format and, except of a VHDX, its rules. Every reader that wants a beginning is content with this much."""
+
+_SIGNATURES = (
+    ("qcow2", 0, qcow2.MAGIC),
+    ("vmdk", 0, vmdk.MAGIC),
+    ("vhd", 0, vhd.COOKIE),
+    ("vhdx", 0, vhdx.MAGIC),
+    ("vdi", vdi.MAGIC_OFFSET, vdi.MAGIC),
+    ("qed", 0, b"QED\0"),
+    ("luks", 0, b"LUKS\xba\xbe"),
+)
+_SECOND_OPINIONS = ("qcow2", "vhd", "vhdx", "vdi", "qed", "iso", "gpt", "luks")
 _QEMU_NAMES = {"gpt": "raw", "iso": "raw", "vhd": "vpc"}
-_FORBIDDEN = {
-    "qed": ("qed", "the qed format can name a backing file and is no longer maintained"),
-    "luks": ("encrypted", "encrypted images are not supported"),
-}
 _RAW_LABELS = frozenset({"raw", "gpt"})
 _PIECE = 4096  # what oslo.utils' inspectors are built for: a structure found in one piece is looked for in the next
-_VHD_TYPE_OFFSET, _VHD_DIFFERENCING = 60, 4
+_SECTOR = 512
+_TAIL_BYTES = max(vmdk.FOOTER_BYTES, vhd.FOOTER_BYTES)
 
 
 @dataclass(slots=True)
@@ -49,8 +65,12 @@ class Inspector:
     early: ImageFacts | None = None
     _size: int = 0
     _beginning: bytearray = field(default_factory=bytearray)
-    _undecided: dict[str, FileInspector] = field(default_factory=lambda: {name: _new(name) for name in _KNOWN})
-    _matched: dict[str, FileInspector] = field(default_factory=dict)
+    _tail: bytes = b""
+    _found: str = ""  # by the format's name in image services; empty until the beginning is here
+    _virtual_size: int | None = None
+    _vhdx: vhdx.Reader | None = None
+    _sparse: vmdk.Sparse | None = None
+    _least_size: int = 0
 
     def feed(self, chunk: memoryview) -> None:
         """Take the next bytes.
@@ -58,17 +78,18 @@ class Inspector:
         Raises:
             UnsafeImage, FormatMismatch, VirtualSizeRefused: as soon as the bytes so far tell.
         """
-        if len(self._beginning) < qcow2.HEADER_BYTES:
-            self._beginning += chunk[: qcow2.HEADER_BYTES - len(self._beginning)]
-        # Only a VMDK's footer keeps an inspector undecided to the end; it is glad of large pieces.
-        piece = _PIECE if len(self._undecided) > 1 else len(chunk)
-        for start in range(0, len(chunk), piece):
-            if not self._undecided:
-                break
-            self._take(bytes(chunk[start : start + piece]))
+        position = self._size
         self._size += len(chunk)
-        if self.early is None and (not self._undecided or self._waits_for_footer()):
-            self.early = self._decide()
+        self._tail = (self._tail + bytes(chunk[-_TAIL_BYTES:]))[-_TAIL_BYTES:]
+        if not self._found:
+            missing = BEGINNING_BYTES - len(self._beginning)
+            self._beginning += chunk[:missing]
+            if len(self._beginning) < BEGINNING_BYTES:
+                return
+            self._recognise()
+        if self._vhdx is not None:
+            self._vhdx.feed(chunk, position)
+        self._judge_early()
 
     def finish(self) -> ImageFacts:
         """The verdict over the whole stream.
@@ -78,102 +99,139 @@ class Inspector:
         """
         if self._size == 0:
             raise self._refused("empty", "it has no bytes")
-        for name, inspector in list(self._undecided.items()):
-            inspector.finish()
-            self._settle(name, inspector)
-        facts = self._decide()
-        if facts.format != "raw":
-            return facts
-        self._check_virtual_size(self._size)
-        return ImageFacts(format="raw", label=facts.label, virtual_size=self._size)
+        if not self._found:
+            self._recognise()
+        self._judge_end()
+        return self._facts()
 
-    def _take(self, piece: bytes) -> None:
-        for name, inspector in list(self._undecided.items()):
-            try:
-                inspector.eat_chunk(piece)
-            except Exception:  # noqa: BLE001 - whatever an inspector raises over untrusted bytes means: not this format
-                del self._undecided[name]
-                continue
-            if inspector.complete:
-                self._settle(name, inspector)
+    # ------------------------------------------------------------------------------------------------------------ the beginning
 
-    def _settle(self, name: str, inspector: FileInspector) -> None:
-        self._undecided.pop(name, None)
-        if inspector.complete and _matches(inspector):
-            self._matched[name] = inspector
-
-    def _waits_for_footer(self) -> bool:
-        return self._undecided.keys() == {"vmdk"} and _matches(self._undecided["vmdk"])
-
-    def _decide(self) -> ImageFacts:
-        matched = self._matched | (self._undecided if self._waits_for_footer() else {})
-        found = self._one_of(matched)
-        if found in _FORBIDDEN:
-            rule, why = _FORBIDDEN[found]
-            raise self._refused(rule, why)
-        if found == "raw" and text.is_vmdk_descriptor(bytes(self._beginning)):
+    def _recognise(self) -> None:
+        beginning = bytes(self._beginning)
+        if vmdk.is_descriptor(beginning):
             raise self._refused("vmdk-descriptor", "it is a VMDK descriptor, which names files of the host")
-        self._check_label(found)
-        virtual_size = self._check_format(found, matched.get(found))
-        if virtual_size is not None:
-            self._check_virtual_size(virtual_size)
-        return ImageFacts(format=_QEMU_NAMES.get(found, found), label=found, virtual_size=virtual_size)
+        self._found = self._one_of(_signatures(beginning) | _second_opinion(beginning))
+        self._check_format(beginning)
+        if not self._may_be_fixed_vhd():
+            self._check_label()
 
-    def _one_of(self, matched: dict[str, FileInspector]) -> str:
-        names = set(matched)
+    def _one_of(self, names: set[str]) -> str:
         if names == {"iso", "gpt"}:  # a bootable ISO has a partition table for when it is written to a disk
             return "iso"
         if len(names) > 1:
             raise self._refused("ambiguous", f"it is {' and '.join(sorted(names))} at once")
         return names.pop() if names else "raw"
 
-    def _check_label(self, found: str) -> None:
-        if self.label is None or self.label == found or {self.label, found} <= _RAW_LABELS:
+    def _check_label(self) -> None:
+        if self.label in (None, self._found) or {self.label, self._found} <= _RAW_LABELS:
             return
-        raise FormatMismatch(f"{self.what} is labelled {self.label}, but its content is {found}", hint="correct its label")
+        raise FormatMismatch(
+            f"{self.what} is labelled {self.label}, but its content is {self._found}", hint="correct its label"
+        )
 
-    def _check_format(self, found: str, inspector: FileInspector | None) -> int | None:
-        """The virtual size that the header tells, after the format's own rules; None where only a tool can tell it."""
-        if found == "qcow2":
-            header = qcow2.parse_header(bytes(self._beginning))
-            qcow2.check_safety(header)
-            if header.size == 0:
-                raise self._refused("empty", "its virtual size is 0 bytes")
-            return header.size
-        if found == "vhd" and self._vhd_type() == _VHD_DIFFERENCING:
-            raise self._refused("backing-file", "it is a differencing disk, which names a parent")
-        if found == "vmdk" and inspector is not None and inspector.complete:
-            self._check_vmdk(inspector)
-        return None
+    def _may_be_fixed_vhd(self) -> bool:
+        """A fixed VHD is a raw disk until its footer, so only the label and the end can tell it."""
+        return self.label == "vhd" and self._format() == "raw"
 
-    def _check_vmdk(self, inspector: FileInspector) -> None:
-        try:
-            inspector.safety_check()
-        except Exception as error:
-            raise self._refused("vmdk-descriptor", "its descriptor names other files or is of a kind that may") from error
+    def _check_format(self, beginning: bytes) -> None:
+        match self._found:
+            case "qcow2":
+                header = qcow2.parse_header(beginning, what=self.what)
+                qcow2.check_safety(header, what=self.what)
+                self._virtual_size = header.size // _SECTOR * _SECTOR  # QEMU shows a guest whole sectors
+                if self._virtual_size == 0:
+                    raise self._refused("empty", "its virtual size is 0 bytes")
+            case "vmdk":
+                self._sparse = vmdk.check_sparse(beginning, what=self.what)
+                self._virtual_size = self._sparse.virtual_size
+            case "vdi":
+                found = vdi.check_header(beginning, what=self.what)
+                self._virtual_size, self._least_size = found.virtual_size, found.file_size
+            case "vhd":
+                self._check_virtual_size(vhd.check_header(beginning, what=self.what))
+            case "vhdx":
+                self._vhdx = vhdx.Reader.start(self.what)
+            case "qed":
+                raise self._refused("qed", "the qed format can name a backing file and is no longer maintained")
+            case "luks":
+                raise self._refused("encrypted", "encrypted images are not supported")
 
-    def _vhd_type(self) -> int:
-        return int(struct.unpack_from(">I", self._beginning, _VHD_TYPE_OFFSET)[0])
+    # --------------------------------------------------------------------------------------------------- the rest of the stream
 
-    def _check_virtual_size(self, size: int) -> None:
-        if size > self.virtual_size_limit:
-            raise VirtualSizeRefused(
-                f"{self.what} has a virtual size of {size} bytes, over the limit of {self.virtual_size_limit} bytes",
-                hint="raise virtual_size_limit in the configuration if that is right",
-            )
+    def _judge_early(self) -> None:
+        if self._vhdx is not None:
+            self._virtual_size = self._vhdx.virtual_size
+            if self._virtual_size is None:
+                return
+        self._check_virtual_size(self._size if self._format() == "raw" else self._virtual_size)
+        if self.early is None and not self._may_be_fixed_vhd():
+            self.early = self._facts()
+
+    def _judge_end(self) -> None:
+        if self._may_be_fixed_vhd() and vhd.is_fixed_footer(self._tail[-vhd.FOOTER_BYTES :]):
+            self._found = "vhd"
+        self._check_label()
+        if self._vhdx is not None:
+            self._virtual_size = self._vhdx.virtual_size
+            if self._virtual_size is None:
+                raise self._refused("cut-short", "it ends before its metadata")
+        if self._sparse is not None and self._sparse.has_footer:
+            self._virtual_size = vmdk.check_footer(bytes(self._beginning), self._tail, what=self.what).virtual_size
+        if self._size < self._least_size:
+            raise self._refused("cut-short", f"its header promises {self._least_size} bytes, it has {self._size}")
+        if self._format() == "raw":
+            self._virtual_size = self._size
+        self._check_virtual_size(self._virtual_size)
+
+    def _format(self) -> str:
+        return _QEMU_NAMES.get(self._found, self._found)
+
+    def _facts(self) -> ImageFacts:
+        return ImageFacts(format=self._format(), label=self._found, virtual_size=self._virtual_size)
+
+    def _check_virtual_size(self, size: int | None) -> None:
+        if size is not None:
+            check_virtual_size(self.what, size, limit=self.virtual_size_limit)
 
     def _refused(self, rule: str, why: str) -> UnsafeImage:
         return UnsafeImage(self.what, rule=rule, why=why)
 
 
-def _matches(inspector: FileInspector) -> bool:
+def check_virtual_size(what: str, size: int, *, limit: int) -> None:
+    """Refuse an image that would show a guest more than ``limit`` bytes.
+
+    Raises:
+        VirtualSizeRefused
+    """
+    if size > limit:
+        raise VirtualSizeRefused(
+            f"{what} has a virtual size of {size} bytes, over the limit of {limit} bytes",
+            hint="raise virtual_size_limit in the configuration if that is right",
+        )
+
+
+def _signatures(beginning: bytes) -> set[str]:
+    return {name for name, offset, signature in _SIGNATURES if beginning.startswith(signature, offset)}
+
+
+def _second_opinion(beginning: bytes) -> set[str]:
+    return {name for name in _SECOND_OPINIONS if _matches(_new(name), beginning)}
+
+
+def _matches(inspector: "FileInspector", beginning: bytes) -> bool:
     try:
+        for start in range(0, len(beginning), _PIECE):
+            inspector.eat_chunk(beginning[start : start + _PIECE])
+        inspector.finish()
         return inspector.format_match
-    except AttributeError:  # the vmdk inspector, asked before it has seen a whole descriptor
+    except Exception:  # noqa: BLE001 - whatever an inspector raises over untrusted bytes means: not this format
         return False
 
 
-def _new(name: str) -> FileInspector:
+def _new(name: str) -> "FileInspector":
+    # Imported late: it takes a tenth of a second, which a command that finds its image cached need not spend.
+    from oslo_utils.imageutils.format_inspector import get_inspector
+
     inspector = get_inspector(name)
     assert inspector is not None
     return inspector()

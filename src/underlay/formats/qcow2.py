@@ -20,8 +20,9 @@ MAGIC = b"QFI\xfb"
 _HEADER_V2 = struct.Struct(">4sIQIIQIIQQIIQ")
 # incompatible, compatible, autoclear features, refcount order, header length
 _HEADER_V3 = struct.Struct(">QQQII")
+_COMPRESSION_OFFSET = _HEADER_V2.size + _HEADER_V3.size  # one byte, in headers that are long enough
 _EXTENSION = struct.Struct(">II")
-_EXTENSION_END, _EXTENSION_DATA_FILE = 0x00000000, 0x44415441
+_EXTENSION_END, _EXTENSION_DATA_FILE, _EXTENSION_ENCRYPTION = 0x00000000, 0x44415441, 0x0537BE77
 
 INCOMPATIBLE_DIRTY = 1 << 0
 INCOMPATIBLE_CORRUPT = 1 << 1
@@ -34,6 +35,11 @@ _OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
 _COMPRESSED = 1 << 62
 _ALL_ZEROS = 1 << 0
 _MAX_L1_BYTES = 32 << 20  # QCOW_MAX_L1_SIZE
+_MAX_REFCOUNT_ORDER = 6
+_ZLIB, _ZSTD = 0, 1
+_SUBCLUSTERS, _LEAST_EXTENDED_BITS = 32, 14
+_ALLOCATED = 0xFFFF_FFFF
+_BLOCK = 4096  # what a file system allocates at least
 MAX_BACKING_NAME = 1023
 HEADER_BYTES = 64 << 10
 """As much of a file's beginning as the header, its extensions and a backing name can take."""
@@ -45,7 +51,7 @@ class Header:
 
     Attributes:
         size: the guest's bytes. cluster_bits: log2 of the cluster size. l1_entries: 8-byte entries of the L1 table.
-        crypt_method: 0 none, 1 AES, 2 LUKS. incompatible: feature bits; 0 in version 2.
+        crypt_method: 0 none, 1 AES, 2 LUKS. incompatible: feature bits; 0 in version 2. compression: 0 zlib, 1 zstd.
         extensions: type and length of each header extension, in order.
     """
 
@@ -58,6 +64,7 @@ class Header:
     l1_entries: int
     l1_offset: int
     incompatible: int
+    compression: int
     extensions: tuple[tuple[int, int], ...]
 
     @property
@@ -66,34 +73,41 @@ class Header:
         return bool(self.incompatible & INCOMPATIBLE_EXTENDED_L2)
 
     @property
+    def cluster_bytes(self) -> int:
+        """Size of a cluster."""
+        return 1 << self.cluster_bits
+
+    @property
     def l2_coverage(self) -> int:
         """Guest bytes that one L2 table maps."""
-        entries = (1 << self.cluster_bits) // (16 if self.extended_l2 else 8)
+        entries = self.cluster_bytes // (16 if self.extended_l2 else 8)
         return entries << self.cluster_bits
 
 
-def parse_header(beginning: bytes) -> Header:
+def parse_header(beginning: bytes, *, what: str = "the qcow2 image") -> Header:
     """Read the header from the first `HEADER_BYTES` of an image (or all of a shorter one).
+
+    Args:
+        what: how messages call the image.
 
     Raises:
         UnsafeImage: the header is malformed, of an unknown version, or its extensions leave their cluster.
     """
-    if len(beginning) < _HEADER_V2.size or beginning[:4] != MAGIC:
-        raise _refused("qcow2-header", "the qcow2 header is cut short")
+    if beginning[:4] != MAGIC:
+        raise UnsafeImage(what, rule="qcow2-header", why="it is no qcow2")
+    if len(beginning) < _HEADER_V2.size:
+        raise UnsafeImage(what, rule="cut-short", why="the qcow2 header is cut short")
     fields = _HEADER_V2.unpack_from(beginning)
     (_, version, backing_offset, backing_length, cluster_bits, size, crypt_method, l1_entries, l1_offset, *_) = fields
     if version not in (2, 3):
-        raise _refused("qcow2-version", f"qcow version {version} is not supported")
+        raise UnsafeImage(what, rule="qcow2-version", why=f"qcow version {version} is not supported")
     if not 9 <= cluster_bits <= 21:
-        raise _refused("qcow2-header", f"its cluster size of 2^{cluster_bits} bytes is outside 512 bytes to 2 MiB")
-    incompatible, header_length = 0, _HEADER_V2.size
-    if version == 3:
-        if len(beginning) < _HEADER_V2.size + _HEADER_V3.size:
-            raise _refused("qcow2-header", "the qcow2 header is cut short")
-        incompatible, _, _, _, header_length = _HEADER_V3.unpack_from(beginning, _HEADER_V2.size)
-        if header_length < _HEADER_V2.size + _HEADER_V3.size or header_length > (1 << cluster_bits):
-            raise _refused("qcow2-header", f"its header length of {header_length} bytes cannot be")
+        why = f"its cluster size of 2^{cluster_bits} bytes is outside 512 bytes to 2 MiB"
+        raise UnsafeImage(what, rule="qcow2-header", why=why)
     first_cluster = beginning[: 1 << cluster_bits]
+    incompatible, header_length, compression = 0, _HEADER_V2.size, _ZLIB
+    if version == 3:
+        incompatible, header_length, compression = _version_3(first_cluster, what)
     return Header(
         version=version,
         backing_offset=backing_offset,
@@ -104,11 +118,24 @@ def parse_header(beginning: bytes) -> Header:
         l1_entries=l1_entries,
         l1_offset=l1_offset,
         incompatible=incompatible,
-        extensions=tuple(_extensions(first_cluster, header_length, end=backing_offset or len(first_cluster))),
+        compression=compression,
+        extensions=tuple(_extensions(first_cluster, header_length, end=backing_offset or len(first_cluster), what=what)),
     )
 
 
-def _extensions(cluster: bytes, offset: int, *, end: int) -> Iterator[tuple[int, int]]:
+def _version_3(first_cluster: bytes, what: str) -> tuple[int, int, int]:
+    """Incompatible features, header length and compression type."""
+    if len(first_cluster) < _COMPRESSION_OFFSET:
+        raise UnsafeImage(what, rule="cut-short", why="the qcow2 header is cut short")
+    incompatible, _, _, refcount_order, length = _HEADER_V3.unpack_from(first_cluster, _HEADER_V2.size)
+    if not _COMPRESSION_OFFSET <= length <= len(first_cluster):
+        raise UnsafeImage(what, rule="qcow2-header", why=f"its header length of {length} bytes cannot be")
+    if refcount_order > _MAX_REFCOUNT_ORDER:
+        raise UnsafeImage(what, rule="qcow2-header", why=f"its refcounts of 2^{refcount_order} bits cannot be")
+    return incompatible, length, first_cluster[_COMPRESSION_OFFSET] if length > _COMPRESSION_OFFSET else _ZLIB
+
+
+def _extensions(cluster: bytes, offset: int, *, end: int, what: str) -> Iterator[tuple[int, int]]:
     end = min(end, len(cluster))
     while offset + _EXTENSION.size <= end:
         kind, length = _EXTENSION.unpack_from(cluster, offset)
@@ -116,81 +143,165 @@ def _extensions(cluster: bytes, offset: int, *, end: int) -> Iterator[tuple[int,
             return
         offset += _EXTENSION.size + (length + 7) // 8 * 8
         if offset > end:
-            raise _refused("qcow2-header", "a header extension leaves the first cluster")
+            raise UnsafeImage(what, rule="qcow2-header", why="a header extension leaves the first cluster")
         yield kind, length
 
 
-def check_safety(header: Header) -> None:
+def check_safety(header: Header, *, what: str = "the qcow2 image") -> None:
     """Refuse what would make a tool open another file, guess, or allocate without bound.
 
     Raises:
         UnsafeImage
     """
+    for rule, why in _complaints(header):
+        raise UnsafeImage(what, rule=rule, why=why)
+
+
+def _complaints(header: Header) -> Iterator[tuple[str, str]]:
+    extensions = dict(header.extensions)
     if header.backing_offset or header.backing_length:
-        raise _refused("backing-file", "it names a backing file")
-    if header.incompatible & INCOMPATIBLE_DATA_FILE or _EXTENSION_DATA_FILE in dict(header.extensions):
-        raise _refused("data-file", "it names an external data file")
-    unknown = header.incompatible & ~_KNOWN_INCOMPATIBLE
-    if unknown:
-        raise _refused("unknown-feature", f"it needs features that are not known (bits {unknown:#x})")
+        yield "backing-file", "it names a backing file"
+    if header.incompatible & INCOMPATIBLE_DATA_FILE or _EXTENSION_DATA_FILE in extensions:
+        yield "data-file", "it names an external data file"
+    if unknown := header.incompatible & ~_KNOWN_INCOMPATIBLE:
+        yield "unknown-feature", f"it needs features that are not known (bits {unknown:#x})"
+    if header.compression not in (_ZLIB, _ZSTD):
+        yield "unknown-feature", f"its compression type {header.compression} is not known"
+    if (header.compression != _ZLIB) != bool(header.incompatible & INCOMPATIBLE_COMPRESSION):
+        yield "qcow2-header", "its compression type and its feature bits disagree"
     if header.incompatible & INCOMPATIBLE_CORRUPT:
-        raise _refused("corrupt", "it is marked corrupt")
-    if header.crypt_method:
-        raise _refused("encrypted", "encrypted images are not supported")
+        yield "corrupt", "it is marked corrupt"
+    if header.crypt_method or _EXTENSION_ENCRYPTION in extensions:
+        yield "encrypted", "encrypted images are not supported"
+    if header.extended_l2 and header.cluster_bits < _LEAST_EXTENDED_BITS:
+        yield "qcow2-header", "its clusters are too small for extended L2 entries"
     if header.l1_entries * 8 > _MAX_L1_BYTES:
-        raise _refused("absurd-size", f"its L1 table of {header.l1_entries} entries is larger than QEMU allows")
+        yield "absurd-size", f"its L1 table of {header.l1_entries} entries is larger than QEMU allows"
     if header.size > header.l1_entries * header.l2_coverage:
-        raise _refused("absurd-size", f"its virtual size of {header.size} bytes does not fit its tables")
+        yield "absurd-size", f"its virtual size of {header.size} bytes does not fit its tables"
 
 
-def backing_name(beginning: bytes, header: Header) -> str | None:
-    """The recorded name of the backing file; None when there is none.
+def backing_name(beginning: bytes, header: Header, *, what: str = "the qcow2 image") -> str | None:
+    """The recorded name of the backing file as QEMU reads it; None when there is none.
 
     Raises:
-        UnsafeImage: the name lies outside the first cluster, or is longer than the 1023 bytes that QEMU reads.
+        UnsafeImage: the name lies outside the beginning, or is longer than the 1023 bytes that QEMU reads.
     """
     if not header.backing_offset:
         return None
     end = header.backing_offset + header.backing_length
-    if header.backing_length > MAX_BACKING_NAME or end > min(len(beginning), 1 << header.cluster_bits):
-        raise _refused("qcow2-header", "its backing file's name lies outside the first cluster")
-    return os.fsdecode(beginning[header.backing_offset : end])
+    if header.backing_length > MAX_BACKING_NAME or end > min(len(beginning), header.cluster_bytes):
+        raise UnsafeImage(what, rule="qcow2-header", why="its backing file's name lies outside the first cluster")
+    name = beginning[header.backing_offset : end].partition(b"\0")[0]
+    return os.fsdecode(name) or None
 
 
-def mapped_bytes(fd: int, header: Header) -> int:
-    """Guest bytes that the image holds data for: an upper bound of what its raw form allocates.
+def mapped_bytes(fd: int, header: Header, *, what: str = "the qcow2 image") -> int:
+    """Guest bytes that the image holds data for, in blocks of 4 KiB: an upper bound of what its raw form allocates.
 
     Reads the L1 and L2 tables (8 bytes for each cluster, 16 with extended L2), and proves that each table and each cluster
-    lies inside the file, which ``qemu-img convert`` does not: it turns a file that is cut short into wrong content.
+    that a guest would read lies inside the file, which ``qemu-img convert`` does not: it turns a file that is cut short into
+    wrong content.
 
     Raises:
-        UnsafeImage: a table or a cluster lies outside the file, or a table is used twice (which would also let a small file
-            ask for work without bound).
+        UnsafeImage: a table or a cluster lies outside the file, or tables overlap (which would let a small file ask for work
+            without bound).
     """
-    file_size = os.fstat(fd).st_size
-    cluster = 1 << header.cluster_bits
-    l1_table = _table(fd, header.l1_offset, header.l1_entries * 8, file_size)
-    offsets = [offset for entry in l1_table if (offset := entry & _OFFSET_MASK)]
-    if len(set(offsets)) != len(offsets):
-        raise _refused("corrupt", "two entries of its L1 table share one L2 table")
-    tables = (_table(fd, offset, cluster, file_size) for offset in offsets)
-    mapped = sum(_mapped_clusters(table, header, file_size) for table in tables)
-    return min(mapped * cluster, header.size)
+    file = _File(fd, os.fstat(fd).st_size, header, what)
+    l1_table = file.table(header.l1_offset, header.l1_entries * 8)
+    # Entries beyond the virtual size belong to a virtual machine's saved state, which nobody reads here.
+    in_use = l1_table[: -(-header.size // header.l2_coverage)]
+    offsets = [entry & _OFFSET_MASK for entry in in_use]
+    named = [offset for offset in offsets if offset]
+    if len(set(named)) != len(named):
+        raise file.refused("corrupt", "two entries of its L1 table share one L2 table")
+    mapped = 0
+    for index, offset in enumerate(offsets):
+        if offset:
+            mapped += _mapped_by(file, file.table(offset, header.cluster_bytes), index * header.l2_coverage)
+    return min(mapped, -(-header.size // _BLOCK) * _BLOCK)
 
 
-def _mapped_clusters(table: "array[int]", header: Header, file_size: int) -> int:
-    entries = table[::2] if header.extended_l2 else table
-    compressed = [entry for entry in entries if entry & _COMPRESSED]
-    plain = [entry for entry in entries if entry and not entry & _COMPRESSED]
-    furthest = max(
-        max((entry & _OFFSET_MASK for entry in plain), default=0),
-        max((_last_sector(entry, header.cluster_bits) for entry in compressed), default=0),
-    )
-    if furthest >= file_size:
-        raise _cut_short(furthest, file_size)
-    if header.version >= 3 and not header.extended_l2:
-        plain = [entry for entry in plain if not entry & _ALL_ZEROS]
-    return len(plain) + len(compressed)
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An open image, and how messages call it."""
+
+    fd: int
+    size: int
+    header: Header
+    what: str
+
+    def table(self, offset: int, length: int) -> "array[int]":
+        """Big-endian 8-byte entries."""
+        if offset % self.header.cluster_bytes and length:
+            raise self.refused("corrupt", f"its table at byte {offset} does not begin a cluster")
+        self.must_reach(offset + length)
+        table = array("Q", os.pread(self.fd, length, offset))
+        if sys.byteorder == "little":
+            table.byteswap()
+        return table
+
+    def must_reach(self, end: int) -> None:
+        """Refuse a file that ends before ``end``."""
+        if end > self.size:
+            raise self.refused("cut-short", f"its tables point to byte {end} of a file of {self.size} bytes")
+
+    def refused(self, rule: str, why: str) -> UnsafeImage:
+        """The error for a broken rule."""
+        return UnsafeImage(self.what, rule=rule, why=why)
+
+
+def _mapped_by(file: _File, table: "array[int]", guest_offset: int) -> int:
+    """Bytes that one L2 table maps, each cluster proven to lie in the file."""
+    if file.header.extended_l2:
+        return _mapped_subclusters(file, table, guest_offset)
+    cluster, zero = file.header.cluster_bytes, _ALL_ZEROS if file.header.version >= 3 else 0
+    _prove_compressed(file, table)
+    plain = [0 if entry & (_COMPRESSED | zero) else entry & _OFFSET_MASK for entry in table]
+    if max(plain) + cluster > file.size:
+        for index, offset in enumerate(plain):
+            if offset:
+                _prove_plain(file, offset, cluster, guest_offset + index * cluster)
+    used = [bool(offset or entry & _COMPRESSED) for offset, entry in zip(plain, table, strict=True)]
+    if cluster >= _BLOCK:
+        return sum(used) * cluster
+    return sum(any(used[start : start + _BLOCK // cluster]) for start in range(0, len(used), _BLOCK // cluster)) * _BLOCK
+
+
+def _mapped_subclusters(file: _File, table: "array[int]", guest_offset: int) -> int:
+    """As `_mapped_by` for extended L2 entries, whose second half has a bit for each of a cluster's 32 allocated subclusters."""
+    cluster = file.header.cluster_bytes
+    subcluster = cluster // _SUBCLUSTERS
+    entries = table[::2]
+    _prove_compressed(file, entries)
+    mapped = 0
+    for index, (entry, bitmap) in enumerate(zip(entries, table[1::2], strict=True)):
+        allocated = bitmap & _ALLOCATED
+        if entry & _COMPRESSED:
+            mapped += cluster
+        elif allocated:
+            needed = allocated.bit_length() * subcluster
+            _prove_plain(file, entry & _OFFSET_MASK, needed, guest_offset + index * cluster)
+            mapped += _blocks(allocated, subcluster)
+    return mapped
+
+
+def _blocks(allocated: int, subcluster: int) -> int:
+    """Bytes of the blocks that the allocated subclusters lie in."""
+    together = max(1, _BLOCK // subcluster)
+    mask = (1 << together) - 1
+    return sum(bool(allocated >> start & mask) for start in range(0, _SUBCLUSTERS, together)) * together * subcluster
+
+
+def _prove_plain(file: _File, offset: int, length: int, guest_offset: int) -> None:
+    # A writer need not write out what of the last cluster lies beyond the end of the disk.
+    file.must_reach(offset + min(length, file.header.size - guest_offset))
+
+
+def _prove_compressed(file: _File, entries: "array[int]") -> None:
+    """Each compressed cluster begins its last sector in the file; how much of that it fills is not recorded."""
+    ends = (_last_sector(entry, file.header.cluster_bits) + 1 for entry in entries if entry & _COMPRESSED)
+    file.must_reach(max(ends, default=0))
 
 
 def _last_sector(entry: int, cluster_bits: int) -> int:
@@ -199,20 +310,3 @@ def _last_sector(entry: int, cluster_bits: int) -> int:
     offset = entry & ((1 << offset_bits) - 1)
     more_sectors = (entry & (_COMPRESSED - 1)) >> offset_bits
     return offset // 512 * 512 + more_sectors * 512
-
-
-def _table(fd: int, offset: int, length: int, file_size: int) -> "array[int]":
-    if offset + length > file_size:
-        raise _cut_short(offset + length, file_size)
-    table = array("Q", os.pread(fd, length, offset))
-    if sys.byteorder == "little":
-        table.byteswap()
-    return table
-
-
-def _cut_short(offset: int, file_size: int) -> UnsafeImage:
-    return _refused("cut-short", f"its tables point to byte {offset} of a file of {file_size} bytes")
-
-
-def _refused(rule: str, why: str) -> UnsafeImage:
-    return UnsafeImage("the qcow2 image", rule=rule, why=why)

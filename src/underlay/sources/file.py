@@ -1,16 +1,23 @@
 """Images from files of this host: ``file:///absolute/path``, below the directories that the configuration allows."""
 
+import errno
 import os
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from underlay.errors import ImageNotFound, NotAuthorized, SourceChanged, SourceRefused, SourceUnavailable
+from underlay.errors import ImageNotFound, NotAuthorized, SourceChanged, SourceError, SourceRefused, SourceUnavailable
 from underlay.files import open_regular
 from underlay.model import ImageRef, ImageVersion
 from underlay.naming import content_version_id
+
+# What open(2) and `open_regular` say of a symlink, a directory, a FIFO, a socket, a device without a driver.
+_NOT_PLAIN = frozenset({errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EISDIR})
+
+_TICK_NS = 20_000_000  # the kernel's clock for file times moves in steps of 10 ms at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +43,7 @@ class FileSource:
             ImageNotFound, NotAuthorized, SourceRefused, SourceUnavailable
         """
         with _opened(ref, self.allowed_paths) as fd:
-            status = os.fstat(fd)
+            status = _settled(fd)
             return ImageVersion(ref=ref, size=status.st_size, validator=_validator(status))
 
     @contextmanager
@@ -59,8 +66,10 @@ class _FileStream:
     position: int
 
     def readinto(self, buffer: memoryview, /) -> int:
+        assert self.version.size is not None
+        left = max(0, self.version.size - self.position)
         try:
-            length = os.preadv(self.fd, [buffer], self.position)
+            length = os.preadv(self.fd, [buffer[:left]], self.position)
         except OSError as error:
             raise SourceUnavailable(f"{self.version.ref} cannot be read: {error.strerror}") from error
         if length == 0:
@@ -77,22 +86,48 @@ def _validator(status: os.stat_result) -> str:
     return f"stat:{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
 
 
+def _settled(fd: int) -> os.stat_result:
+    """The file's status at a moment from which on every change gives it another time.
+
+    A write within the clock step of the last one leaves the times as they are, so a file written just now is waited for.
+    """
+    status = os.fstat(fd)
+    age = time.time_ns() - status.st_ctime_ns
+    if 0 <= age < _TICK_NS:
+        time.sleep((_TICK_NS - age) / 1e9)
+        status = os.fstat(fd)
+    return status
+
+
 @contextmanager
 def _opened(ref: ImageRef, allowed_paths: tuple[Path, ...]) -> Iterator[int]:
+    path = Path(os.path.realpath(ref.location))
+    _check_allowed(ref, path, allowed_paths)  # before it is opened: that alone can set a device going
     try:
-        fd = open_regular(Path(os.path.realpath(ref.location)))
-    except FileNotFoundError as error:
-        raise ImageNotFound(f"{ref} does not exist") from error
-    except PermissionError as error:
-        raise NotAuthorized(f"{ref} may not be read", hint="give the user that runs this read permission") from error
+        fd = open_regular(path)
     except OSError as error:
-        raise SourceRefused(f"{ref} is not a plain file: {error.strerror}") from error
-    with closing(os.fdopen(fd, "rb", buffering=0)):
-        # Judged by what was opened, not by what was asked for: a path may change between a look and an open.
-        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
-        if not any(path.is_relative_to(allowed) for allowed in allowed_paths):
-            raise SourceRefused(
-                f"{ref} lies outside the allowed paths",
-                hint="add its directory to allowed_paths under [sources.file] in the configuration",
-            )
+        raise _meaning(ref, error) from error
+    try:
+        # Judged once more by what was opened: a path may change between a look and an open.
+        _check_allowed(ref, Path(os.readlink(f"/proc/self/fd/{fd}")), allowed_paths)
         yield fd
+    finally:
+        os.close(fd)
+
+
+def _check_allowed(ref: ImageRef, path: Path, allowed_paths: tuple[Path, ...]) -> None:
+    if not any(path.is_relative_to(os.path.realpath(allowed)) for allowed in allowed_paths):
+        raise SourceRefused(
+            f"{ref} lies outside the allowed paths",
+            hint="add its directory to allowed_paths under [sources.file] in the configuration",
+        )
+
+
+def _meaning(ref: ImageRef, error: OSError) -> SourceError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return ImageNotFound(f"{ref} does not exist")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NotAuthorized(f"{ref} may not be read", hint="give the user that runs this read permission")
+    if error.errno in _NOT_PLAIN:
+        return SourceRefused(f"{ref} is not a plain file")
+    return SourceUnavailable(f"{ref} cannot be opened: {error.strerror}", hint="try again later")

@@ -1,9 +1,11 @@
 """Images over HTTP and HTTPS, by urllib3: no decoding, bounded redirects, never from https to http.
 
 A ``HEAD`` describes; where a server refuses it, as for a presigned URL, a ``GET`` of one byte does. What was described is
-compared with what is then sent, so one version's bytes are never taken for another's.
+compared with what is then sent, so one version's bytes are never taken for another's. A message is made of our own words and
+of the ref's canonical spelling: what the library says may hold a whole URL, and that a password or a signature.
 """
 
+import base64
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,20 +14,21 @@ from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from http.client import IncompleteRead
 from typing import ClassVar
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import urllib3
 from urllib3 import BaseHTTPResponse
-from urllib3.exceptions import HTTPError, SSLError
+from urllib3.exceptions import HTTPError, NameResolutionError, ReadTimeoutError, SSLError
 
 from underlay.errors import (
     BodyTruncated,
+    ConfigError,
     ImageNotFound,
     NotAuthorized,
     SourceChanged,
-    SourceError,
     SourceRefused,
     SourceUnavailable,
+    UnderlayError,
     UntrustedCertificate,
 )
 from underlay.model import ImageRef, ImageVersion
@@ -34,6 +37,11 @@ from underlay.naming import content_version_id
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEAD_REFUSED = frozenset({400, 403, 405, 501})  # 403: the signature of a presigned URL covers the method
 _TRY_LATER = frozenset({408, 425, 429})
+_EMPTY = 416  # what a range of an empty body is answered
+_LONGEST_LENGTH = 18  # digits of a length in bytes that we take for one
+_LONGEST_WORDS = 60  # characters of what a server says that a message repeats
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_URL_CHARACTERS = "".join(chr(code) for code in range(0x21, 0x7F))  # what a redirect's URL may hold as it stands
 _NO_PROXY_DECODING = {"Accept-Encoding": "identity", "User-Agent": "underlay"}
 
 
@@ -73,14 +81,17 @@ class HttpSource:
         Raises:
             ImageNotFound, NotAuthorized, SourceRefused, UntrustedCertificate, SourceUnavailable
         """
-        with self._answer(ref, "HEAD") as response:
+        with self._answer(ref, "HEAD") as (response, url):
             if response.status not in _HEAD_REFUSED:
                 _check_status(ref, response)
-                return _version(ref, response.headers, size=_length(response.headers))
-        with self._answer(ref, "GET", headers={"Range": "bytes=0-0"}) as response:
-            _check_status(ref, response)
+                # A length of 0 is what a program that knows no HEAD announces for every body.
+                return _version(ref, response.headers, size=_length(response.headers) or None, url=url)
+        with self._answer(ref, "GET", headers={"Range": "bytes=0-0"}) as (response, url):
             headers = response.headers
-            return _version(ref, headers, size=_total(headers) if response.status == 206 else _length(headers))
+            if response.status == _EMPTY and _total(headers) == 0:
+                return _version(ref, headers, size=0, url=url)
+            _check_status(ref, response)
+            return _version(ref, headers, size=_total(headers) if response.status == 206 else _length(headers), url=url)
 
     @contextmanager
     def open(self, version: ImageVersion, *, offset: int = 0) -> Iterator["_HttpStream"]:
@@ -89,32 +100,49 @@ class HttpSource:
         Raises:
             as `describe`; SourceChanged when the server now has other bytes, or does not serve from ``offset``.
         """
-        ranged = {"Range": f"bytes={offset}-"} if offset else {}
-        with self._answer(version.ref, "GET", headers=ranged) as response:
+        with self._body(version, {"Range": f"bytes={offset}-"} if offset else {}) as response:
             _check_status(version.ref, response)
-            if offset and response.status != 206:
+            if response.status != (206 if offset else 200) or _first_byte(response.headers) != offset:
                 raise SourceChanged(f"{version.ref} is not served from byte {offset} on")
-            encoding = response.headers.get("Content-Encoding", "identity")
-            if encoding != "identity":
-                raise SourceRefused(f"{version.ref} is sent with the content encoding {encoding} although none was asked for")
-            validator = _validator(response.headers, size=_total(response.headers) if offset else _length(response.headers))
-            if version.validator and validator and validator != version.validator:
+            encoding = response.headers.get("Content-Encoding", "").strip().lower()
+            if encoding not in ("", "identity"):
+                raise SourceRefused(
+                    f"{version.ref} is sent with the content encoding {_printable(encoding)} although none was asked for"
+                )
+            if _is_other(version, response.headers):
                 raise SourceChanged(f"{version.ref} changed after it was described", hint="try again")
             yield _HttpStream(version.ref, response)
 
     @contextmanager
-    def _answer(self, ref: ImageRef, method: str, *, headers: Mapping[str, str] | None = None) -> Iterator[BaseHTTPResponse]:
-        response = self._request(ref, method, dict(headers or {}))
-        try:
-            yield response
-        finally:
-            # An unread body is not worth reading; the connection goes with it. A whole one goes back to the pool.
-            response.close() if response.length_remaining else response.release_conn()
+    def _body(self, version: ImageVersion, headers: Mapping[str, str]) -> Iterator[BaseHTTPResponse]:
+        """The answer from where the image was described: a redirect may lead to another mirror each time.
 
-    def _request(self, ref: ImageRef, method: str, headers: dict[str, str]) -> BaseHTTPResponse:
-        url = ref.location
+        A place that served the description only, as a link signed for HEAD does, is asked for anew.
+        """
+        if version.found_at is not None:
+            with self._answer(version.ref, "GET", headers=headers, url=version.found_at) as (response, _):
+                if response.status < 400:
+                    yield response
+                    return
+        with self._answer(version.ref, "GET", headers=headers) as (response, _):
+            yield response
+
+    @contextmanager
+    def _answer(
+        self, ref: ImageRef, method: str, *, headers: Mapping[str, str] | None = None, url: str | None = None
+    ) -> Iterator[tuple[BaseHTTPResponse, str]]:
+        response, last = self._request(ref, method, dict(headers or {}), url or ref.location)
+        try:
+            yield response, last
+        finally:
+            # Only a body that is known to be read to its end leaves a connection that can be used again, and the library
+            # takes the next request on it only when the end has been looked for.
+            response.drain_conn() if response.length_remaining == 0 else response.close()
+
+    def _request(self, ref: ImageRef, method: str, headers: dict[str, str], url: str) -> tuple[BaseHTTPResponse, str]:
+        """The answer behind all redirects, and the URL that gave it."""
         for _ in range(self.max_redirects + 1):
-            with _translated(ref):
+            with _translated(ref, ca_file=self.ca_file):
                 response = self._pool.request(
                     method,
                     _without_userinfo(url),
@@ -124,7 +152,7 @@ class HttpSource:
                     decode_content=False,
                 )
             if response.status not in _REDIRECTS:
-                return response
+                return response, url
             response.close()
             url = _redirected(ref, url, response.headers.get("Location", ""))
         raise SourceRefused(f"{ref} redirects more than {self.max_redirects} times")
@@ -142,8 +170,9 @@ class _HttpStream:
         return len(piece)
 
 
-def _version(ref: ImageRef, headers: Mapping[str, str], *, size: int | None) -> ImageVersion:
-    return ImageVersion(ref=ref, size=size, validator=_validator(headers, size=size))
+def _version(ref: ImageRef, headers: Mapping[str, str], *, size: int | None, url: str) -> ImageVersion:
+    found_at = None if url == ref.location else url
+    return ImageVersion(ref=ref, size=size, validator=_validator(headers, size=size), found_at=found_at)
 
 
 def _validator(headers: Mapping[str, str], *, size: int | None) -> str | None:
@@ -156,6 +185,17 @@ def _validator(headers: Mapping[str, str], *, size: int | None) -> str | None:
     return f"modified:{modified};length:{size};{etag}"
 
 
+def _is_other(version: ImageVersion, headers: Mapping[str, str]) -> bool:
+    """Whether the answer tells that it is not the described version, by a validator of the same kind.
+
+    Its length is not compared: a HEAD may leave it out, and one that is wrong shows when the body has another.
+    """
+    sent = _validator(headers, size=version.size)
+    if version.validator is None or sent is None or sent.partition(":")[0] != version.validator.partition(":")[0]:
+        return False
+    return sent != version.validator
+
+
 def _is_settled(modified: str, date: str | None) -> bool:
     """Whether a Last-Modified is strong: older than the answer by more than its own resolution (RFC 9110, 8.8.2.2)."""
     try:
@@ -165,20 +205,29 @@ def _is_settled(modified: str, date: str | None) -> bool:
 
 
 def _length(headers: Mapping[str, str]) -> int | None:
-    text = headers.get("Content-Length", "")
-    return int(text) if text.isascii() and text.isdigit() else None
+    # A body that comes in chunks has no other length (RFC 9112, 6.3).
+    return None if "Transfer-Encoding" in headers else _number(headers.get("Content-Length", ""))
 
 
 def _total(headers: Mapping[str, str]) -> int | None:
-    total = headers.get("Content-Range", "").rpartition("/")[2]
-    return int(total) if total.isascii() and total.isdigit() else None
+    return _number(headers.get("Content-Range", "").rpartition("/")[2])
+
+
+def _first_byte(headers: Mapping[str, str]) -> int | None:
+    """Where in the whole body this answer begins (RFC 9110, 14.4)."""
+    unit, _, span = headers.get("Content-Range", "bytes 0-").strip().partition(" ")
+    return _number(span.partition("-")[0].strip()) if unit.lower() == "bytes" else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_LENGTH else None
 
 
 def _check_status(ref: ImageRef, response: BaseHTTPResponse) -> None:
     status = response.status
     if status in (200, 206):
         return
-    answer = f"{ref}: the server answers {status} {response.reason or ''}".rstrip()
+    answer = f"{ref}: the server answers {status} {_printable(response.reason or '')}".rstrip()
     if status in (404, 410):
         raise ImageNotFound(answer, hint="check the URL")
     if status in (401, 403, 407):
@@ -189,22 +238,37 @@ def _check_status(ref: ImageRef, response: BaseHTTPResponse) -> None:
 
 
 def _redirected(ref: ImageRef, url: str, location: str) -> str:
-    target = urljoin(url, location)
-    scheme, host = urlsplit(target).scheme, urlsplit(target).hostname
-    if not location or scheme not in ("http", "https") or not host:
+    target = _target(url, location) if location else None
+    if target is None:
         raise SourceRefused(f"{ref} redirects to something that is no web address")
-    if urlsplit(url).scheme == "https" and scheme == "http":
+    if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
         raise SourceRefused(f"{ref} redirects from https to http", hint="use a URL that stays with https")
     return target
 
 
+def _target(url: str, location: str) -> str | None:
+    try:
+        # A header's bytes beyond ASCII are the URL's own, unquoted; the library reads them as Latin-1.
+        target = urljoin(url, quote(location.encode("latin-1"), safe=_URL_CHARACTERS))
+        parts = urlsplit(target)
+        _ = parts.port
+    except ValueError:
+        return None
+    return target if parts.hostname and parts.scheme in _DEFAULT_PORTS else None
+
+
 def _authorization(ref: ImageRef, url: str) -> dict[str, str]:
     """Basic credentials of the ref's own URL, for the host that they were given for and no other."""
-    given, asked = urlsplit(ref.location), urlsplit(url)
-    if given.username is None or (given.scheme, given.hostname, given.port) != (asked.scheme, asked.hostname, asked.port):
+    given = urlsplit(ref.location)
+    if given.username is None or _origin(ref.location) != _origin(url):
         return {}
     credentials = f"{unquote(given.username)}:{unquote(given.password or '')}"
-    return dict(urllib3.make_headers(basic_auth=credentials))
+    return {"Authorization": "Basic " + base64.b64encode(credentials.encode()).decode()}
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
 
 
 def _without_userinfo(url: str) -> str:
@@ -212,24 +276,49 @@ def _without_userinfo(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
+def _printable(text: str) -> str:
+    """What a server says, fit for a message."""
+    return "".join(character for character in text if character.isascii() and character.isprintable())[:_LONGEST_WORDS]
+
+
 @contextmanager
-def _translated(ref: ImageRef) -> Iterator[None]:
+def _translated(ref: ImageRef, *, ca_file: str | None = None) -> Iterator[None]:
     try:
         yield
     except HTTPError as error:
-        raise _meaning(ref, error) from error
+        raise _meaning(ref, error, ca_file) from error
 
 
-def _meaning(ref: ImageRef, error: HTTPError) -> SourceError:
-    if isinstance(error, SSLError) and _untrusted(error):
-        return UntrustedCertificate(
-            f"{ref}: the server's certificate is not trusted: {error}", hint="set ca_file under [sources.http]"
-        )
-    if isinstance(error, IncompleteRead) or any(isinstance(cause, IncompleteRead) for cause in error.args):
-        return BodyTruncated(f"{ref}: the body ended before its announced length", hint="try again")
-    return SourceUnavailable(f"{ref}: {error}", hint="try again later")
-
-
-def _untrusted(error: SSLError) -> bool:
+def _meaning(ref: ImageRef, error: HTTPError, ca_file: str | None) -> UnderlayError:
     causes = (error.__cause__, error.__context__, *error.args)
-    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes)
+    if isinstance(error, SSLError):
+        if ca_file is not None and (why := _unusable(ca_file)):
+            return ConfigError(f"the certificates in {ca_file} cannot be used: {why}", hint="correct ca_file")
+        for cause in causes:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                why = f"the server's certificate is not trusted: {cause.verify_message}"
+                return UntrustedCertificate(f"{ref}: {why}", hint="set ca_file under [sources.http]")
+    if any(isinstance(cause, IncompleteRead) for cause in (error, *causes)):
+        return BodyTruncated(f"{ref}: the body ended before its announced length", hint="try again")
+    return SourceUnavailable(f"{ref}: {_why(error, causes)}", hint="try again later")
+
+
+def _unusable(ca_file: str) -> str | None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
+    except OSError as error:
+        return error.strerror or "it holds no certificate"
+    return None
+
+
+def _why(error: HTTPError, causes: tuple[object, ...]) -> str:
+    if isinstance(error, ReadTimeoutError):
+        return "the server went silent"
+    if isinstance(error, NameResolutionError):
+        return "the name of its host cannot be resolved"
+    for cause in causes:
+        if isinstance(cause, TimeoutError):
+            return "the server does not answer"
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+    return f"the connection failed ({type(error).__name__})"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from underlay import locks
 from underlay.attributes import decode_image_record, encode_record
-from underlay.errors import ImageConflict, ImageRefused, LockLost, NotAnImage, NotCached, UnderlayError, UnsafeImage
+from underlay.errors import FormatMismatch, ImageConflict, LockLost, NotAnImage, NotCached, UnderlayError, UnsafeImage
 from underlay.files import (
+    adopt_open,
     allocated_bytes,
     create,
     make_directory,
@@ -29,7 +30,7 @@ from underlay.files import (
 )
 from underlay.formats.inspect import Inspector
 from underlay.model import BaseImage, Digest, ImageFacts, ImageRecord, Problem
-from underlay.naming import CacheKind, is_image_name, nova_lock
+from underlay.naming import CacheKind, is_image_name, named_format, nova_lock
 from underlay.store.layout import Store
 from underlay.stream import BUFFER_BYTES, served_digest, stored_digest
 
@@ -106,8 +107,12 @@ def held(store: Store, name: str) -> Iterator[BaseImage]:
     with _both_locks(store, name, lambda path: locks.shared(path, timeout=store.lock_timeout)):
         image = find(store, name)
         if image is None:
-            raise NotCached(f"{store.root} has no image {name}", hint="fetch it first")
+            raise _not_cached(store, name)
         yield image
+
+
+def _not_cached(store: Store, name: str) -> NotCached:
+    return NotCached(f"{store.root} has no image {name}", hint="fetch it first")
 
 
 def mark_used(store: Store, name: str) -> None:
@@ -144,17 +149,24 @@ def digest_of(store: Store, image: BaseImage, algorithm: str) -> Digest | None:
             os.close(fd)
 
 
-def learn_digest(store: Store, name: str, digest: Digest) -> None:
-    """Add a digest as served to a recorded image, so that it need not be found out again.
+def learn_digest(store: Store, name: str, digest: Digest, *, version_id: str) -> None:
+    """Add a digest as served to a recorded image of this version, so that it need not be found out again.
 
-    The attribute is replaced as one value; the image's bytes are never written.
+    The attribute is replaced as one value; the image's bytes are never written. A master that has become another version
+    meanwhile is left alone.
+
+    Raises:
+        NotCached: it is not there (any more). CacheNotWritable, LockTimeout.
     """
     with _both_locks(store, name, lambda path: locks.exclusive(path, timeout=store.lock_timeout)):
         with translated(store.paths.image(name)):
-            fd = open_regular(store.paths.image(name))
+            try:
+                fd = open_regular(store.paths.image(name))
+            except FileNotFoundError as error:
+                raise _not_cached(store, name) from error
             try:
                 record = decode_image_record(read_attribute(fd))
-                if record is not None and str(digest) not in record.digests:
+                if record is not None and record.version_id == version_id and str(digest) not in record.digests:
                     write_attribute(fd, encode_record(replace(record, digests=(*record.digests, str(digest)))))
                     os.fsync(fd)
             finally:
@@ -170,7 +182,7 @@ def publish(store: Store, staged: Path, name: str, record: ImageRecord) -> BaseI
     Raises:
         ImageConflict: a different image has the name. NotAnImage. LockTimeout. InsufficientSpace, StorageFailed.
     """
-    return _publish(store, staged, name, record, put=_put_new)
+    return _publish(store, staged, name, record, replaces=False)
 
 
 def publish_over(store: Store, staged: Path, name: str, record: ImageRecord) -> BaseImage:
@@ -179,18 +191,15 @@ def publish_over(store: Store, staged: Path, name: str, record: ImageRecord) -> 
     Raises:
         as `publish`, but never ImageConflict
     """
-    return _publish(store, staged, name, record, put=_put_over)
+    return _publish(store, staged, name, record, replaces=True)
 
 
-_Put = Callable[[Store, Path, Path, ImageRecord], None]
-
-
-def _publish(store: Store, staged: Path, name: str, record: ImageRecord, *, put: _Put) -> BaseImage:
+def _publish(store: Store, staged: Path, name: str, record: ImageRecord, *, replaces: bool) -> BaseImage:
     with translated(staged):
-        _make_durable(staged, _with_mtime(record, staged) if store.kind is CacheKind.MASTERS else record)
+        _make_durable(store, staged, _with_mtime(record, staged) if store.kind is CacheKind.MASTERS else record)
     for attempt in range(1, _PUBLISH_TRIES + 1):
         try:
-            return _publish_locked(store, staged, name, record, put=put)
+            return _publish_locked(store, staged, name, record, replaces=replaces)
         except LockLost:
             # Nova removed its lock file while we held it: somebody may hold a new one, so take that and look again.
             if attempt == _PUBLISH_TRIES:
@@ -202,28 +211,29 @@ def _with_mtime(record: ImageRecord, staged: Path) -> ImageRecord:
     return replace(record, mtime_ns=os.stat(staged, follow_symlinks=False).st_mtime_ns)
 
 
-def _make_durable(staged: Path, record: ImageRecord) -> None:
+def _make_durable(store: Store, staged: Path, record: ImageRecord) -> None:
     fd = open_regular(staged, os.O_RDWR)
     try:
         write_attribute(fd, encode_record(record))  # crash: a staged file with its record, swept or used again
-        os.fchmod(fd, IMAGE_MODE)
+        adopt_open(fd, store.root, IMAGE_MODE)  # a tool that converted it knows nothing of the directory's owner
         os.fsync(fd)  # crash: the same, durable; a failed fsync raises, and the caller discards the file
     finally:
         os.close(fd)
 
 
-def _publish_locked(store: Store, staged: Path, name: str, record: ImageRecord, *, put: _Put) -> BaseImage:
+def _publish_locked(store: Store, staged: Path, name: str, record: ImageRecord, *, replaces: bool) -> BaseImage:
     target = store.paths.image(name)
     with _both_locks(store, name, lambda path: locks.exclusive(path, timeout=store.lock_timeout)) as held_locks:
         existing = find(store, name)
         if existing is not None and _is_equal(existing, record):
             return existing
+        if existing is not None and not replaces:
+            raise _conflict(target)
         mark_used(store, name)  # crash: a marker without an image, which protects nothing
         for lock in held_locks:
             lock.confirm()
         with translated(target):
-            put(store, staged, target, record)  # crash: the whole image, by its old name or by its new one
-            sync_directory(store.root)  # crash: published for good
+            _put_over(staged, target) if replaces else _put_new(staged, target)
             sync_directory(staged.parent)
         image = find(store, name)
         if image is None:
@@ -231,17 +241,29 @@ def _publish_locked(store: Store, staged: Path, name: str, record: ImageRecord, 
         return image
 
 
-def _put_new(store: Store, staged: Path, target: Path, record: ImageRecord) -> None:
+def _put_new(staged: Path, target: Path) -> None:
     try:
-        rename_no_replace(staged, target)
-    except FileExistsError as error:
-        raise ImageConflict(
-            f"{target} exists and is not {record.version_id}", hint="look at it with 'underlay show'; nothing was replaced"
-        ) from error
+        rename_no_replace(staged, target)  # crash: the whole image, by its old name or by its new one
+    except FileExistsError as error:  # by somebody who takes no lock
+        raise _conflict(target) from error
+    try:
+        sync_directory(target.parent)  # crash: published for good
+    except OSError:
+        # A name that may not last must not be built upon. Nobody does yet: the locks are ours alone.
+        with suppress(OSError):
+            os.unlink(target)
+        raise
 
 
-def _put_over(store: Store, staged: Path, target: Path, record: ImageRecord) -> None:
-    os.rename(staged, target)
+def _put_over(staged: Path, target: Path) -> None:
+    os.rename(staged, target)  # crash: the old master or the new one, each whole
+    sync_directory(target.parent)  # crash: published for good
+
+
+def _conflict(target: Path) -> ImageConflict:
+    return ImageConflict(
+        f"{target} exists and is a different image", hint="look at it with 'underlay show'; nothing was replaced"
+    )
 
 
 def _is_equal(existing: BaseImage, record: ImageRecord) -> bool:
@@ -286,8 +308,14 @@ def _inspect(store: Store, name: str, fd: int, size: int) -> ImageFacts:
         return ImageFacts(format="raw", label="raw", virtual_size=size)
     inspector = Inspector(what=f"the image {name}", virtual_size_limit=store.virtual_size_limit)
     facts = _inspect_beginning(inspector, fd)
+    claimed = named_format(name, kind=store.kind)
+    if claimed not in (None, facts.format):
+        raise FormatMismatch(
+            f"the image {name} is {facts.format} by its content, {claimed} by its name",
+            hint="it was not published by Underlay: remove it if nothing uses it",
+        )
     if store.force_raw and facts.format != "raw":
-        raise ImageRefused(
+        raise FormatMismatch(
             f"the image {name} is {facts.format}, but this cache keeps raw images only",
             hint="it was not published by Underlay: remove it if nothing uses it",
         )

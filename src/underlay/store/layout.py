@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from underlay import locks
 from underlay.errors import CacheMissing, LayoutDisagrees, UnknownLayout
-from underlay.files import make_directory, sync_directory, translated, write_durably
+from underlay.files import keep_directory, sync_directory, translated, write_durably
 from underlay.formats.inspect import DEFAULT_VIRTUAL_SIZE_LIMIT
 from underlay.model import LAYOUT
 from underlay.naming import CacheKind, CachePaths
@@ -48,9 +49,11 @@ class Store:
             CacheMissing: no such directory.
             UnknownLayout, LayoutDisagrees: laid out by another version, or for another lock directory.
         """
-        if not self.root.is_dir():
-            raise CacheMissing(f"the cache directory {self.root} is not there", hint="make it, or correct the configuration")
         with translated(self.root):
+            if not self.root.is_dir():
+                raise CacheMissing(
+                    f"the cache directory {self.root} is not there", hint="make it, or correct the configuration"
+                )
             try:
                 content = self.paths.format.read_bytes()
             except FileNotFoundError:
@@ -62,17 +65,19 @@ class Store:
         """Lay the directory out, unless it is.
 
         Raises:
-            as `check`; CacheNotWritable, InsufficientSpace
+            as `check`; CacheNotWritable, InsufficientSpace, LockTimeout
         """
         if self.check():
             return
         with translated(self.root):
-            make_directory(self.paths.private, _OPEN_MODE)
+            # A crash between these lines leaves directories that the next call completes.
+            keep_directory(self.paths.private, _OPEN_MODE)
             for directory, mode in self._directories():
-                make_directory(directory, mode)
+                keep_directory(directory, mode)
             sync_directory(self.root)
-            # Last, so that a crash before this line leaves directories that the next call completes.
-            write_durably(self.paths.format, msgspec.json.encode(self._format()), mode=0o644)
+            with locks.exclusive(self.paths.layout_lock, timeout=self.lock_timeout):
+                if not self.check():
+                    write_durably(self.paths.format, msgspec.json.encode(self._format()), mode=0o644)  # crash: laid out
 
     def _directories(self) -> Sequence[tuple[Path, int]]:
         paths = self.paths

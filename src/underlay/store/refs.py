@@ -28,12 +28,17 @@ class SeenVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefRecord:
-    """A ref's history, newest version last."""
+    """A ref's history, newest version last.
+
+    Attributes:
+        unavailable_at: when its source was last asked in vain, if that was after ``checked_at``.
+    """
 
     layout: int
     ref: str
     checked_at: datetime
     versions: tuple[SeenVersion, ...]
+    unavailable_at: datetime | None = None
 
     @property
     def newest(self) -> SeenVersion:
@@ -63,9 +68,13 @@ def recall(store: Store, ref: ImageRef) -> RefRecord | None:
         record = msgspec.json.decode(content, type=RefRecord)
     except (msgspec.DecodeError, msgspec.ValidationError):
         return None
-    if record.layout != LAYOUT or record.ref != ref.canonical or not record.versions:
+    if record.layout != LAYOUT or record.ref != ref.canonical or not record.versions or not _is_aware(record):
         return None
     return record
+
+
+def _is_aware(record: RefRecord) -> bool:
+    return all(time is None or time.tzinfo is not None for time in (record.checked_at, record.unavailable_at))
 
 
 def remember(store: Store, ref: ImageRef, version_id: str, *, validator: str | None, now: datetime) -> None:
@@ -81,6 +90,21 @@ def remember(store: Store, ref: ImageRef, version_id: str, *, validator: str | N
         checked_at=now,
         versions=_with_newest(known.versions if known else (), version_id, validator),
     )
+    _write(store, ref, record)
+
+
+def note_unavailable(store: Store, ref: ImageRef, *, now: datetime) -> None:
+    """Note that the ref's source was asked in vain; of a ref that never meant anything there is nothing to note.
+
+    Raises:
+        CacheNotWritable, InsufficientSpace, StorageFailed
+    """
+    known = recall(store, ref)
+    if known is not None:
+        _write(store, ref, replace(known, unavailable_at=now))
+
+
+def _write(store: Store, ref: ImageRef, record: RefRecord) -> None:
     path = store.paths.ref_record(ref_key(ref.canonical))
     with translated(path):
         write_durably(path, msgspec.json.encode(record), mode=0o644)

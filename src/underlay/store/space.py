@@ -1,7 +1,8 @@
 """Room for an ingest, reserved before its first byte is written, against what all others on the file system have reserved."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import ExitStack
 
 from underlay import locks
 from underlay.errors import InsufficientSpace
@@ -15,25 +16,28 @@ def reserve(store: Store, staging: Staging, *, need: int, neighbours: Sequence[S
     """Claim room for all that this ingest will come to allocate.
 
     A claim counts only while its ingest lives, less what it has allocated already. When room is short, dead ingests are swept
-    first. One lock spans the check and the claim for all caches of the file system: that of the first of them by path.
+    first. The check and the claim stand under the space locks of all caches of the file system, taken in one order, so that
+    processes whose configurations share a single cache exclude each other too.
 
     Args:
         need: bytes at the peak, what is allocated already included.
-        neighbours: the host's other caches; those on another file system are left aside.
+        neighbours: the host's other caches; left aside are those on another file system and those that are not ours to write.
 
     Raises:
         InsufficientSpace, LockTimeout
     """
-    stores = _on_same_file_system(store, neighbours)
-    with translated(store.root, needed=need):
-        with locks.exclusive(stores[0].paths.space_lock, timeout=store.lock_timeout):
-            missing = need - stagings.allocated(staging)
-            if missing > _unclaimed(stores, staging):
-                _sweep(stores)
-            free = _unclaimed(stores, staging)
-            if missing > free:
-                raise InsufficientSpace(str(store.root), needed=missing, free=max(0, free), reclaimable=reclaimable_bytes(stores))
-            stagings.write_reservation(staging, need)
+    with translated(store.root, needed=need), ExitStack() as stack:
+        stores = _on_same_file_system(store, neighbours)
+        for other in stores:
+            stack.enter_context(locks.exclusive(other.paths.space_lock, timeout=store.lock_timeout))
+        missing = need - stagings.allocated(staging)
+        if missing > _unclaimed(stores, staging):
+            _sweep(stores)
+        free = _unclaimed(stores, staging)
+        if missing > free:
+            reclaimable = reclaimable_bytes(stores)
+            raise InsufficientSpace(str(store.root), needed=missing, free=max(0, free), reclaimable=reclaimable)
+        stagings.write_reservation(staging, need)
 
 
 def reclaimable_bytes(stores: Sequence[Store]) -> int:
@@ -58,12 +62,18 @@ def _sweep(stores: Sequence[Store]) -> None:
 
 def _on_same_file_system(store: Store, neighbours: Sequence[Store]) -> list[Store]:
     mine = file_system(store.root).key
-    stores = {store.root: store}
-    for other in neighbours:
-        if _is_laid_out(other.root) and file_system(other.root).key == mine:
-            stores[other.root] = other
-    return [stores[root] for root in sorted(stores)]
+    usable = (other for other in neighbours if _is_ours(other) and file_system(other.root).key == mine)
+    # By identity, because two names may lead to one directory, whose lock a thread cannot take twice.
+    stores = {_identity(other): other for other in (*usable, store)}
+    return [stores[identity] for identity in sorted(stores)]
 
 
-def _is_laid_out(root: Path) -> bool:
-    return (root / ".underlay" / "locks").is_dir()
+def _is_ours(store: Store) -> bool:
+    """Whether the cache is laid out and we may see and sweep its ingests; nobody else's can be counted."""
+    wanted = os.R_OK | os.W_OK | os.X_OK
+    return all(os.access(path, wanted, effective_ids=True) for path in (store.paths.locks, store.paths.tmp))
+
+
+def _identity(store: Store) -> tuple[int, int]:
+    status = os.stat(store.root)
+    return status.st_dev, status.st_ino

@@ -24,6 +24,7 @@ from underlay.store.layout import Store
 _Value = TypeVar("_Value")
 
 _POLL = 0.05  # seconds between a waiter's looks
+_TELL = 0.2  # seconds between what a waiter's observer hears
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Journal:
     Attributes:
         validator, size, digests, version_id: what it was verified as. The rest: what inspection found.
         stored: its stored digest.
+        exempt, disk_format: the rules that it passed: whether none, and the source's label.
     """
 
     layout: int
@@ -45,6 +47,8 @@ class Journal:
     format: str
     label: str
     virtual_size: int
+    exempt: bool = False
+    disk_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ def turn(store: Store, ref: ImageRef, observer: Observer) -> Iterator[Staging]:
     """
     key = ref_key(ref.canonical)
     lock, staging = store.paths.ingest_lock(key), Staging(store.paths.ingest(key))
+    told = float("-inf")
     while True:
         with ExitStack() as stack:
             with translated(lock):
@@ -97,9 +102,40 @@ def turn(store: Store, ref: ImageRef, observer: Observer) -> Iterator[Staging]:
             if taken is not None:
                 yield staging
                 return
-        other = read_progress(staging)
-        observer.progress(other or Progress(ref=ref.canonical, stage="wait", done=0, total=None))
+        if time.monotonic() - told >= _TELL:
+            told = time.monotonic()
+            observer.progress(read_progress(staging) or Progress(ref=ref.canonical, stage="wait", done=0, total=None))
         time.sleep(_POLL)
+
+
+@contextmanager
+def left(store: Store, ref: ImageRef) -> Iterator[Staging | None]:
+    """What a dead ingest of this ref left, with its lock held; None when there is nothing, or somebody works on it.
+
+    Raises:
+        CacheNotWritable
+    """
+    key = ref_key(ref.canonical)
+    lock, staging = store.paths.ingest_lock(key), Staging(store.paths.ingest(key))
+    if not os.path.lexists(staging.directory):  # nearly always; who may not look finds nothing either
+        yield None
+        return
+    with ExitStack() as stack:
+        with translated(lock):
+            taken = stack.enter_context(locks.try_exclusive(lock))
+        yield staging if taken is not None else None
+
+
+def kept(staging: Staging) -> Journal | None:
+    """The journal of a verified download that is there, whole; None without one.
+
+    Raises:
+        CacheNotWritable
+    """
+    with translated(staging.journal):
+        journal = _read(staging.journal, Journal)
+        whole = journal is not None and journal.layout == LAYOUT and _size(staging.download) == journal.size
+    return journal if whole else None
 
 
 def begin(staging: Staging) -> Journal | None:
@@ -110,8 +146,7 @@ def begin(staging: Staging) -> Journal | None:
     """
     with translated(staging.directory):
         if not make_directory(staging.directory, 0o700):
-            journal = _read(staging.journal, Journal)
-            if journal is not None and journal.layout == LAYOUT and _size(staging.download) == journal.size:
+            if (journal := kept(staging)) is not None:
                 staging.converted.unlink(missing_ok=True)
                 return journal
             remove_tree(staging.directory)
@@ -175,15 +210,15 @@ def outstanding(staging: Staging) -> int:
 
 
 def allocated(staging: Staging) -> int:
-    """Bytes that the ingest's files occupy."""
-    total = 0
+    """Bytes that the ingest's image files occupy, which is what its claim is for; its records are not counted."""
+    return sum(_allocated(path) for path in (staging.download, staging.converted))
+
+
+def _allocated(path: Path) -> int:
     try:
-        with os.scandir(staging.directory) as entries:
-            for entry in entries:
-                total += allocated_bytes(entry.stat(follow_symlinks=False))
+        return allocated_bytes(path.stat(follow_symlinks=False))
     except FileNotFoundError:
-        return total
-    return total
+        return 0
 
 
 def ingests(store: Store) -> list[tuple[Staging, bool]]:

@@ -24,6 +24,9 @@ PREFIX = "UNDERLAY BOOTED"
 """How the guest's line begins."""
 
 SECTOR = 512
+SMALLEST = 16 * 63 * SECTOR
+"""Bytes of the smallest disk that boots: a BIOS wants a whole cylinder."""
+
 PAYLOAD_OFFSET = 1 << 16
 """Where the pseudo-random payload begins, on a cluster of its own for every usual cluster size."""
 
@@ -31,8 +34,8 @@ _LOAD_ADDRESS = 0x7C00  # where a BIOS puts the boot sector and jumps to
 _PARTITION_TABLE = 446
 _SIGNATURE = b"\x55\xaa"
 _PIECE = 1 << 20
-_CONSOLE_LIMIT = 4 << 20  # bytes; a guest gone astray writes without end
-_LINE_LIMIT = 200  # characters of a line that a message quotes
+_CONSOLE_LIMIT = 1 << 20  # bytes; a guest gone astray writes without end
+_LINE_LIMIT, _ERRORS_LIMIT = 200, 2000  # characters that a message quotes of the console's last line, of QEMU's own words
 _QEMU_IMG = Limits(seconds=600)
 _QEMU = "qemu-system-x86_64"
 
@@ -122,16 +125,17 @@ def boot(
     Raises:
         ToolMissing, ToolFailed (QEMU could not start), ToolTimedOut (the message ends with the console's last line)
     """
+    deadline = time.monotonic() + seconds
     with tempfile.TemporaryFile() as errors:
         with _machine(_argv(disk, format=format, memory=memory), user=user, errors=errors) as machine:
-            console = _console(machine, until=until, deadline=time.monotonic() + seconds)
+            console = _console(machine, until=until, deadline=deadline)
             if until is not None and until in console:
                 return console
-            if not _ended(machine):
+            if not _ends(machine, deadline=deadline):
                 raise ToolTimedOut(f"{_QEMU} was killed after {seconds:g} s; the console ended with {_last_line(console)!r}")
         if machine.returncode != 0:
             errors.seek(0)
-            raise ToolFailed(f"{_QEMU} failed: {_last_line(errors.read().decode(errors='replace'))}")
+            raise ToolFailed(f"{_QEMU} failed: {errors.read().decode(errors='replace')[-_ERRORS_LIMIT:]}")
     return console
 
 
@@ -271,10 +275,10 @@ def _console(machine: subprocess.Popen[bytes], *, until: str | None, deadline: f
     return console.decode(errors="replace")
 
 
-def _ended(machine: subprocess.Popen[bytes]) -> bool:
-    """Whether it has ended by itself, or does so in the moment that follows the end of its console."""
+def _ends(machine: subprocess.Popen[bytes], *, deadline: float) -> bool:
+    """Whether it ends by itself until the deadline; the end of its console comes a moment before."""
     try:
-        machine.wait(timeout=1)
+        machine.wait(timeout=max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         return False
     return True
@@ -282,4 +286,4 @@ def _ended(machine: subprocess.Popen[bytes]) -> bool:
 
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
-    return lines[-1][-_LINE_LIMIT:] if lines else ""
+    return lines[-1][:_LINE_LIMIT] if lines else ""

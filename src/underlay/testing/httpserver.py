@@ -3,6 +3,8 @@
 What a path answers is a frozen `Served`: the body and its validators, and each fault as a field. Nothing is simulated: a
 truncated body is a connection that closes early, a stall is a server that sends nothing.
 
+::
+
     with serving({"/a.img": Served(b"...", etag='"1"')}) as server:
         source.describe(parse_ref(server.url("/a.img")))
         assert 0 == server.bodies("/a.img")
@@ -202,6 +204,17 @@ def self_signed(directory: Path) -> Certificate:
         from cryptography.hazmat.primitives.asymmetric import ec
     except ModuleNotFoundError as error:
         raise ExtraMissing("a certificate needs the cryptography package", hint="pip install cryptography") from error
+    usage = x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=True,
+        crl_sign=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
@@ -212,7 +225,11 @@ def self_signed(directory: Path) -> Certificate:
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(days=1))
         .add_extension(names, critical=False)
+        # The rest is what RFC 5280 wants of an authority, and what Python checks since 3.13.
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     made = Certificate(ca_file=directory / "ca.pem", key_file=directory / "key.pem")
@@ -390,8 +407,8 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _send_head(self, served: Served, answer: "_Answer") -> None:
         told = {name.lower() for name in served.headers}
-        ours = _fields(served, answer, head=self.command == "HEAD").items()
-        self.send_response(answer.status)
+        ours = {"Date": self.date_time_string(), **_fields(served, answer, head=self.command == "HEAD")}.items()
+        self.send_response_only(answer.status)
         for name, value in (*((name, value) for name, value in ours if name.lower() not in told), *served.headers.items()):
             self.send_header(name, value)
         self.end_headers()

@@ -1,0 +1,51 @@
+"""Standard output: where a command's answer goes, and what it means when it cannot."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any
+
+
+class OutputFailed(Exception):
+    """The answer could not be written; what it tells of was done all the same."""
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Write to standard output, all of it before the context ends.
+
+    Raises:
+        BrokenPipeError: whoever read it has gone. OutputFailed: it cannot be written.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputFailed(f"standard output cannot be written: {error.strerror}") from error
+
+
+def silence(stream: IO[str]) -> None:
+    """Send what is still in a stream's buffers nowhere; else Python would fail once more when it flushes them at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def answer(payload: Mapping[str, Any]) -> None:
+    """Print a command's answer for programs: one JSON object."""
+    with writing():
+        sys.stdout.write(json.dumps(payload) + "\n")
+
+
+def show(*things: Any) -> None:
+    """Print a command's answer for people."""
+    from underlay import render
+
+    target = render.console(sys.stdout)
+    with writing():
+        for thing in things:
+            target.print(thing)

@@ -1,0 +1,131 @@
+"""What is left of a disk when a system call fails while it is made, or the process is killed there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from machine import GIB, PATIENCE, Machine, qemu_img_json
+from underlay.host import Host
+from underlay.model import BaseImage, InstanceDisk
+
+pytestmark = [pytest.mark.component("strace"), pytest.mark.component("qemu-img")]
+
+_MOST = 20  # times that one system call is made at most; only a broken test comes so far
+
+_CREATE = """
+import sys
+from pathlib import Path
+from underlay.errors import UnderlayError
+from underlay.host import Host
+host = Host.open(sys.argv[1])
+(base,) = host.find(sys.argv[2])
+path = Path(sys.argv[4]) if sys.argv[4] else None
+try:
+    host.create_disk("web-1", base, size="1GiB", backend=sys.argv[3], path=path)
+except UnderlayError as error:
+    sys.exit(error.exit_code)
+"""
+
+EVERYWHERE = ["fsync", "fchmod", "linkat", "renameat2", "fsetxattr", "utimensat"]
+SCANNED = ["mkdir", "write", "rename"]
+ELSEWHERE = ["mkdir", "symlink"]
+COPYING = ["ftruncate", "copy_file_range"]
+CASES = [
+    *(("flat", False, call) for call in EVERYWHERE + SCANNED + COPYING),
+    *(("qcow2", False, call) for call in EVERYWHERE + SCANNED),
+    *(("qcow2", True, call) for call in EVERYWHERE + ELSEWHERE),
+]
+
+
+def run_with(fault: str, machine: Machine, base: BaseImage, backend: str, path: Path | None) -> int:
+    """The exit status of a process that makes the disk while strace does this to its system calls."""
+    call = fault.partition(":")[0]
+    strace = ["strace", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={fault}"]
+    child = [sys.executable, "-B", "-c", _CREATE, str(machine.config), base.name, backend, str(path or "")]
+    ended = subprocess.run([*strace, *child], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return ended.returncode
+
+
+def left_of_the_disk(machine: Machine, path: Path | None) -> list[Path]:
+    """Files, directories, records, roots."""
+    roots = (path for path in (machine.base / ".underlay" / "disks").rglob("*") if path.is_symlink())
+    elsewhere = path.parent.iterdir() if path else ()
+    return [*machine.instances.rglob("*"), *roots, *elsewhere]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine.make(tmp_path)
+
+
+@pytest.fixture
+def base(machine: Machine) -> BaseImage:
+    return machine.host().ensure(machine.raw_image())
+
+
+@pytest.mark.parametrize(("backend", "elsewhere", "call"), CASES)
+def test_a_call_that_fails_leaves_nothing(
+    machine: Machine, base: BaseImage, backend: str, *, elsewhere: bool, call: str
+) -> None:
+    path = elsewhere_of(machine) if elsewhere else None
+    for number in range(1, _MOST):
+        status = run_with(f"{call}:error=EIO:when={number}", machine, base, backend, path)
+        if status == 0:
+            break
+        assert 48 == status, f"{call} {number}"  # StorageFailed
+        assert [] == left_of_the_disk(machine, path), f"{call} {number}"
+    assert 1 < number < _MOST
+    check(machine.host(), machine.host().disk("web-1", path=path))
+
+
+@pytest.mark.parametrize(("backend", "elsewhere", "call"), CASES)
+def test_a_process_killed_there_leaves_the_whole_disk_or_none(
+    machine: Machine, base: BaseImage, backend: str, *, elsewhere: bool, call: str
+) -> None:
+    path = elsewhere_of(machine) if elsewhere else None
+    disk = path or machine.instances / "web-1" / "disk"
+    for number in range(1, _MOST):
+        status = run_with(f"{call}:signal=KILL:when={number}", machine, base, backend, path)
+        if status == 0:
+            break
+        assert -9 == status, f"{call} {number}"
+        if disk.exists():
+            check(machine.host(), machine.host().disk("web-1", path=path))
+            machine.host().remove_disk("web-1", path=path)
+        assert [] == machine.host().disks()
+    assert 1 < number < _MOST
+    check(machine.host(), machine.host().disk("web-1", path=path))
+    assert left_by_a_success(disk, elsewhere=elsewhere) == sorted(disk.parent.iterdir())
+
+
+def elsewhere_of(machine: Machine) -> Path:
+    directory = machine.root / "elsewhere"
+    directory.mkdir()
+    return directory / "root.img"
+
+
+def left_by_a_success(disk: Path, *, elsewhere: bool) -> list[Path]:
+    return [disk] if elsewhere else [disk, disk.parent / "disk.info"]
+
+
+def check(host: Host, disk: InstanceDisk) -> None:
+    """The disk is whole, and recorded."""
+    assert GIB == disk.size
+    assert disk.base_path is not None
+    assert disk.base_path.exists()
+    if disk.format == "qcow2":
+        assert 0 == qemu_img_json("check", "-f", "qcow2", disk.path)["check-errors"]
+        assert str(disk.base_path) == qemu_img_json("info", "-f", "qcow2", disk.path)["backing-filename"]
+    else:
+        with disk.path.open("rb") as file:
+            assert disk.base_path.read_bytes() == file.read(disk.base_path.stat().st_size)
+    if disk.path.parent.parent == host.config.instances:
+        assert {str(disk.path): disk.format} == json.loads((disk.path.parent / "disk.info").read_text())
+    else:
+        roots = (disk.base_path.parent / ".underlay" / "disks" / disk.base_path.name).iterdir()
+        assert [str(disk.path)] == [os.readlink(root) for root in roots]

@@ -1,0 +1,355 @@
+"""The configuration: every key, every way to get one wrong, and which file is read."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+from machine import command_line, run
+from underlay.config import Config, embedded_config, load_config, parse_config
+from underlay.errors import ConfigError
+from underlay.naming import CacheKind
+
+ORIGIN = Path("/etc/underlay/underlay.toml")
+CACHE = '[caches.base]\nkind = "base"\npath = "/srv/base"\n'
+
+
+def parsed(text: str) -> Config:
+    return parse_config(text, origin=ORIGIN)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- keys
+
+
+def test_one_cache_is_all_that_a_configuration_needs() -> None:
+    config = parsed(CACHE)
+
+    assert (ORIGIN, Path("/var/lib/nova/instances"), True) == (config.origin, config.instances, config.use_cow_images)
+    assert ["base"] == list(config.caches)
+    store = config.caches["base"]
+    assert (Path("/srv/base"), CacheKind.BASE, True, True) == (store.root, store.kind, store.force_raw, store.validation)
+    assert (10 << 40, None, "nova-") == (store.virtual_size_limit, store.nova_locks, store.nova_lock_prefix)
+    http = {"revalidate_after": 300.0, "connect_timeout": 10.0, "read_timeout": 60.0, "ca_file": None}
+    assert {"http": http, "https": http, "file": {"allowed_paths": ()}} == config.sources
+
+
+def test_every_key_has_its_effect() -> None:
+    config = parsed(
+        """
+        [instances]
+        path = "/srv/instances"
+        lock_prefix = "other-"
+        [caches.second]
+        kind = "masters"
+        path = "/srv/masters"
+        force_raw_images = true
+        validation = false
+        virtual_size_limit = "1TiB"
+        [caches.base]
+        kind = "base"
+        path = "/srv/instances/_base"
+        nova_locks = "/run/locks"
+        force_raw_images = false
+        [sources.http]
+        revalidate_after = "1h"
+        connect_timeout = "1.5s"
+        read_timeout = "2min"
+        ca_file = "/etc/ca.pem"
+        [sources.file]
+        allowed_paths = ["/srv/images", "/media"]
+        [disks]
+        use_cow_images = false
+        """
+    )
+
+    assert (Path("/srv/instances"), False) == (config.instances, config.use_cow_images)
+    assert ["second", "base"] == list(config.caches)
+    second, base = config.caches.values()
+    assert (CacheKind.MASTERS, True, False, 1 << 40) == (
+        second.kind,
+        second.force_raw,
+        second.validation,
+        second.virtual_size_limit,
+    )
+    assert (Path("/run/locks"), "other-", False) == (base.nova_locks, base.nova_lock_prefix, base.force_raw)
+    http = {"revalidate_after": 3600.0, "connect_timeout": 1.5, "read_timeout": 120.0, "ca_file": "/etc/ca.pem"}
+    assert http == config.sources["http"] == config.sources["https"]
+    assert (Path("/srv/images"), Path("/media")) == config.sources["file"]["allowed_paths"]
+
+
+@pytest.mark.parametrize(("kind", "forced"), [("base", True), ("masters", False)])
+def test_raw_images_are_forced_as_nova_and_ironic_do(kind: str, *, forced: bool) -> None:
+    assert forced is parsed(f'[caches.a]\nkind = "{kind}"\npath = "/srv/a"').caches["a"].force_raw
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "nova_locks", "expected"),
+    [
+        ("/var/lib/nova/instances/_base", "base", "true", "/var/lib/nova/instances/locks"),
+        ("/var/lib/nova/instances/other", "base", "true", "/var/lib/nova/instances/locks"),
+        ("/var/lib/nova/instances/_base", "base", "false", None),
+        ("/var/lib/nova/instances/_base", "base", '"/run/locks"', "/run/locks"),
+        ("/var/lib/nova/instances/_base/deeper", "base", "true", None),
+        ("/var/lib/nova/instances/masters", "masters", "true", None),
+        ("/srv/base", "base", "true", None),
+        ("/srv/base", "base", '"/run/locks"', "/run/locks"),
+    ],
+)
+def test_novas_locks_are_found_where_nova_has_them(path: str, kind: str, nova_locks: str, expected: str | None) -> None:
+    config = parsed(f'[caches.a]\nkind = "{kind}"\npath = "{path}"\nnova_locks = {nova_locks}')
+
+    assert (None if expected is None else Path(expected)) == config.caches["a"].nova_locks
+
+
+def test_the_embedded_default_keeps_all_below_one_directory(tmp_path: Path) -> None:
+    config = embedded_config(tmp_path)
+
+    assert None is config.origin
+    assert {"base": tmp_path / "base", "masters": tmp_path / "masters"} == {n: s.root for n, s in config.caches.items()}
+    assert [CacheKind.BASE, CacheKind.MASTERS] == [store.kind for store in config.caches.values()]
+    assert tmp_path / "instances" == config.instances
+    assert {"allowed_paths": (Path("/"),)} == config.sources["file"]
+    assert [] == list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[caches.base", "no TOML"),
+        ("a = 1\na = 2", "no TOML"),
+        ("", "caches: no cache is configured"),
+        ("[caches]", "caches: no cache is configured"),
+        (CACHE + "[other]\n", "unknown field `other`"),
+        ("host = 1\n" + CACHE, "unknown field `host`"),
+        (CACHE + "pth = 1", "unknown field `pth`"),
+        (CACHE + "[instances]\nname = 1", "unknown field `name`"),
+        (CACHE + "[sources.http]\nretries = 1", "unknown field `retries`"),
+        (CACHE + "[sources.gopher]\n", "unknown field `gopher`"),
+        (CACHE + "[sources.file]\npaths = []", "unknown field `paths`"),
+        (CACHE + "[disks]\nbackend = 'flat'", "unknown field `backend`"),
+        ('[caches.base]\nkind = "base"', "missing required field `path`"),
+        ('[caches.base]\npath = "/srv/base"', "missing required field `kind`"),
+        ('[caches.base]\nkind = "bass"\npath = "/srv/base"', "bass"),
+        ('[caches.base]\nkind = "base"\npath = 5', "Expected `str`, got `int`"),
+        (CACHE + 'force_raw_images = "yes"', "Expected `bool"),
+        (CACHE + "validation = 1", "Expected `bool"),
+        (CACHE + "virtual_size_limit = true", "got `bool`"),
+        (CACHE + "[disks]\nuse_cow_images = 1", "Expected `bool"),
+        (CACHE + "[sources.file]\nallowed_paths = '/srv'", "Expected `array`"),
+        ("caches = []", "Expected `object`, got `array`"),
+    ],
+)
+def test_what_is_no_configuration_is_told_in_one_line_with_the_file_and_the_key(text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parsed(text)
+
+    assert refused.value.message.startswith(str(ORIGIN))
+    assert told in refused.value.message
+    assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "value", ["relative", "./relative", "", "~/base", "/srv/../base", "//srv/base", "/srv/a\\u0000b", "/srv/a\\nb"]
+)
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("instances.path", CACHE + '[instances]\npath = "{}"'),
+        ("caches.base.path", '[caches.base]\nkind = "base"\npath = "{}"'),
+        ("caches.base.nova_locks", CACHE + 'nova_locks = "{}"'),
+        ("sources.http.ca_file", CACHE + '[sources.http]\nca_file = "{}"'),
+        ("sources.file.allowed_paths", CACHE + '[sources.file]\nallowed_paths = ["/srv", "{}"]'),
+    ],
+)
+def test_a_path_that_is_not_plain_and_absolute_is_refused_with_its_key(key: str, text: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{ORIGIN}: {key}: .*plain absolute path"):
+        parsed(text.format(value))
+
+
+@pytest.mark.parametrize("value", ["10", '"10"', '"10 parsecs"', '"-1GiB"', '"much"', '""', "-1"])
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("caches.base.virtual_size_limit", CACHE + "virtual_size_limit = {}"),
+        ("sources.http.revalidate_after", CACHE + "[sources.http]\nrevalidate_after = {}"),
+        ("sources.http.connect_timeout", CACHE + "[sources.http]\nconnect_timeout = {}"),
+        ("sources.http.read_timeout", CACHE + "[sources.http]\nread_timeout = {}"),
+    ],
+)
+def test_a_size_or_a_duration_without_its_unit_is_refused_with_its_key_and_an_example(key: str, text: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{ORIGIN}: {key}: ") as refused:
+        parsed(text.format(value))
+
+    assert refused.value.hint is not None
+    assert any(example in refused.value.hint for example in ("20GiB", "7d", "use one of"))
+
+
+@pytest.mark.parametrize("key", ["connect_timeout", "read_timeout"])
+def test_no_time_at_all_is_no_timeout(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"sources.http.{key}"):
+        parsed(CACHE + f'[sources.http]\n{key} = "0s"')
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", ".x", "-x", ""])
+def test_a_cache_needs_a_plain_name(name: str) -> None:
+    with pytest.raises(ConfigError, match="no name for a cache"):
+        parsed(f'[caches."{name}"]\nkind = "base"\npath = "/srv/base"')
+
+
+def test_two_caches_never_share_a_directory() -> None:
+    with pytest.raises(ConfigError, match=r"caches\.other\.path: /srv/base is caches\.base\.path already"):
+        parsed(CACHE + '[caches.other]\nkind = "masters"\npath = "/srv/base/"')
+
+
+def test_the_instances_path_is_no_cache() -> None:
+    with pytest.raises(ConfigError, match=r"caches\.base\.path: /srv/base is instances\.path already"):
+        parsed(CACHE + '[instances]\npath = "/srv/base"')
+
+
+@pytest.mark.parametrize("prefix", ["../", "a/b", "\\u0000"])
+def test_a_prefix_of_lock_names_stays_in_its_directory(prefix: str) -> None:
+    with pytest.raises(ConfigError, match="lock_prefix"):
+        parsed(CACHE + f'[instances]\nlock_prefix = "{prefix}"')
+
+
+@given(st.text(alphabet="[]={}.\"'\n#0123456789abcdehinopstuv/_- \\\0\x1f\ud7ff", max_size=80))
+def test_any_text_is_a_configuration_or_a_configuration_error(text: str) -> None:
+    with suppress(ConfigError):
+        parsed(text)
+
+
+# ------------------------------------------------------------------------------------------------------------- which file it is
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's home; nothing in the environment names a configuration."""
+    for variable in ("UNDERLAY_CONFIG", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def write(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(CACHE)
+    return path
+
+
+def test_the_named_file_comes_before_the_environments_and_that_before_the_users(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = write(home / ".config" / "underlay" / "underlay.toml")
+    assert users == load_config().origin
+
+    xdg = write(home / "xdg" / "underlay" / "underlay.toml")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))
+    assert xdg == load_config().origin
+
+    environments = write(home / "environments.toml")
+    monkeypatch.setenv("UNDERLAY_CONFIG", str(environments))
+    assert environments == load_config().origin
+
+    named = write(home / "named.toml")
+    assert named == load_config(named).origin
+
+
+@pytest.mark.component("root", "tmpfs")
+def test_the_systems_file_comes_before_the_users(home: Path) -> None:
+    system, users = home / "system.toml", home / ".config" / "underlay" / "underlay.toml"
+    for name, path in (("system", system), ("users", users)):
+        (home / name).mkdir()
+        write(path).write_text(f'[caches.{name}]\nkind = "base"\npath = "{home}/{name}"\n')
+    script = 'mount -t tmpfs tmpfs /etc && mkdir /etc/underlay && cp "$0" /etc/underlay/underlay.toml && shift && exec "$@"'
+    hidden = ["unshare", "--mount", "sh", "-ec", script, str(system), "--"]
+
+    with_both = run([*hidden, *command_line(["du", "--json"])])
+    named = run([*hidden, *command_line(["--config", str(users), "du", "--json"])])
+
+    assert ["system"] == [cache["name"] for cache in with_both.json["caches"]]
+    assert ["users"] == [cache["name"] for cache in named.json["caches"]]
+
+
+def test_without_any_file_there_is_the_embedded_default(home: Path) -> None:
+    assert None is load_config().origin
+
+
+def test_a_relative_base_directory_is_ignored_as_its_specification_says(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(home / "xdg" / "underlay" / "underlay.toml")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "xdg")
+    monkeypatch.chdir(home)
+
+    assert None is load_config().origin
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "not UTF-8"])
+@pytest.mark.parametrize("way", ["argument", "environment"])
+def test_a_named_file_that_cannot_be_read_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch, way: str, kind: str) -> None:
+    path = home / "named.toml"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "not UTF-8":
+        path.write_bytes(b"\xff\xfe")
+    monkeypatch.setenv("UNDERLAY_CONFIG", str(path))
+
+    with pytest.raises(ConfigError, match=str(path)):
+        load_config(path if way == "argument" else None)
+
+
+NEW_USER = 12345
+
+
+@pytest.fixture
+def users_home(short_directory: Path) -> Path:
+    short_directory.chmod(0o755)
+    home = short_directory / "home"
+    home.mkdir()
+    os.chown(home, NEW_USER, NEW_USER)
+    return home
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], **variables}
+
+
+@pytest.mark.component("root")
+def test_a_users_own_file_that_it_may_not_read_is_an_error_too(users_home: Path) -> None:
+    write(users_home / ".config" / "underlay" / "underlay.toml").chmod(0o600)
+
+    ended = run(command_line(["list"], user=NEW_USER), env=environment(HOME=str(users_home)))
+
+    assert 16 == ended.status
+    assert "underlay.toml cannot be read: Permission denied" in ended.err
+
+
+@pytest.mark.component("root")
+@pytest.mark.parametrize("variable", ["HOME", "XDG_DATA_HOME"])
+def test_a_user_without_a_configuration_has_all_in_its_data_directory(users_home: Path, variable: str) -> None:
+    (users_home.parent / "image.raw").write_bytes(b"an image" * 512)
+    data = users_home / ".local" / "share" / "underlay" if variable == "HOME" else users_home / "underlay"
+    env = environment(**{variable: str(users_home)})
+
+    before = run(command_line(["list"], user=NEW_USER), env=env)
+    assert (0, "No images.\n") == (before.status, before.out)
+    assert [] == list(users_home.iterdir())
+    fetched = run(command_line(["fetch", f"file://{users_home.parent}/image.raw", "--json"], user=NEW_USER), env=env)
+    listed = run(command_line(["list", "--json"], user=NEW_USER), env=env)
+
+    assert 0 == fetched.status, fetched.err
+    assert str(data / "base") == fetched.json["image"]["cache"]
+    assert [fetched.json["image"]["path"]] == [image["path"] for image in listed.json["images"]]
+    assert {"base", "instances", "masters"} == set(os.listdir(data))
+    assert {NEW_USER} == {path.stat().st_uid for path in data.iterdir()}
+
+
+@pytest.mark.component("root")
+def test_a_user_without_a_home_is_told_what_to_set() -> None:
+    ended = run(command_line(["list"], user=NEW_USER), env=environment())
+
+    assert (16, 1) == (ended.status, ended.err.count("\n"))
+    assert "HOME" in ended.err

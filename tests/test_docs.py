@@ -1,0 +1,700 @@
+"""The documentation says what the code does: every command, key, error, code, rule and name, and none that does not exist.
+
+The pages are built as XML and read as a reader sees them, so what Sphinx makes from the code is checked as well. Examples run.
+"""
+
+import ast
+import doctest
+import importlib
+import inspect
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, parse
+
+import click
+import jsonschema  # type: ignore[import-untyped]
+import msgspec
+import pytest
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
+
+import underlay
+from underlay import config, errors
+from underlay.cli.main import cli
+from underlay.config import parse_config
+from underlay.testing.bootimage import write_qcow2, write_raw
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+SOURCE = ROOT / "src" / "underlay"
+SCHEMAS = DOCS / "reference" / "schemas"
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+
+Pages = Mapping[str, Element]
+Table = list[list[str]]
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    """Every page as Sphinx understands it; a warning is a failure."""
+    target = tmp_path_factory.mktemp("docs")
+    options = ["-q", "-W", "--keep-going", "-b", "xml", "-d", os.fspath(target / "trees")]
+    argv = [sys.executable, "-m", "sphinx", *options, os.fspath(DOCS), os.fspath(target / "xml")]
+    built = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if built.returncode != 0 or built.stderr:
+        pytest.fail(built.stderr, pytrace=False)
+    files = sorted((target / "xml").rglob("*.xml"))
+    return {file.relative_to(target / "xml").with_suffix("").as_posix(): parse(file).getroot() for file in files}
+
+
+def test_every_page_is_built(pages: Pages) -> None:
+    assert {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")} == set(pages)
+
+
+# ------------------------------------------------------------------------------------------------------------ the command line
+
+
+def test_every_command_and_option_is_in_the_reference(pages: Pages) -> None:
+    page = pages["reference/command-line"]
+    documented = {one for signature in page.iter("desc_signature") for one in signature.get("ids", "").split()}
+    expected = {
+        f"cmdoption-{'-'.join(path)}-{option.lstrip('-')}"
+        for path, command in _commands(cli, ("underlay",))
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    assert set() == expected - documented
+    usages = _text(page)
+    for path, _ in _commands(cli, ("underlay",)):
+        assert f"{' '.join(path)} [OPTIONS]" in usages
+
+
+def test_no_page_names_an_option_that_does_not_exist(pages: Pages) -> None:
+    known = {option for _, command in _commands(cli, ()) for one in command.params for option in one.opts} | {"--help"}
+    for name, page in pages.items():
+        named = {literal.split()[0] for literal in _literals(page) if re.fullmatch(r"--[a-z].*", literal)}
+        assert set() == {option for option in named if option not in known}, name
+
+
+def test_the_command_lines_in_the_documentation_can_be_parsed() -> None:
+    lines = [(path, line) for path in TEXTS for line in _command_lines(path)]
+    assert lines
+    for path, line in lines:
+        try:
+            _parse(cli, shlex.split(line, comments=True)[1:], "underlay")
+        except click.UsageError as error:
+            pytest.fail(f"{path.name}: {line}: {error.format_message()}")
+
+
+def test_every_exit_status_of_the_command_line_is_told(pages: Pages) -> None:
+    [table] = [table for table in _tables(pages["reference/errors"]) if table[0] == ["Code", "Exit", "When"]]
+    module = importlib.import_module("underlay.cli.main")
+    failures = {code: keywords for keywords in _failures() for code in _constants(keywords["code"])}
+    statuses = {"error.exit_code": click.UsageError.exit_code} | vars(module)
+    expected = {code: str(statuses[ast.unparse(keywords["exit_code"])]) for code, keywords in failures.items()}
+    assert {"usage", "interrupted", "internal"} <= expected.keys()
+    assert expected == {code: status for code, status, _ in table[1:]}
+    findings = importlib.import_module("underlay.cli.check").FINDINGS
+    assert f"check ends with {findings} when it found a problem" in _text(pages["reference/command-line"])
+
+
+def _failures() -> Iterator[dict[str, ast.expr]]:
+    """How the command line describes each kind of failure."""
+    for _, call in _calls("_Failure"):
+        yield {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+
+
+def _commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from _commands(found, (*path, name))
+
+
+def _parse(command: click.Command, arguments: list[str], name: str, parent: click.Context | None = None) -> None:
+    """Parse a command line to its end, without running anything."""
+    context = click.Context(command, info_name=name, parent=parent)
+    if not isinstance(command, click.Group):
+        command.parse_args(context, arguments)
+        return
+    rest = command.make_parser(context).parse_args(list(arguments))[1]
+    if "--help" not in rest:
+        _, found, its_arguments = command.resolve_command(context, rest)
+        assert found is not None
+        _parse(found, its_arguments, rest[0], context)
+
+
+def _command_lines(path: Path) -> Iterator[str]:
+    for language, block in _blocks(path):
+        if language in ("console", "shell"):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = line.removeprefix("$ ")
+                if line.startswith("underlay "):
+                    yield line
+
+
+# ----------------------------------------------------------------------------------------------------------- the configuration
+
+
+def test_every_configuration_key_is_in_the_reference_with_its_default(pages: Pages) -> None:
+    expected = {f"[{path}]": fields for path, fields in _structs(config._Document, "")}
+    page = pages["reference/configuration"]
+    documented = {}
+    for section in page.iter("section"):
+        title = section.find("title")
+        if title is not None and (heading := _text(title)).startswith("["):
+            documented[heading] = {_bare(row[0]): row[2] for row in _tables(section)[0][1:]}
+    assert {heading: set(keys) for heading, keys in expected.items()} == {key: set(rows) for key, rows in documented.items()}
+    for heading, keys in expected.items():
+        for key, default in keys.items():
+            if default is not None:
+                assert default == documented[heading][key], f"{heading} {key}"
+            else:
+                assert not documented[heading][key].startswith(("`", '"')), f"{heading} {key}"
+
+
+def test_the_configurations_in_the_documentation_are_valid() -> None:
+    found = [(path, block) for path in TEXTS for language, block in _blocks(path) if language == "toml" and "[caches." in block]
+    assert len(found) >= 2
+    for path, block in found:
+        parse_config(block, origin=path)
+
+
+def test_every_environment_variable_is_told(pages: Pages) -> None:
+    assert {"config.py"} == {path.name for path in _modules() if "os.environ" in path.read_text(encoding="utf-8")}
+    constants = [
+        node.value for node in ast.walk(ast.parse((SOURCE / "config.py").read_text())) if isinstance(node, ast.Constant)
+    ]
+    read = {value for value in constants if isinstance(value, str) and re.fullmatch(r"[A-Z]+_[A-Z_]+", value)}
+    table = next(table for table in _tables(pages["reference/configuration"]) if table[0][0] == "Variable")
+    assert read == {row[0] for row in table[1:]}
+
+
+def _structs(struct: type[msgspec.Struct], path: str) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """Each table of the configuration with its keys and their defaults as TOML; None where the default is not a value."""
+    keys: dict[str, str | None] = {}
+    for field in msgspec.structs.fields(struct):
+        inner = f"{path}.{field.name}".lstrip(".")
+        if inspect.isclass(field.type) and issubclass(field.type, msgspec.Struct):
+            yield from _structs(field.type, inner)
+        elif path == "":
+            [_, value] = field.type.__args__
+            yield from _structs(value, f"{inner}.NAME")
+        else:
+            keys[field.name] = _toml(field)
+    if keys:
+        yield path, keys
+
+
+def _toml(field: msgspec.structs.FieldInfo) -> str | None:
+    default = field.default if field.default is not msgspec.NODEFAULT else None
+    if field.default_factory is not msgspec.NODEFAULT:
+        default = field.default_factory()
+    return None if default is None else json.dumps(default)
+
+
+# ------------------------------------------------------------------------------------------------------------ codes and rules
+
+
+def test_every_error_is_in_the_reference_as_it_is(pages: Pages) -> None:
+    expected = {
+        name: (f"{one.code}", str(one.exit_code), str(one.http_status), "yes" if one.transient else "")
+        for name, one in _errors().items()
+        if one is not errors.UnderlayError
+    }
+    rows = [row for table in _tables(pages["reference/errors"]) if len(table[0]) == 6 for row in table[1:]]
+    assert expected == {row[0]: tuple(row[1:5]) for row in rows}
+    assert len(expected) == len(rows)
+    for row in rows:
+        meaning = (inspect.getdoc(_errors()[row[0]]) or "").partition("\n")[0].replace("``", "")
+        assert row[5].startswith(meaning)
+        assert len(row[5]) > len(meaning) + 10, f"{row[0]} says what to do"
+
+
+def test_no_page_names_an_error_that_does_not_exist(pages: Pages) -> None:
+    named = {literal for literal in _literals(pages["reference/errors"]) if re.fullmatch(r"([A-Z][a-z]+){2,}", literal)}
+    assert set() == named - _errors().keys()
+
+
+def test_no_two_errors_share_a_code_or_an_exit_status() -> None:
+    classes = _errors().values()
+    assert len({one.code for one in classes}) == len(classes)
+    assert len({one.exit_code for one in classes}) == len(classes)
+
+
+def test_every_reason_is_in_the_reference(pages: Pages) -> None:
+    tables = _tables(pages["reference/reasons"])[:2]
+    assert {code for code, _ in _calls("Reason", argument=0)} == {row[0] for table in tables for row in table[1:]}
+
+
+def test_every_event_is_in_the_reference_with_its_level_and_fields(pages: Pages) -> None:
+    expected = {}
+    for code, call in _calls("_tell", argument=2):
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg}
+        level = keywords.pop("level", "Level.DEBUG").removeprefix("Level.").lower()
+        expected[code] = (level, ", ".join(key for key in keywords if key != "detail"))
+    [table] = [table for table in _tables(pages["reference/reasons"]) if table[0] == ["Code", "Level", "Fields", "Meaning"]]
+    assert expected == {row[0]: (row[1], row[2]) for row in table[1:]}
+
+
+def test_every_other_event_has_the_code_of_something_that_is_in_the_reference(pages: Pages) -> None:
+    codes = [keyword.value for _, call in _calls("Event") for keyword in call.keywords if keyword.arg == "code"]
+    assert {"code", "reason.code", "ensured.reason.code", "problem.code"} >= {
+        ast.unparse(code) for code in codes if not isinstance(code, ast.Constant)
+    }
+    for code in (code.value for code in codes if isinstance(code, ast.Constant)):
+        assert code in set(_literals(pages["reference/reasons"]))
+
+
+def test_every_finding_is_in_the_reference_with_its_level(pages: Pages) -> None:
+    expected = set()
+    for node in ast.walk(ast.parse((SOURCE / "check.py").read_text(encoding="utf-8"))):
+        keywords = {keyword.arg: keyword.value for keyword in node.keywords} if isinstance(node, ast.Call) else {}
+        if keywords.keys() >= {"code", "level"}:
+            codes, levels = _branches(keywords["code"]), _branches(keywords["level"])
+            levels = levels * len(codes) if len(levels) == 1 else levels
+            expected |= {
+                (code.value, ast.unparse(level).removeprefix("Level.").lower())
+                for code, level in zip(codes, levels, strict=True)
+                if isinstance(code, ast.Constant)
+            }
+    [table] = [table for table in _tables(pages["reference/reasons"]) if table[0] == ["Code", "Level", "Meaning"]]
+    assert expected == {(row[0], row[1]) for row in table[1:]}
+
+
+def test_every_inspection_rule_is_in_the_reference(pages: Pages) -> None:
+    [table] = _tables(pages["reference/rules"])
+    rows = [row[0] for row in table[1:]]
+    assert _rules() == set(rows)
+    assert sorted(rows) == rows
+
+
+def _errors() -> Mapping[str, type[errors.UnderlayError]]:
+    found = vars(errors).values()
+    return {one.__name__: one for one in found if inspect.isclass(one) and issubclass(one, errors.UnderlayError)}
+
+
+def _modules() -> list[Path]:
+    """The package without what it ships for tests."""
+    return [path for path in sorted(SOURCE.rglob("*.py")) if not path.is_relative_to(SOURCE / "testing")]
+
+
+def _trees() -> Iterator[ast.Module]:
+    for path in _modules():
+        yield ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _calls(name: str, *, argument: int | None = None) -> list[tuple[str, ast.Call]]:
+    """The calls of a function, each with the text that its positional argument holds (or nothing)."""
+    found = []
+    for tree in _trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and _called(node) == name:
+                texts = [""] if argument is None else _constants(*node.args[argument : argument + 1])
+                found += [(text, node) for text in texts]
+    assert found
+    return found
+
+
+def _called(call: ast.Call) -> str:
+    function = call.func
+    return function.id if isinstance(function, ast.Name) else function.attr if isinstance(function, ast.Attribute) else ""
+
+
+def _branches(node: ast.expr) -> list[ast.expr]:
+    return [node.body, node.orelse] if isinstance(node, ast.IfExp) else [node]
+
+
+def _constants(*nodes: ast.expr) -> list[str]:
+    branches = [one for node in nodes for one in _branches(node)]
+    return [one.value for one in branches if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+
+
+def _rules() -> set[str]:
+    """Rule names: ``rule="…"``, the first argument of ``_refused``, and what a format's complaints begin with."""
+    found: set[str] = set()
+    for tree in _trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                found |= {text for keyword in node.keywords if keyword.arg == "rule" for text in _constants(keyword.value)}
+                found |= set(_constants(*node.args[:1])) if _called(node) == "_refused" else set()
+            elif isinstance(node, ast.FunctionDef) and node.name == "_complaints":
+                yields = [one.value for one in ast.walk(node) if isinstance(one, ast.Yield)]
+                found |= {text for one in yields if isinstance(one, ast.Tuple) for text in _constants(*one.elts[:1])}
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ names and words
+
+
+def test_every_public_name_is_in_the_reference(pages: Pages) -> None:
+    ids = {one for signature in pages["reference/python"].iter("desc_signature") for one in signature.get("ids", "").split()}
+    assert set(underlay.__all__) == {name.removeprefix("underlay.") for name in ids if name.count(".") == 1}
+
+
+def test_the_layers_in_the_documentation_are_those_that_are_enforced(pages: Pages) -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    [enforced] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    [table] = _tables(pages["design/layers"])
+    documented: dict[str, set[str]] = {}
+    for line, module, purpose in table[1:]:
+        assert len(purpose) > 10, module
+        documented.setdefault(line, set()).add(module.partition(".")[0])
+    assert [{name.strip() for name in re.split(r"[|:]", line)} for line in enforced] == list(documented.values())
+    assert sorted(map(int, documented), reverse=True) == list(map(int, documented))
+    for module in (row[1] for row in table[1:]):
+        assert (SOURCE / Path(*module.split("."))).with_suffix(".py").exists() or (SOURCE / Path(*module.split("."))).is_dir()
+
+
+def test_words_that_are_not_used_are_in_no_public_name(pages: Pages) -> None:
+    table = next(table for table in _tables(pages["glossary"]) if table[0][0] == "Not used")
+    assert {"manager", "helper", "util", "handler"} <= {row[0] for row in table[1:]}
+    excepted = {name for row in table[1:] for name in re.findall(r"\w+", row[2])}
+    unused = {row[0] for row in table[1:]}
+    for path in sorted(SOURCE.rglob("*.py")):
+        for name in _public_names(path):
+            words = {word.lower().removesuffix("s") for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
+            assert name in excepted or not words & unused, f"{path.name}: {name}"
+
+
+def test_every_word_of_the_glossary_has_a_meaning_once(pages: Pages) -> None:
+    words = [row[0] for table in _tables(pages["glossary"])[:2] for row in table[1:]]
+    assert len(words) == len(set(words))
+    [first, *_] = _tables(pages["glossary"])
+    assert sorted((row[0] for row in first[1:]), key=str.lower) == [row[0] for row in first[1:]]
+
+
+def _public_names(path: Path) -> Iterator[str]:
+    if not path.stem.startswith("_"):
+        yield path.stem
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name
+
+
+# ------------------------------------------------------------------------------------------------------------------------ links
+
+
+def test_the_links_of_the_texts_beside_the_documentation_lead_somewhere() -> None:
+    for path in TEXTS[:3]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    files = [*SOURCE.rglob("*.py"), ROOT / "pyproject.toml"]
+    named = {
+        (file.name, page) for file in files for page in re.findall(r"\bdocs/[a-z]+(?:/[a-z-]+)?(?:\.md)?", file.read_text())
+    }
+    named = {(name, page) for name, page in named if not page.startswith("docs/interop")}  # QEMU's
+    assert named
+    assert set() == {(name, page) for name, page in named if not (ROOT / page).exists()}
+
+
+def test_the_picture_is_the_one_that_its_script_makes() -> None:
+    picture = parse(DOCS / "pictures" / "terminal.svg").getroot()
+    text = "".join(picture.itertext()).replace("\xa0", " ")
+    for shown in ("$ underlay fetch http://127.0.0.1:", "$ underlay list", "$ underlay du", "used by 2 disks"):
+        assert shown in text
+    assert "http" not in " ".join(value for node in picture.iter() for name, value in node.attrib.items() if "href" in name)
+
+
+def test_the_changelogs_fragments_can_be_assembled() -> None:
+    argv = [sys.executable, "-m", "towncrier", "build", "--draft", "--version", "next", "--dir", os.fspath(ROOT)]
+    draft = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    fragments = sorted((ROOT / "changelog.d").glob("*.md"))
+    assert fragments
+    for fragment in fragments:
+        assert re.fullmatch(r"(\+[a-z0-9-]+|\d+)\.(breaking|feature|fix)(\.\d+)?\.md", fragment.name)
+        assert " ".join(fragment.read_text(encoding="utf-8").split()[:8]) in " ".join(draft.split())
+
+
+# ---------------------------------------------------------------------------------------------------------------- JSON answers
+
+
+@pytest.mark.component("qemu-img")
+def test_the_json_answers_of_real_commands_keep_to_their_schemas(short_directory: Path) -> None:
+    host = _Host(short_directory)
+    image = host.directory / "tiny.qcow2"
+    write_qcow2(image, size=16 << 20, message="docs")
+    ref = image.as_uri()
+    _keeps("fetch", fetched := host.run("fetch", ref))
+    assert "fetched" == fetched["reason"]["code"]
+    _keeps("disk", host.run("disk", "create", "web-1", "--image", ref, "--size", "1GiB"))
+    _keeps("disk", host.run("disk", "create", "web-2", "--image", ref, "--path", os.fspath(host.directory / "elsewhere")))
+    _keeps("disk", host.run("disk", "show", "web-1"))
+    _keeps("disk", host.run("disk", "resize", "web-1", "2GiB"))
+    host.add_unrecorded()
+    _keeps("disk-list", disks := host.run("disk", "list"))
+    assert {"qcow2", None} == {disk["format"] for disk in disks["disks"]}
+    _keeps("list", listed := host.run("list"))
+    assert {True, False} == {one["recorded"] for one in listed["images"]}
+    assert ["not-an-image"] == [problem["code"] for problem in listed["problems"]]
+    _keeps("show", shown := host.run("show", ref))
+    assert 2 == len(shown["images"][0]["disks"])
+    _keeps("du", host.run("du"))
+    _keeps("check", checked := host.run("check", status=3))
+    assert {"info", "problem"} <= {finding["level"] for finding in checked["findings"]}
+    _keeps("disk-remove", host.run("disk", "remove", "web-1"))
+
+
+@pytest.mark.component("qemu-img")
+def test_errors_and_events_keep_to_their_schemas(short_directory: Path) -> None:
+    host = _Host(short_directory)
+    image = host.directory / "tiny.qcow2"
+    write_qcow2(image, size=16 << 20, message="docs")
+    for arguments, code, status in (
+        (("fetch", "nonsense"), "invalid-ref", 10),
+        (("fetch", f"{image.as_uri()}.none"), "image-not-found", 20),
+        (("show", "nothing-of-the-kind"), "not-cached", 40),
+        (("list", "--nonsense"), "usage", 2),
+    ):
+        _keeps("error", answer := host.run(*arguments, status=status))
+        assert code == answer["error"]["code"]
+    events = host.events("fetch", image.as_uri())
+    assert {"fetching", "verified", "published", "fetched"} <= {event["event"] for event in events}
+    for event in events:
+        _keeps("event", event)
+
+
+def test_a_schema_refuses_an_answer_that_is_not_its() -> None:
+    for name in _schemas():
+        if name != "things":
+            assert not _validator(name).is_valid({"nothing": "of the kind"}), name
+
+
+def test_every_command_that_answers_in_json_has_its_schema(pages: Pages) -> None:
+    [table] = _tables(pages["reference/json"])
+    linked = {schema.removesuffix(".json") for _, schema in table[1:]}
+    assert _schemas() == linked | {"things"}
+    answering = {
+        " ".join(path)
+        for path, command in _commands(cli, ())
+        if any("--json" in parameter.opts for parameter in command.params)
+    }
+    commands = [row[0] for row in table[1:] if not row[0].startswith(("any that fails", "an event"))]
+    assert sorted(answering) == sorted(name.strip() for names in commands for name in names.split(","))
+
+
+class _Host:
+    """A configured host in a directory, on which the real command is run."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.environment = os.environ | {"UNDERLAY_CONFIG": os.fspath(configured(directory))}
+
+    def run(self, *arguments: str, status: int = 0) -> Any:
+        """The one object that a command answers with."""
+        done = self._run([*arguments, "--json"])
+        assert status == done.returncode, done.stdout + done.stderr
+        assert 1 == len(done.stdout.splitlines())
+        return json.loads(done.stdout)
+
+    def events(self, *arguments: str) -> list[Any]:
+        """The events of a command."""
+        done = self._run(["-v", "-v", "--log-format", "json", *arguments])
+        assert 0 == done.returncode
+        return [json.loads(line) for line in done.stderr.splitlines()]
+
+    def add_unrecorded(self) -> None:
+        """An image and a disk that something else made, and a symlink where an image should be."""
+        write_raw(self.directory / "base" / sha1(b"some id").hexdigest(), size=1 << 20, message="unrecorded")
+        (self.directory / "instances" / "other").mkdir()
+        (self.directory / "instances" / "other" / "disk").write_bytes(b"unknown")
+        (self.directory / "base" / sha1(b"another id").hexdigest()).symlink_to("/nowhere")
+
+    def _run(self, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+        argv = [sys.executable, "-m", "underlay", *arguments]
+        return subprocess.run(argv, env=self.environment, capture_output=True, text=True, check=False)
+
+
+def _schemas() -> set[str]:
+    return {path.stem for path in SCHEMAS.glob("*.json")}
+
+
+def _keeps(name: str, answer: Any) -> None:
+    _validator(name).validate(answer)
+
+
+def _validator(name: str) -> Any:
+    registry: Registry[Any] = Registry()
+    for path in SCHEMAS.glob("*.json"):
+        schema = json.loads(path.read_text(encoding="utf-8"))
+        jsonschema.Draft202012Validator.check_schema(schema)
+        registry = registry.with_resource(path.name, DRAFT202012.create_resource(schema))
+    formats = jsonschema.FormatChecker(formats=())
+    formats.checks("date-time")(_is_utc)
+    return jsonschema.Draft202012Validator({"$ref": f"{name}.json"}, registry=registry, format_checker=formats)
+
+
+def _is_utc(text: object) -> bool:
+    if not isinstance(text, str):
+        return True
+    offset = datetime.fromisoformat(text).utcoffset()
+    return offset is not None and not offset
+
+
+# --------------------------------------------------------------------------------------------------------------------- examples
+
+
+@pytest.mark.component("qemu-img")
+@pytest.mark.parametrize(
+    "path", [path for path in TEXTS if ">>> " in path.read_text(encoding="utf-8")], ids=lambda path: path.stem
+)
+def test_the_python_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_qcow2(tmp_path / "debian-12.qcow2", size=1 << 30, message="docs")
+    monkeypatch.setenv("UNDERLAY_CONFIG", os.fspath(configured(tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    examples = doctest.DocTestParser().get_doctest(_only_python(path), {}, path.name, os.fspath(path), 0)
+    told: list[str] = []
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    outcome = doctest.DocTestRunner(optionflags=options).run(examples, out=told.append)
+    assert outcome.attempted >= 5
+    assert 0 == outcome.failed, "".join(told)
+
+
+def test_the_examples_of_the_packages_own_docstring_run() -> None:
+    assert (0, 2) == tuple(doctest.testmod(underlay))
+
+
+@pytest.mark.component("qemu-img", "qemu-system-x86_64")
+def test_the_first_steps_can_be_walked(short_directory: Path) -> None:
+    _walk(DOCS / "guides" / "first-steps.md", short_directory, {})
+
+
+def test_an_existing_nova_host_is_found_as_its_guide_says(short_directory: Path) -> None:
+    guide = DOCS / "guides" / "existing-nova-host.md"
+    places = {"/var/lib/nova/instances": f"{short_directory}/instances", "/etc/underlay": f"{short_directory}/etc"}
+    _nova_host(short_directory / "instances")
+    [configuration] = [block for language, block in _blocks(guide) if language == "toml"]
+    (short_directory / "etc").mkdir()
+    (short_directory / "etc" / "underlay.toml").write_text(_moved(configuration, places), encoding="utf-8")
+    before = _everything(short_directory)
+    _walk(guide, short_directory, places)
+    assert before == _everything(short_directory)
+
+
+def _nova_host(instances: Path) -> None:
+    base = instances / "_base"
+    base.mkdir(parents=True)
+    (instances / "locks").mkdir()
+    write_raw(base / sha1(b"an image's id").hexdigest(), size=1 << 20, message="original")
+    (base / f"{sha1(b'a second image').hexdigest()}.part").write_bytes(b"half")
+    (base / "ephemeral_1_0706d66").write_bytes(bytes(1 << 20))
+    (base / "ephemeral_1_0706d66").chmod(0o666)
+    (base / "README").write_text("an operator's notes")
+    disk = instances / "4f0b7a6e" / "disk"
+    disk.parent.mkdir()
+    write_raw(disk, size=1 << 20, message="an instance of the host")
+    (disk.parent / "disk.info").write_text(json.dumps({os.fspath(disk): "raw"}))
+    (instances / "compute_nodes").write_text(json.dumps({"node1": time.time()}))
+
+
+def _everything(directory: Path) -> list[tuple[str, int, int]]:
+    found = ((path, path.stat()) for path in sorted(directory.rglob("*")))
+    return [(os.fspath(path), status.st_mtime_ns, status.st_ino) for path, status in found]
+
+
+def _walk(path: Path, directory: Path, places: Mapping[str, str]) -> None:
+    """Run a guide's console blocks in one shell and compare what each command prints with what the guide shows."""
+    steps = [step for language, block in _blocks(path) if language == "console" for step in _steps(_moved(block, places))]
+    assert steps
+    mark = "---- next ----"
+    script = f"mark() {{ local status=$?; echo; echo '{mark}'; return $status; }}\n"
+    script += "".join(f"{command}\nmark\n" for command, _ in steps)
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": os.fspath(directory),
+        "LANG": "C.UTF-8",
+    }
+    ran = subprocess.run(
+        ["bash", "-c", script],
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=120,
+        check=False,
+    )
+    printed = ran.stdout.decode().split(f"\n{mark}\n")[:-1]
+    checker, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    for (command, expected), got in zip(steps, printed, strict=True):
+        assert checker.check_output(expected.strip(), got.strip(), options), f"$ {command}\n{got}\ninstead of\n{expected}"
+
+
+def _steps(block: str) -> Iterator[tuple[str, str]]:
+    """``(command, output)`` of each command in a console block; a line that begins with ``>`` continues a command."""
+    for step in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        lines = step.splitlines()
+        length = next((number for number, line in enumerate(lines[1:], 1) if not re.match(r">( |$)", line)), len(lines))
+        yield "\n".join([lines[0], *(line[2:] for line in lines[1:length])]), "\n".join(lines[length:])
+
+
+def _moved(text: str, places: Mapping[str, str]) -> str:
+    for told, real in places.items():
+        text = text.replace(told, real)
+    return text
+
+
+def _only_python(path: Path) -> str:
+    """The page's Python examples, everything else blank, so that line numbers stay."""
+    kept, inside = [], False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        inside = line.startswith("```pycon") or (inside and not line.startswith("```"))
+        kept.append(line if inside and not line.startswith("```") else "")
+    return "\n".join(kept) + "\n"
+
+
+def configured(directory: Path) -> Path:
+    """A configuration whose directories, made here, lie below ``directory``; files of it may be fetched."""
+    for name in ("base", "instances"):
+        (directory / name).mkdir()
+    file = directory / "underlay.toml"
+    file.write_text(
+        f'[instances]\npath = "{directory}/instances"\n[caches.base]\nkind = "base"\npath = "{directory}/base"\n'
+        f'[sources.file]\nallowed_paths = ["{directory}"]\n',
+        encoding="utf-8",
+    )
+    return file
+
+
+# ------------------------------------------------------------------------------------------------------------ reading pages
+
+
+def _blocks(path: Path) -> list[tuple[str, str]]:
+    """``(language, content)`` of each fenced block."""
+    found = re.findall(r"^```([^\n`]+)\n(.*?)^```$", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [(language, content) for language, content in found]
+
+
+def _text(element: Element) -> str:
+    return " ".join("".join(element.itertext()).split())
+
+
+def _literals(page: Element) -> Iterator[str]:
+    for literal in page.iter("literal"):
+        yield _text(literal)
+
+
+def _tables(element: Element) -> list[Table]:
+    return [[[_text(cell) for cell in row.iter("entry")] for row in table.iter("row")] for table in element.iter("table")]
+
+
+def _bare(text: str) -> str:
+    return text.strip("`")

@@ -1,0 +1,136 @@
+"""Refs as text: their one spelling, and what is no ref."""
+
+import pytest
+
+from underlay.errors import InvalidRef
+from underlay.refs import MAX_LENGTH, is_ref, parse_ref
+
+UUID = "70a599e0-31e7-49b7-b260-868f441e862b"
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical", "location"),
+    [
+        (UUID, f"glance:{UUID}", UUID),
+        (UUID.upper(), f"glance:{UUID}", UUID),
+        (f"glance:{UUID}", f"glance:{UUID}", UUID),
+        (f"  {UUID}\n", f"glance:{UUID}", UUID),
+        ("https://host/a/b.qcow2", "https://host/a/b.qcow2", "https://host/a/b.qcow2"),
+        ("HTTPS://HOST/A", "https://host/A", "https://HOST/A"),
+        ("https://host", "https://host/", "https://host"),
+        ("https://host:443/x", "https://host/x", "https://host:443/x"),
+        ("http://host:80/x", "http://host/x", "http://host:80/x"),
+        ("http://host:443/x", "http://host:443/x", "http://host:443/x"),
+        ("http://[::1]:8080/x", "http://[::1]:8080/x", "http://[::1]:8080/x"),
+        ("https://user:secret@host/x", "https://host/x", "https://user:secret@host/x"),
+        ("https://host/x#part", "https://host/x", "https://host/x"),
+        ("https://host/x?version=3&arch=arm", "https://host/x?version=3&arch=arm", "https://host/x?version=3&arch=arm"),
+        ("file:///srv/disk.img", "file:///srv/disk.img", "/srv/disk.img"),
+        ("file:///srv/a%20b", "file:///srv/a%20b", "/srv/a b"),
+        ("file:///srv/a b", "file:///srv/a%20b", "/srv/a b"),
+        ("file:///srv/größer", "file:///srv/gr%C3%B6%C3%9Fer", "/srv/größer"),
+        ("file:///srv/%FF", "file:///srv/%FF", "/srv/\udcff"),
+        ("file:///srv/what?#1", "file:///srv/what%3F%231", "/srv/what?#1"),
+        ("oci://host/repo@sha256:ab", "oci://host/repo@sha256:ab", "oci://host/repo@sha256:ab"),
+        ("s3://bucket/key", "s3://bucket/key", "s3://bucket/key"),
+        ("ftp://user:secret@host/x", "ftp://host/x", "ftp://user:secret@host/x"),
+    ],
+)
+def test_a_ref_has_one_spelling_and_a_location(text: str, canonical: str, location: str) -> None:
+    ref = parse_ref(text)
+
+    assert (canonical, location, canonical.partition(":")[0]) == (ref.canonical, ref.location, ref.scheme)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "X-Amz-Algorithm=a&X-Amz-Credential=b&X-Amz-Date=c&X-Amz-Expires=1&X-Amz-SignedHeaders=host&X-Amz-Signature=d",
+        "AWSAccessKeyId=a&Expires=1&Signature=b",
+        "X-Goog-Algorithm=a&X-Goog-Signature=b",
+        "GoogleAccessId=a&Expires=1&Signature=b",
+        "sv=2020&st=1&se=2&sr=b&sp=r&sip=1.2.3.4&spr=https&sig=c",
+        "Expires=1&Signature=a&Key-Pair-Id=b",
+        "Policy=p&Signature=a&Key-Pair-Id=b",
+        "temp_url_sig=a&temp_url_expires=1",
+        "%53ig=encoded",
+    ],
+    ids=["aws4", "aws2", "gcs4", "gcs2", "azure", "cloudfront", "cloudfront-policy", "swift", "encoded-name"],
+)
+def test_a_signature_is_no_part_of_the_spelling(query: str) -> None:
+    ref = parse_ref(f"https://host/x?versionId=3&{query}")
+
+    assert "https://host/x?versionId=3" == ref.canonical
+    assert f"https://host/x?versionId=3&{query}" == ref.location
+
+
+def test_a_plain_parameter_that_a_signature_could_have_too_tells_images_apart_where_nothing_is_signed() -> None:
+    debian, ubuntu = (parse_ref(f"https://host/get?st={name}") for name in ("debian", "ubuntu"))
+
+    assert debian.canonical != ubuntu.canonical
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "debian-12.qcow2",
+        "/srv/disk.img",
+        "https:",
+        "https://",
+        "https:///x",
+        "https://host:port/x",
+        "https://host:99999/x",
+        "https://[::1/x",
+        "https://ho st/x",
+        "https://host/a b",
+        "https://host/a\nb",
+        "https://host/\x7f",
+        "https://host/\udcff",
+        "file://host/x",
+        "file:/x",
+        "file:x",
+        "file:///",
+        "file:////x",
+        "file:///a//b",
+        "file:///a/",
+        "file:///a/../b",
+        "file:///a/%2e%2e/b",
+        "file:///a/./b",
+        "file:///a%00b",
+        "glance:",
+        "glance:x",
+        f"glance:{UUID}0",
+        "s3:",
+        f"{UUID}0",
+    ],
+)
+def test_what_is_no_ref_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRef):
+        parse_ref(text)
+
+
+@pytest.mark.parametrize("ending", ["", " ", "\x01", "\udcff", ":port", "\n x"])
+def test_a_password_is_not_repeated_in_an_error(ending: str) -> None:
+    with pytest.raises(InvalidRef) as error:
+        parse_ref(f"https://user:secret@{ending}")
+
+    assert "secret" not in f"{error.value} {error.value.hint}"
+
+
+@pytest.mark.parametrize("letter", ["x", '"', "\\", "é"])
+def test_a_ref_may_be_as_long_as_its_record_can_hold(letter: str) -> None:
+    room = MAX_LENGTH - len("https://host/")
+    each = {"x": 1, '"': 2, "\\": 2, "é": 2}[letter]  # bytes as JSON
+
+    parse_ref(f"https://host/{letter * (room // each)}")
+    with pytest.raises(InvalidRef, match="longer than 1024 bytes"):
+        parse_ref(f"https://host/{letter * (room // each + 1)}")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"), [(UUID, True), ("https://h", True), ("s3:x", True), ("name", False), ("/a:b", False)]
+)
+def test_a_ref_is_told_from_a_name_and_a_path(text: str, is_one: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    assert is_one == is_ref(text)

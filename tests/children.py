@@ -5,6 +5,7 @@ is imported before the child becomes another user, who may not be allowed to rea
 """
 
 import importlib
+import inspect
 import json
 import os
 import select
@@ -55,6 +56,15 @@ class Child:
         self.process.stdin.write(f"{line}\n".encode())
         self.process.stdin.flush()
 
+    def stopped(self) -> int:
+        """The id of the process that strace, as the wrapper, has made a signal stop for good."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split():
+                if {"t"} == {_state(int(pid)) for _ in range(20)}:  # for a moment, each system call shows like this
+                    return int(pid)
+        raise AssertionError("nobody stopped")
+
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         self.process.kill()
@@ -82,6 +92,7 @@ def start(
     """
     task = {
         "module": function.__module__,
+        "directory": os.path.dirname(inspect.getfile(function)),
         "function": function.__name__,
         "arguments": [str(argument) for argument in arguments],
         "user": user,
@@ -94,6 +105,14 @@ def start(
             yield Child(process)
         finally:
             process.kill()
+
+
+def _state(pid: int) -> str:
+    time.sleep(0.01)
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    except FileNotFoundError:  # strace tries out what the kernel can do in children of its own
+        return "gone"
 
 
 def tell(line: str) -> None:
@@ -112,7 +131,7 @@ def told() -> str:
 
 def _main(task_json: str) -> None:
     task = json.loads(task_json)
-    sys.path.insert(0, os.fspath(_TESTS))
+    sys.path[:0] = [task["directory"], os.fspath(_TESTS)]
     function = getattr(importlib.import_module(task["module"]), task["function"])
     if task["umask"] is not None:
         os.umask(task["umask"])

@@ -1,17 +1,24 @@
 """A host of its own for a test: configuration, directories, images; and the command line, run in a process as users run it."""
 
 import importlib
+import io
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
+import termios
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import underlay
+from underlay.cli import main
 from underlay.contracts import Observer
 from underlay.host import Host
 from underlay.testing.bootimage import write_qcow2, write_raw
@@ -99,6 +106,14 @@ class Machine:
         """Run a command to its end."""
         return run(self.argv(*arguments, user=user), env=env)
 
+    def call(self, *arguments: str | Path) -> Ended:
+        """As `run`, in this process, which costs less than starting Python."""
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main(["--config", os.fspath(self.config), *(os.fspath(one) for one in arguments)])
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, out.getvalue(), err.getvalue())
+
     def start(self, *arguments: str | Path) -> "subprocess.Popen[str]":
         """Start a command; the caller ends it."""
         return subprocess.Popen(
@@ -120,6 +135,28 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Ended:
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
+def on_terminal(argv: Sequence[str], *, columns: int = 80) -> tuple[int, str]:
+    """Run a program to its end on a terminal of its own; its status, and all that the terminal was sent."""
+    terminal, its_end = os.openpty()
+    termios.tcsetwinsize(its_end, (24, columns))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")}
+    with subprocess.Popen(
+        argv, stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True, env=env | {"TERM": "xterm-256color"}
+    ) as process:
+        os.close(its_end)
+        seen = bytearray()
+        with suppress(OSError):  # EIO is how a terminal ends
+            while piece := os.read(terminal, 4096):
+                seen += piece
+        os.close(terminal)
+        return process.wait(PATIENCE), seen.decode()
+
+
+def plain(text: str) -> str:
+    """What a terminal was sent, without the sequences that colour it and move its cursor."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n")
+
+
 def become(user: int, arguments: Sequence[str]) -> None:
     """In a child: import all that there is, then run the command as another user without further groups."""
     for module in pkgutil.walk_packages(underlay.__path__, "underlay."):
@@ -130,8 +167,6 @@ def become(user: int, arguments: Sequence[str]) -> None:
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
-    from underlay.cli import main
-
     main(arguments)
 
 

@@ -284,6 +284,14 @@ def test_every_inspection_rule_is_in_the_reference(pages: Pages) -> None:
     assert sorted(rows) == rows
 
 
+def test_no_page_names_a_code_that_does_not_exist(pages: Pages) -> None:
+    reference = [pages[f"reference/{name}"] for name in ("errors", "reasons", "rules")]
+    known = {cell for page in reference for table in _tables(page) for row in table[1:] for cell in row[:2]}
+    for name, page in pages.items():
+        named = {literal for literal in _literals(page) if re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", literal)}
+        assert set() == named - known - {"qemu-img", "qemu-utils"}, name
+
+
 def _errors() -> Mapping[str, type[errors.UnderlayError]]:
     found = vars(errors).values()
     return {one.__name__: one for one in found if inspect.isclass(one) and issubclass(one, errors.UnderlayError)}
@@ -577,6 +585,7 @@ def test_the_first_steps_can_be_walked(short_directory: Path) -> None:
     _walk(DOCS / "guides" / "first-steps.md", short_directory, {})
 
 
+@pytest.mark.component("qemu-img")
 def test_an_existing_nova_host_is_found_as_its_guide_says(short_directory: Path) -> None:
     guide = DOCS / "guides" / "existing-nova-host.md"
     places = {"/var/lib/nova/instances": f"{short_directory}/instances", "/etc/underlay": f"{short_directory}/etc"}

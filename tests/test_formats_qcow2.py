@@ -306,16 +306,33 @@ def test_a_plain_cluster_that_lacks_its_last_byte_is_cut_short(options: str, tmp
 
 
 @needs_qemu_img
-def test_what_of_the_last_cluster_lies_beyond_the_disk_need_not_be_there(tmp_path: Path) -> None:
-    disk = corpus.raw(tmp_path / "disk", 100_000 // 512 * 512, [(0, corpus.noise(99_840))])
-    image = corpus.convert(disk, tmp_path / "image", "qcow2")
-    beyond = 2 * 64 * KIB - 99_840
+@pytest.mark.parametrize("before", [0, 64 * KIB, 512 * MIB])
+@pytest.mark.parametrize(("options", "unit", "counted"), [("", 64 * KIB, 64 * KIB), ("extended_l2=on", 2 * KIB, 40 * KIB)])
+def test_what_of_the_last_cluster_lies_beyond_the_disk_need_not_be_there(
+    options: str, unit: int, counted: int, before: int, tmp_path: Path
+) -> None:
+    disk = corpus.raw(tmp_path / "disk", before + 39_936, [(before, corpus.noise(39_936))])
+    image = corpus.convert(disk, tmp_path / "image", "qcow2", options=options)
 
-    corpus.cut(image, image.stat().st_size - beyond)
+    corpus.cut(image, image.stat().st_size - -39_936 % unit)
 
-    assert 25 * BLOCK == mapped(image)
-    assert disk.read_bytes() == corpus.to_raw(image, tmp_path / "raw", "qcow2").read_bytes()
+    assert (10 * BLOCK if before == 0 else counted) == mapped(image)
+    assert 39_936 <= data_bytes(corpus.to_raw(image, tmp_path / "raw", "qcow2"))
     assert "cut-short" == rule_against(corpus.cut(image, image.stat().st_size - 1))
+
+
+@needs_qemu_img
+def test_what_lies_beyond_the_virtual_size_is_not_looked_at(tmp_path: Path) -> None:
+    """A saved virtual machine's memory, which no conversion reads."""
+    pieces = [(0, b"x"), (512 * MIB, b"x")]
+    image = corpus.convert(corpus.raw(tmp_path / "disk", GIB, pieces), tmp_path / "image", "qcow2")
+    offset, _ = corpus.l1_table(image)
+    assert 2 * 64 * KIB == mapped(image)
+
+    corpus.patched(image, (corpus.QCOW2_SIZE, u64(512 * MIB)), (offset + 8, u64(2**50)))
+
+    assert 64 * KIB == mapped(image)
+    assert "cut-short" == rule_against(corpus.patched(image, (corpus.QCOW2_SIZE, u64(512 * MIB + 512))))
 
 
 @needs_qemu_img
@@ -381,6 +398,21 @@ def test_an_l1_table_that_begins_no_cluster_is_refused(tmp_path: Path) -> None:
     corpus.patched(image, (corpus.QCOW2_L1_OFFSET, u64(corpus.l1_table(image)[0] - 8)))
 
     assert "corrupt" == rule_against(image)
+
+
+@needs_qemu_img
+@pytest.mark.parametrize(
+    ("patch", "rule"),
+    [
+        ((corpus.QCOW2_REFCOUNT_OFFSET, u64(2**40)), "cut-short"),
+        ((corpus.QCOW2_REFCOUNT_OFFSET, u64(65536 + 512)), "corrupt"),
+        ((corpus.QCOW2_SNAPSHOTS, u32(1) + u64(2**40)), "cut-short"),
+        ((corpus.QCOW2_SNAPSHOTS, u32(1) + u64(512)), "corrupt"),
+    ],
+    ids=range(4),
+)
+def test_the_other_tables_lie_in_the_file_as_well(patch: tuple[int, bytes], rule: str, tmp_path: Path) -> None:
+    assert rule == rule_against(corpus.patched(full_image(tmp_path), patch))
 
 
 @needs_qemu_img

@@ -66,6 +66,18 @@ def test_a_sparse_image_cut_short_is_refused(missing: int, tmp_path: Path) -> No
 
 
 @needs_qemu_img
+@pytest.mark.parametrize("size", [99_840, 3_000_320, 32 * MIB + 99_840])
+def test_what_of_the_last_grain_lies_beyond_the_disk_need_not_be_there(size: int, tmp_path: Path) -> None:
+    disk = corpus.raw(tmp_path / "disk", size, [(size - 1000, corpus.noise(1000))])
+    image = corpus.convert(disk, tmp_path / "image", "vmdk")
+    beyond = 64 * KIB - size % (64 * KIB)
+
+    check(corpus.cut(image, image.stat().st_size - beyond))
+
+    assert "cut-short" == rule_against(corpus.cut(image, image.stat().st_size - 1))
+
+
+@needs_qemu_img
 def test_qemu_img_itself_makes_wrong_content_of_an_image_cut_short(tmp_path: Path) -> None:
     """Why the tables are read at all."""
     image = full_image(tmp_path)
@@ -93,7 +105,7 @@ def crafted(path: Path, *, fields: dict[int, bytes]) -> Path:
     return corpus.patched(path, *fields.items())
 
 
-CAPACITY, GRAIN, ENTRIES, DIRECTORY = 12, 20, 44, 56
+FLAGS, CAPACITY, GRAIN, ENTRIES, DIRECTORY = 8, 12, 20, 44, 56
 
 
 @pytest.mark.parametrize(
@@ -105,15 +117,27 @@ CAPACITY, GRAIN, ENTRIES, DIRECTORY = 12, 20, 44, 56
         ({CAPACITY: struct.pack("<Q", 2**63)}, "cut-short"),
         ({DIRECTORY: struct.pack("<Q", 2**50)}, "cut-short"),
         ({24 * 512: struct.pack("<I", 2**32 - 1)}, "cut-short"),
+        ({24 * 512: struct.pack("<I", 125)}, "cut-short"),
         ({25 * 512: struct.pack("<I", 2**32 - 1)}, "cut-short"),
         ({CAPACITY: struct.pack("<Q", 2 * 128 * 512), 24 * 512: struct.pack("<II", 25, 25)}, "corrupt"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_crafted_tables_are_refused(fields: dict[int, bytes], rule: str, tmp_path: Path) -> None:
     check(crafted(tmp_path / "sound", fields={}))
 
     assert rule == rule_against(crafted(tmp_path / "image", fields=fields))
+
+
+def test_a_table_may_end_with_the_file(tmp_path: Path) -> None:
+    check(crafted(tmp_path / "image", fields={24 * 512: struct.pack("<I", 124)}))
+
+
+def test_a_compressed_grain_need_only_begin_in_the_file(tmp_path: Path) -> None:
+    last_sector = {25 * 512: struct.pack("<I", 127)}
+
+    check(crafted(tmp_path / "compressed", fields=last_sector | {FLAGS: struct.pack("<I", 1 << 16 | 1 << 17)}))
+    assert "cut-short" == rule_against(crafted(tmp_path / "plain", fields=last_sector | {FLAGS: struct.pack("<I", 1 << 17)}))
 
 
 def test_a_grain_of_zeros_needs_no_place_in_the_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -525,6 +526,16 @@ def test_an_image_that_just_fits_is_fetched(mounted: Mounted) -> None:
 
 
 @pytest.mark.component("root", "tmpfs")
+@pytest.mark.parametrize("slack", [0, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB])
+def test_an_image_that_just_does_not_fit_beside_our_records_is_refused_before_it_is_begun(mounted: Mounted, slack: int) -> None:
+    store = laid_out(mounted("tmpfs", 4 * MIB))
+    source = serving(os.urandom(free_bytes(store.root) - slack))
+    with suppress(InsufficientSpace):
+        fetch(store, source)
+    assert len(image_files(store)) == source.opened(REF)
+
+
+@pytest.mark.component("root", "tmpfs")
 def test_a_growing_reservation_ends_before_the_file_system_does(mounted: Mounted) -> None:
     """The room of an image without an announced size is claimed as it comes; another's claim is not touched."""
     store = laid_out(mounted("tmpfs", 24 * MIB))
@@ -649,6 +660,23 @@ def test_the_claim_of_a_dead_ingest_does_not_count_though_its_bytes_may_stay(mou
         child.kill()
     other = FakeSource({"fake:other": FakeImage(os.urandom(24 * MIB))})
     assert 24 * MIB == fetch(store, other, ref="fake:other").size
+
+
+@pytest.mark.component("root", "tmpfs")
+def test_what_the_hosts_other_cache_is_to_write_is_not_free(mounted: Mounted) -> None:
+    """Two caches of one file system draw on the same room, the living and the dead in them."""
+    root = mounted("tmpfs", 24 * MIB)
+    base, masters = laid_out(root / "base"), laid_out(root / "masters", kind=CacheKind.MASTERS)
+    cache = Cache(name="masters", store=masters, neighbours=(base,))
+    source, ref = FakeSource({"fake:other": FakeImage(os.urandom(20 * MIB))}), parse_ref("fake:other")
+    with start(ingest_half_way, base.root) as child:
+        assert "half-way" == child.hear()
+        with pytest.raises(InsufficientSpace) as caught:
+            cache.ensure(ref, source, Recorder())
+        assert caught.value.free <= 14 * MIB
+        child.kill()
+    assert 20 * MIB == cache.ensure(ref, source, Recorder()).image.size
+    assert [] == list(base.paths.tmp.iterdir())
 
 
 @pytest.mark.component("root", "tmpfs")

@@ -48,6 +48,7 @@ def rule_against(content: bytes, *, label: str | None = None) -> str:
         ("qcow2", "compat=1.1", "qcow2"),
         ("qcow2", "compression_type=zstd", "qcow2"),
         ("qcow2", "extended_l2=on", "qcow2"),
+        ("qcow2", "extended_l2=on,cluster_size=16k", "qcow2"),
         ("qcow2", "lazy_refcounts=on", "qcow2"),
         ("qcow2", "cluster_size=512", "qcow2"),
         ("qcow2", "cluster_size=2M", "qcow2"),
@@ -215,6 +216,9 @@ def test_a_qcow2_that_names_a_data_file_without_its_feature_bit_is_refused(tmp_p
         ((corpus.QCOW2_VERSION, u32(4)), "qcow2-version"),
         ((corpus.QCOW2_L1_ENTRIES, u32(2**32 - 1)), "absurd-size"),
         ((corpus.QCOW2_L1_ENTRIES, u32(0)), "absurd-size"),
+        ((corpus.QCOW2_REFCOUNT_CLUSTERS, u32(0)), "absurd-size"),
+        ((corpus.QCOW2_REFCOUNT_CLUSTERS, u32(129)), "absurd-size"),
+        ((corpus.QCOW2_SNAPSHOTS, u32(65537)), "absurd-size"),
         ((corpus.QCOW2_SIZE, u64(TIB)), "absurd-size"),
         ((corpus.QCOW2_SIZE, u64(2**64 - 1)), "absurd-size"),
         ((corpus.QCOW2_SIZE, u64(0)), "empty"),
@@ -242,12 +246,41 @@ def test_a_qcow2_header_that_breaks_a_rule_is_refused(patch: tuple[int, bytes], 
 
 
 @needs_qemu_img
+def test_a_qcow2_header_may_go_to_the_edge(tmp_path: Path) -> None:
+    """The shortest header of version 3, the widest refcounts, and an extension that fills the first cluster."""
+    short, wide = (
+        corpus.small(tmp_path / "short", "qcow2"),
+        corpus.small(tmp_path / "wide", "qcow2", options="refcount_bits=64"),
+    )
+    filled = corpus.small(tmp_path / "filled", "qcow2", options="cluster_size=512")
+    corpus.patched(short, (corpus.QCOW2_HEADER_LENGTH, u32(104)))
+    corpus.patched(filled, (112, u32(0x12345678) + u32(512 - 112 - 8)))
+
+    assert ["qcow2"] * 3 == [inspect(image.read_bytes()).format for image in (short, wide, filled)]
+    assert "qcow2-header" == rule_against(corpus.patched(filled, (116, u32(512 - 112 - 7))).read_bytes())
+
+
+@needs_qemu_img
 def test_extended_l2_entries_need_clusters_that_have_subclusters(tmp_path: Path) -> None:
     image = corpus.small(tmp_path / "image", "qcow2", options="cluster_size=4k")
 
     corpus.patched(image, (corpus.QCOW2_INCOMPATIBLE, u64(1 << 4)))
 
     assert "qcow2-header" == rule_against(image.read_bytes())
+
+
+@needs_qemu_img
+@pytest.mark.parametrize(
+    ("patch", "most"),
+    [
+        (corpus.QCOW2_L1_ENTRIES, (32 << 20) // 8),  # QCOW_MAX_L1_SIZE
+        (corpus.QCOW2_REFCOUNT_CLUSTERS, (8 << 20) // (64 * KIB)),  # QCOW_MAX_REFTABLE_SIZE
+        (corpus.QCOW2_SNAPSHOTS, 65536),  # QCOW_MAX_SNAPSHOTS
+    ],
+)
+def test_a_qcow2_may_ask_for_as_much_as_qemu_allows(patch: int, most: int, qcow2: Path) -> None:
+    assert "qcow2" == inspect(corpus.patched(qcow2, (patch, u32(most))).read_bytes()).format
+    assert "absurd-size" == rule_against(corpus.patched(qcow2, (patch, u32(most + 1))).read_bytes())
 
 
 @needs_qemu_img
@@ -360,6 +393,14 @@ def test_a_vmdk_that_is_not_one_whole_file_of_its_own_is_refused(content: bytes,
     assert rule == rule_against(content, label=label)
 
 
+@pytest.mark.parametrize("place", [-1536 + 8, -1536 + 12, -512, -512 + 8, -512 + 12])
+def test_a_vmdk_whose_footer_is_not_framed_by_its_markers_is_cut_short(place: int) -> None:
+    content = bytearray(corpus.with_vmdk_footer(corpus.vmdk_sparse(corpus.vmdk_descriptor())))
+    content[place] ^= 0xFF
+
+    assert "cut-short" == rule_against(bytes(content))
+
+
 def test_a_vmdk_whose_footer_describes_itself_otherwise_than_its_header_is_refused() -> None:
     content = bytearray(corpus.with_vmdk_footer(corpus.vmdk_sparse(corpus.vmdk_descriptor())))
     content[-1024 + 28 : -1024 + 36] = (99).to_bytes(8, "little")  # where the footer says that the descriptor is
@@ -432,6 +473,8 @@ def test_a_vhdx_with_a_parent_locator_is_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "rule"),
     [
+        (b"QED\0", "qed"),
+        (b"LUKS\xba\xbe", "encrypted"),
         (b"vhdxfile", "cut-short"),
         (corpus.bare_vhdx()[: 100 * KIB], "cut-short"),
         (corpus.bare_vhdx()[: MIB + 100], "cut-short"),
@@ -445,10 +488,38 @@ def test_a_vhdx_with_a_parent_locator_is_refused() -> None:
         (bytes(64) + b"\x7f\x10\xda\xbe" + bytes(100), "cut-short"),
         (bytes(64) + b"\x7f\x10\xda\xbe" + bytes(1000), "vdi-header"),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_a_container_that_is_broken_is_not_taken_for_raw(content: bytes, rule: str) -> None:
     assert rule == rule_against(content)
+
+
+@pytest.mark.parametrize(
+    ("place", "patch", "why"),
+    [
+        (192 * KIB, b"x", "its region table is not one"),
+        (192 * KIB + 8, (2048).to_bytes(4, "little"), "its region table is not one"),
+        (192 * KIB + 8, b"\0", "it has no metadata region"),
+        (192 * KIB + 16, b"x", "it has no metadata region"),
+        (MIB, b"x", "its metadata table is not one"),
+        (MIB + 10, (2048).to_bytes(2, "little"), "its metadata table is not one"),
+        (MIB + 10, b"\1", "its metadata lacks a required item"),
+        (MIB + 32, b"x", "its metadata lacks a required item"),
+    ],
+)
+def test_a_vhdx_whose_tables_do_not_hold_together_is_refused(place: int, patch: bytes, why: str) -> None:
+    content = bytearray(corpus.bare_vhdx())
+    content[place : place + len(patch)] = patch
+
+    with pytest.raises(UnsafeImage, match=f"rule vhdx-header: {why}$"):
+        inspect(bytes(content))
+
+
+def test_a_vhdx_may_have_as_many_metadata_items_as_its_table_holds() -> None:
+    content = bytearray(corpus.bare_vhdx())
+    content[MIB + 10 : MIB + 12] = (2047).to_bytes(2, "little")
+
+    assert MIB == inspect(bytes(content)).virtual_size
 
 
 @needs_qemu_img
@@ -583,6 +654,17 @@ def test_the_verdict_on_a_raw_image_stands_early_without_its_size() -> None:
     inspector.feed(memoryview(bytes(BEGINNING_BYTES)))
 
     assert ImageFacts(format="raw", label="raw", virtual_size=None) == inspector.early
+
+
+def test_the_verdict_on_a_vhdx_waits_for_its_metadata() -> None:
+    content = corpus.bare_vhdx()
+    metadata_end = MIB + 64 * KIB + 16
+    inspector = Inspector(what=WHAT)
+
+    inspector.feed(memoryview(content)[: metadata_end - 1])
+    assert inspector.early is None
+    inspector.feed(memoryview(content)[metadata_end - 1 : metadata_end])
+    assert ImageFacts(format="vhdx", label="vhdx", virtual_size=MIB) == inspector.early
 
 
 def test_there_is_no_early_verdict_before_the_beginning_is_there() -> None:

@@ -90,6 +90,7 @@ def test_where_head_is_refused_a_get_of_one_byte_describes(status: int) -> None:
     with serving({"/a.img": Served(BODY, etag='"1"', head_status=status)}) as server:
         version = describe(server.url("/a.img"))
         assert (len(BODY), 'etag:"1"') == (version.size, version.validator)
+        server.wait_until_sent("/a.img", 1)
         assert 1 == server.sent("/a.img")
         assert BODY == fetched(server.url("/a.img"))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from children import NOBODY, Child, start, tell, told
+from children import NOBODY, start, tell, told
 from storing import MIB, REF, laid_out, name_of, published, record_of, snapshot, stage, staging_of
 from underlay import locks
 from underlay.attributes import decode_image_record, encode_record
@@ -318,10 +318,14 @@ def test_an_equal_image_that_nova_fetched_is_returned(store: Store) -> None:
     assert inode == image.path.stat().st_ino
 
 
-@pytest.mark.parametrize("there", ["recorded", "unrecorded", "unrecorded of the same size"])
+@pytest.mark.parametrize(
+    "there", ["another version", "the same version in other bytes", "unrecorded", "unrecorded of the same size"]
+)
 def test_a_different_image_that_is_there_is_a_conflict_and_nothing_changes(store: Store, there: str) -> None:
-    if there == "recorded":
+    if there == "another version":
         name = published(store, b"content", version="1").name
+    elif there == "the same version in other bytes":
+        name = published(store, b"CONTENT", version="2").name
     else:
         name = NAME
         (store.root / name).write_bytes(b"other" if there == "unrecorded" else b"CONTENT")
@@ -506,7 +510,7 @@ def test_a_publisher_whose_lock_file_nova_removed_takes_the_new_one_and_looks_ag
     with start(publish_in_a_child, *arguments, wrapper=stopped) as publisher, ThreadPoolExecutor(1) as pool:
         while not (lock.exists() and locks.is_held(lock)):
             assert publisher.process.poll() is None
-        pid = _stopped(publisher)
+        pid = publisher.stopped()
         lock.unlink()
         with start(nova_holds, lock, beside_nova.root / NAME) as nova:
             assert "held" == nova.hear()
@@ -518,21 +522,6 @@ def test_a_publisher_whose_lock_file_nova_removed_takes_the_new_one_and_looks_ag
             nova.say("write")
             assert "returned" == answer.result(LONG)
     assert b"content" == staged.read_bytes()
-
-
-def _stopped(child: Child) -> int:
-    """The traced process, once a signal has stopped it for good."""
-    deadline = time.monotonic() + LONG
-    while time.monotonic() < deadline:
-        for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text(encoding="ascii").split():
-            if {"t"} == {_state(int(pid)) for _ in range(20)}:
-                return int(pid)
-    raise AssertionError("nobody stopped")
-
-
-def _state(pid: int) -> str:
-    time.sleep(0.01)
-    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
 
 
 # ------------------------------------------------------------------------------------------------------------------ holding

@@ -84,8 +84,10 @@ def _instances(config: Config) -> Iterator[Finding]:
         )
     found, problems = instances.disks(config)
     yield Finding(code="disks", level=Level.INFO, path=path, detail=f"{_count(len(found), 'disk')}")
+    caches = [store.root for store in config.caches.values()]
     for problem in problems:
-        yield Finding(code=problem.code, level=Level.WARNING, path=problem.path, detail=problem.detail)
+        if not any(problem.path.is_relative_to(root) for root in caches):  # what is wrong in a cache is told with it
+            yield Finding(code=problem.code, level=Level.WARNING, path=problem.path, detail=problem.detail)
     for disk in found:
         yield from _disk(disk)
 
@@ -244,9 +246,9 @@ def _strangers(store: Store) -> Iterator[Finding]:
 
 def _rivals(store: Store, config: Config) -> Iterator[Finding]:
     hint = _RIVAL_HINTS[store.kind]
-    for name in sorted(_running() & _RIVALS.keys()):
+    for name, pids in sorted(_running_rivals().items()):
         if _RIVALS[name] is store.kind:
-            detail = f"{name} runs on this host and may manage this directory"
+            detail = f"{name} runs on this host (pid {', '.join(map(str, pids))}) and may manage this directory"
             yield Finding(code="rival-running", level=Level.WARNING, path=store.root, detail=detail, hint=hint)
     if store.kind is CacheKind.BASE and store.root.parent == config.instances:
         registry = config.instances / "compute_nodes"
@@ -255,14 +257,15 @@ def _rivals(store: Store, config: Config) -> Iterator[Finding]:
             yield Finding(code="rival-active", level=Level.WARNING, path=registry, detail=detail, hint=hint)
 
 
-def _running() -> set[str]:
-    """Base names of the programs, and of the scripts that interpreters run, of every process that we may see."""
-    names: set[str] = set()
+def _running_rivals() -> dict[str, list[int]]:
+    """Process numbers of the rivals that we can see, by the name of their program or of the script that an interpreter runs."""
+    found: dict[str, list[int]] = {}
     for directory in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             arguments = (directory / "cmdline").read_bytes().split(b"\0")[:2]
-            names.update(os.path.basename(os.fsdecode(argument)) for argument in arguments)
-    return names
+            for name in {os.path.basename(os.fsdecode(argument)) for argument in arguments} & _RIVALS.keys():
+                found.setdefault(name, []).append(int(directory.name))
+    return found
 
 
 def _last_pass(registry: Path) -> float | None:

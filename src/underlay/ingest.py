@@ -400,8 +400,8 @@ def _settle(staging: Staging, journal: Journal, error: BaseException) -> None:
     """After a failure behind the verified download: keep it, unless it is refused or the storage did not hold it."""
     with suppress(UnderlayError, OSError):
         if not isinstance(error, ImageRefused | StorageFailed):
+            staging.converted.unlink(missing_ok=True)  # first: it may have filled the file system
             _keep_download(staging, journal)
-            staging.converted.unlink(missing_ok=True)
             stagings.drop_reservation(staging)
             return
     with suppress(UnderlayError, OSError):

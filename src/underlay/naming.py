@@ -105,7 +105,7 @@ def plain_name(name: str, *, what: str) -> str:
     if not _PLAIN_NAME.fullmatch(name):
         raise InvalidName(
             f"{name!r} is no name for {what}",
-            hint="use letters, digits, '.', '_', '+' and '-', starting with a letter or digit",
+            hint="use letters, digits, '.', '_', '+' and '-', starting with a letter or digit, at most 128 of them",
         )
     return name
 

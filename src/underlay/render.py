@@ -22,7 +22,7 @@ from underlay.check import Finding
 from underlay.model import BaseImage, Event, InstanceDisk, Level, Problem, Progress as WorkProgress
 from underlay.units import format_duration, format_size
 
-_PLAIN_WIDTH = 10_000  # columns of what goes into a file or a pipe, where nothing is folded or shortened
+_PLAIN_WIDTH = 10_000  # columns where nothing is folded or shortened: in a file, in a pipe, or as asked for
 _LONG_NAME = re.compile(r"([0-9a-f]{12})[0-9a-f]{28}(.*)|([0-9a-f]{8}-[0-9a-f]{3})[0-9a-f-]{24}(.*)")
 _LEAST = 12  # columns of a shortened cell
 _LEVELS = tuple(Level)
@@ -35,9 +35,9 @@ class _Console(Console):
         raise
 
 
-def console(stream: IO[str]) -> Console:
-    """A console on a stream: as wide as the terminal, or wide enough for a file. Brackets in a name or a ref are no markup."""
-    width = None if stream.isatty() else _PLAIN_WIDTH
+def console(stream: IO[str], *, wide: bool = False) -> Console:
+    """A console on a stream: as wide as the terminal, or as any line. Brackets in a name or a ref are no markup."""
+    width = None if stream.isatty() and not wide else _PLAIN_WIDTH
     return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
@@ -129,19 +129,15 @@ class _Fitted:
         return Measurement(min(_LEAST, len(self.text)), len(self.text))
 
 
-def _cell(text: str, *, wide: bool, keep_end: bool = False) -> RenderableType:
-    return Text(text, overflow="fold") if wide else _Fitted(text, keep_end=keep_end)
-
-
 def image_table(images: Sequence[BaseImage], users: Mapping[str, int], *, now: datetime, wide: bool) -> RenderableType:
-    """Images, one a row; ``users`` counts the disks made from each, by path. Wide: nothing is shortened."""
+    """Images, one a row; ``users`` counts the disks made from each, by path. Wide: with whole names."""
     if not images:
         return Text("No images.", style="dim")
     table = _table("NAME", "REF", "FORMAT", numbers=("ON DISK", "VIRTUAL", "DISKS", "LAST USED"), flexible=("REF",))
     for image in images:
         table.add_row(
             image.name if wide else short_name(image.name),
-            _cell(image.ref, wide=wide, keep_end=True) if image.ref else Text("unrecorded", style="yellow"),
+            _Fitted(image.ref, keep_end=True) if image.ref else Text("unrecorded", style="yellow"),
             image.format,
             format_size(image.allocated),
             format_size(image.virtual_size),
@@ -188,7 +184,7 @@ def _facts(image: BaseImage, *, now: datetime) -> list[tuple[str, str]]:
 
 
 def disk_table(disks: Sequence[InstanceDisk], *, wide: bool) -> RenderableType:
-    """Disks, one a row; one that lies outside its instance's directory is called by its path. Wide: nothing is shortened."""
+    """Disks, one a row; one that lies outside its instance's directory is called by its path. Wide: with whole names."""
     if not disks:
         return Text("No disks.", style="dim")
     table = _table("INSTANCE", "NAME", "BACKEND", numbers=("SIZE", "ON DISK"), last=("BASE",), flexible=("NAME", "BASE"))
@@ -197,11 +193,11 @@ def disk_table(disks: Sequence[InstanceDisk], *, wide: bool) -> RenderableType:
         base = disk.base or "-"
         table.add_row(
             disk.instance,
-            _cell(str(disk.path) if elsewhere or wide else disk.name, wide=wide, keep_end=True),
+            _Fitted(str(disk.path) if elsewhere or wide else disk.name, keep_end=True),
             disk.backend,
             "?" if disk.size is None else format_size(disk.size),
             format_size(disk.allocated),
-            _cell(base if wide else short_name(base), wide=wide),
+            _Fitted(base if wide else short_name(base)),
         )
     return table
 
@@ -211,7 +207,7 @@ def disk_line(disk: InstanceDisk) -> Text:
     size = "an unknown size" if disk.size is None else format_size(disk.size)
     base = f" made from {disk.base}" if disk.base else ""
     text = f"{disk.path} ({disk.format or 'unrecorded'}, {size}, {format_size(disk.allocated)} on disk){base}"
-    return Text(text, overflow="fold")
+    return Text(text)
 
 
 def usage_table(caches: Sequence[Mapping[str, Any]], disks: Mapping[str, Any]) -> RenderableType:
@@ -275,7 +271,7 @@ def _quoted(value: object) -> str:
     """A value that is one word as it is, any other as a JSON text: one line, whatever is in it."""
     text = str(value)
     is_word = text.isprintable() and not any(character in ' "=' for character in text)
-    return text if is_word and text else json.dumps(text, ensure_ascii=False)
+    return text if is_word and text else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 class Display(Protocol):
@@ -345,31 +341,31 @@ class LineProgress:
     """One line every few seconds, for logs and pipes; work that is over sooner says nothing.
 
     Attributes:
-        line: makes the line of a state, given the seconds since its stage began.
+        line: makes the line of a state, given the bytes a second since its stage began.
     """
 
     stream: IO[str]
     line: Callable[[WorkProgress, float], str]
-    _started: dict[tuple[str, str], float] = field(default_factory=dict)
+    _started: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
     _next: float = field(default_factory=lambda: time.monotonic() + _LINE_INTERVAL)
 
     def show(self, progress: WorkProgress) -> None:
         """Write a line, unless one was written just now."""
         now = time.monotonic()
-        begun = self._started.setdefault((progress.ref, progress.stage), now)
+        begun, done_then = self._started.setdefault((progress.ref, progress.stage), (now, progress.done))
         if now < self._next:
             return
         self._next = now + _LINE_INTERVAL
-        self.stream.write(self.line(progress, now - begun) + "\n")
+        rate = max(0, progress.done - done_then) / (now - begun) if now > begun else 0.0
+        self.stream.write(self.line(progress, rate) + "\n")
         self.stream.flush()
 
     def close(self) -> None:
         """Nothing to put away."""
 
 
-def progress_line(progress: WorkProgress, seconds: float) -> str:
-    """Work's state in one line: stage, how much, rate, time left."""
-    rate = progress.done / seconds if seconds > 0 else 0.0
+def progress_line(progress: WorkProgress, rate: float) -> str:
+    """Work's state in one line: stage, how much, rate (bytes a second), time left."""
     parts = [f"{progress.stage} {progress.ref}: {format_size(progress.done)}"]
     if progress.total:
         parts.append(f"of {format_size(progress.total)} ({100 * progress.done // progress.total} %)")
@@ -380,9 +376,9 @@ def progress_line(progress: WorkProgress, seconds: float) -> str:
     return " ".join(parts)
 
 
-def progress_event(progress: WorkProgress, seconds: float) -> str:
+def progress_event(progress: WorkProgress, rate: float) -> str:
     """Work's state as a line of a JSON log."""
-    amounts = {"done": progress.done, "total": progress.total, "seconds": round(seconds, 1)}
+    amounts = {"done": progress.done, "total": progress.total, "rate": int(rate)}
     event = Event(
         code="progress", level=Level.INFO, detail="", fields={"ref": progress.ref, "stage": progress.stage, **amounts}
     )

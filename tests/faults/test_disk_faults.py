@@ -79,6 +79,7 @@ def test_a_call_that_fails_leaves_nothing(
             break
         assert 48 == status, f"{call} {number}"  # StorageFailed
         assert [] == left_of_the_disk(machine, path), f"{call} {number}"
+        as_never_used(machine)
     assert 1 < number < _MOST
     check(machine.host(), machine.host().disk("web-1", path=path))
 
@@ -98,9 +99,21 @@ def test_a_process_killed_there_leaves_the_whole_disk_or_none(
             check(machine.host(), machine.host().disk("web-1", path=path))
             machine.host().remove_disk("web-1", path=path)
         assert [] == machine.host().disks()
+        as_never_used(machine)
     assert 1 < number < _MOST
     check(machine.host(), machine.host().disk("web-1", path=path))
     assert left_by_a_success(disk, elsewhere=elsewhere) == sorted(disk.parent.iterdir())
+
+
+def as_never_used(machine: Machine) -> None:
+    """Take away what making a disk leaves for good, so that the next process makes the same calls."""
+    private = machine.base / ".underlay"
+    for lock in (private / "locks").glob("v*"):
+        lock.unlink()
+    for directory in (private / "disks").iterdir():
+        for root in directory.iterdir():
+            root.unlink()
+        directory.rmdir()
 
 
 def elsewhere_of(machine: Machine) -> Path:

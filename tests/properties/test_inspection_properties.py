@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 import corpus
 import strategies
 from underlay import qemuimg
-from underlay.errors import ImageRefused, UnsafeImage
+from underlay.errors import ImageRefused, ToolFailed, UnsafeImage
 from underlay.formats import qcow2, vmdk
 from underlay.formats.inspect import Inspector
 from underlay.model import ImageFacts
@@ -216,7 +216,11 @@ def test_an_accepted_vmdk_makes_qemu_open_nothing_else(descriptor: bytes, capaci
         corpus.raw(Path(directory, "other"), 4096)
         corpus.small(Path(directory, "base.vmdk"), "vmdk")
 
-        found = qemuimg.info(image, format="vmdk")
+        try:
+            found = qemuimg.info(image, format="vmdk")
+        except ToolFailed:  # without its identifiers, QEMU does not open it at all
+            assert b"CID" not in descriptor.replace(b"parentCID", b"") or b"parentCID" not in descriptor
+            return
 
         assert (os.fspath(image),) == found.extents
         assert found.backing is None

@@ -3,6 +3,8 @@
 import click
 from click.shell_completion import get_completion_class
 
+from underlay.cli.output import writing
+
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -16,4 +18,5 @@ def completion(ctx: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     root = ctx.find_root()
-    click.echo(kind(root.command, {}, "underlay", "_UNDERLAY_COMPLETE").source())
+    with writing():
+        click.echo(kind(root.command, {}, "underlay", "_UNDERLAY_COMPLETE").source())

@@ -61,7 +61,7 @@ def list_disks(session: Session, wide: bool, as_json: bool) -> None:  # noqa: FB
     if as_json:
         answer({"disks": [render.disk_json(one) for one in disks]})
     else:
-        show(render.disk_table(disks, wide=wide))
+        show(render.disk_table(disks, wide=wide), wide=wide)
 
 
 @disk.command("show")
@@ -104,7 +104,7 @@ def remove(session: Session, instance: str, name: str, path: Path | None, as_jso
     if as_json:
         answer({"removed": render.disk_json(removed)})
     else:
-        show(Text(f"removed {removed.path}", overflow="fold"))
+        show(Text(f"removed {removed.path}"))
 
 
 def _answer(found: InstanceDisk, *, as_json: bool) -> None:

@@ -36,5 +36,5 @@ def fetch(session: Session, ref: str, cache: str | None, checksum: str | None, a
     size = f"{format_size(image.allocated)} on disk, {format_size(image.virtual_size)} virtual"
     show(
         Text.assemble((ensured.reason.code, "bold green"), f" {parse_ref(ref)}: {ensured.reason.detail}"),
-        Text(f"{image.path} ({image.format}, {size})", overflow="fold"),
+        Text(f"{image.path} ({image.format}, {size})"),
     )

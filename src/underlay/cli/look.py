@@ -31,7 +31,7 @@ def list_images(session: Session, cache: str | None, wide: bool, as_json: bool) 
         return
     users = Counter(str(disk.base_path) for disk in disks)
     table = render.image_table(found, users, now=render.utc_now(), wide=wide)
-    show_things(table, *(render.problem_text(problem) for problem in problems))
+    show_things(table, *(render.problem_text(problem) for problem in problems), wide=wide)
 
 
 @click.command()

@@ -6,6 +6,7 @@ Standard output is for answers, standard error for events, progress and errors. 
 import io
 import itertools
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Configuration file. Without it: $UNDERLAY_CONFIG, /etc/underlay/underlay.toml, the user's own, an embedded default.",
 )
 @click.option("-v", "--verbose", count=True, help="Tell more on standard error; twice tells every step.")
@@ -91,6 +92,7 @@ def cli(ctx: click.Context, config: Path | None, verbose: int, log_format: str) 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what the terminal's encoding does not
     try:
@@ -103,6 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             _tell(failure, arguments)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _open_missing_streams() -> None:
+    """Who starts us with standard output or standard error closed wants to hear nothing."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ disk_name_option = click.option(
 )
 disk_path_option = click.option(
     "--path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     metavar="FILE",
     help="The disk's file, when it lies outside the instances path.",
 )

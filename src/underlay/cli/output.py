@@ -41,11 +41,16 @@ def answer(payload: Mapping[str, Any]) -> None:
         sys.stdout.write(json.dumps(payload) + "\n")
 
 
-def show(*things: Any) -> None:
-    """Print a command's answer for people."""
+def show(*things: Any, wide: bool = False) -> None:
+    """Print a command's answer for people. Wide: lines as long as they are, whatever the terminal.
+
+    A sentence is always one line, which the terminal wraps: who copies a path from it gets the path.
+    """
+    from rich.text import Text
+
     from underlay import render
 
-    target = render.console(sys.stdout)
+    target = render.console(sys.stdout, wide=wide)
     with writing():
         for thing in things:
-            target.print(thing)
+            target.print(thing, soft_wrap=isinstance(thing, Text))

@@ -35,7 +35,9 @@ _OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
 _COMPRESSED = 1 << 62
 _ALL_ZEROS = 1 << 0
 _MAX_L1_BYTES = 32 << 20  # QCOW_MAX_L1_SIZE
+_MAX_REFCOUNT_TABLE_BYTES = 8 << 20  # QCOW_MAX_REFTABLE_SIZE
 _MAX_REFCOUNT_ORDER = 6
+_MAX_SNAPSHOTS = 65536  # QCOW_MAX_SNAPSHOTS
 _ZLIB, _ZSTD = 0, 1
 _SUBCLUSTERS, _LEAST_EXTENDED_BITS = 32, 14
 _ALLOCATED = 0xFFFF_FFFF
@@ -51,6 +53,7 @@ class Header:
 
     Attributes:
         size: the guest's bytes. cluster_bits: log2 of the cluster size. l1_entries: 8-byte entries of the L1 table.
+        refcount_clusters: of the refcount table. snapshots: how many internal ones there are.
         crypt_method: 0 none, 1 AES, 2 LUKS. incompatible: feature bits; 0 in version 2. compression: 0 zlib, 1 zstd.
         extensions: type and length of each header extension, in order.
     """
@@ -63,6 +66,10 @@ class Header:
     crypt_method: int
     l1_entries: int
     l1_offset: int
+    refcount_offset: int
+    refcount_clusters: int
+    snapshots: int
+    snapshots_offset: int
     incompatible: int
     compression: int
     extensions: tuple[tuple[int, int], ...]
@@ -98,7 +105,8 @@ def parse_header(beginning: bytes, *, what: str = "the qcow2 image") -> Header:
     if len(beginning) < _HEADER_V2.size:
         raise UnsafeImage(what, rule="cut-short", why="the qcow2 header is cut short")
     fields = _HEADER_V2.unpack_from(beginning)
-    (_, version, backing_offset, backing_length, cluster_bits, size, crypt_method, l1_entries, l1_offset, *_) = fields
+    (_, version, backing_offset, backing_length, cluster_bits, size, crypt_method, l1_entries, l1_offset, *others) = fields
+    refcount_offset, refcount_clusters, snapshots, snapshots_offset = others
     if version not in (2, 3):
         raise UnsafeImage(what, rule="qcow2-version", why=f"qcow version {version} is not supported")
     if not 9 <= cluster_bits <= 21:
@@ -117,6 +125,10 @@ def parse_header(beginning: bytes, *, what: str = "the qcow2 image") -> Header:
         crypt_method=crypt_method,
         l1_entries=l1_entries,
         l1_offset=l1_offset,
+        refcount_offset=refcount_offset,
+        refcount_clusters=refcount_clusters,
+        snapshots=snapshots,
+        snapshots_offset=snapshots_offset,
         incompatible=incompatible,
         compression=compression,
         extensions=tuple(_extensions(first_cluster, header_length, end=backing_offset or len(first_cluster), what=what)),
@@ -177,6 +189,10 @@ def _complaints(header: Header) -> Iterator[tuple[str, str]]:
         yield "qcow2-header", "its clusters are too small for extended L2 entries"
     if header.l1_entries * 8 > _MAX_L1_BYTES:
         yield "absurd-size", f"its L1 table of {header.l1_entries} entries is larger than QEMU allows"
+    if not 0 < header.refcount_clusters * header.cluster_bytes <= _MAX_REFCOUNT_TABLE_BYTES:
+        yield "absurd-size", f"its refcount table of {header.refcount_clusters} clusters cannot be"
+    if header.snapshots > _MAX_SNAPSHOTS:
+        yield "absurd-size", f"its {header.snapshots} snapshots are more than QEMU allows"
     if header.size > header.l1_entries * header.l2_coverage:
         yield "absurd-size", f"its virtual size of {header.size} bytes does not fit its tables"
 
@@ -208,6 +224,8 @@ def mapped_bytes(fd: int, header: Header, *, what: str = "the qcow2 image") -> i
             without bound).
     """
     file = _File(fd, os.fstat(fd).st_size, header, what)
+    file.must_have_table(header.refcount_offset, header.refcount_clusters * header.cluster_bytes)
+    file.must_have_table(header.snapshots_offset, header.snapshots)  # a snapshot's entry is of no fixed length
     l1_table = file.table(header.l1_offset, header.l1_entries * 8)
     # Entries beyond the virtual size belong to a virtual machine's saved state, which nobody reads here.
     in_use = l1_table[: -(-header.size // header.l2_coverage)]
@@ -233,13 +251,18 @@ class _File:
 
     def table(self, offset: int, length: int) -> "array[int]":
         """Big-endian 8-byte entries."""
-        if offset % self.header.cluster_bytes and length:
-            raise self.refused("corrupt", f"its table at byte {offset} does not begin a cluster")
-        self.must_reach(offset + length)
+        self.must_have_table(offset, length)
         table = array("Q", os.pread(self.fd, length, offset))
         if sys.byteorder == "little":
             table.byteswap()
         return table
+
+    def must_have_table(self, offset: int, length: int) -> None:
+        """Refuse a table that does not begin a cluster, or is not whole."""
+        if length:
+            if offset % self.header.cluster_bytes:
+                raise self.refused("corrupt", f"its table at byte {offset} does not begin a cluster")
+            self.must_reach(offset + length)
 
     def must_reach(self, end: int) -> None:
         """Refuse a file that ends before ``end``."""

@@ -52,6 +52,7 @@ def _unclaimed(stores: Sequence[Store], mine: Staging) -> int:
         for other, alive in stagings.ingests(store)
         if alive and other.directory != mine.directory
     )
+    # The claims first: what another allocates between the two is then counted twice, not missed.
     return free_bytes(stores[0].root) - claims
 
 

@@ -21,18 +21,31 @@ find_python() {
     die "Python 3.11 or newer is needed; set PYTHON to one"
 }
 
-# make_environment EXTRA: the package and its dependencies in $VENV, installed again when pyproject.toml or the Python changed
+# make_environment EXTRA: the package and its dependencies in $VENV, again when pyproject.toml or the Python changed
 make_environment() {
     local python stamp
     python=$(find_python)
-    stamp="$1 $("$python" -V) $(cksum <"$ROOT/pyproject.toml") $ROOT"
-    [ "$(cat "$VENV/stamp" 2>/dev/null)" = "$stamp" ] && return
+    stamp="$("$python" -V) $(cksum <"$ROOT/pyproject.toml") $ROOT"
+    # What has the extra has all without it, so that the scripts do not undo each other's work.
+    if grep -qxF -- "$stamp" "$VENV/stamp$1" 2>/dev/null || grep -qxF -- "$stamp" "$VENV/stamp[dev]" 2>/dev/null; then
+        return
+    fi
     echo "${0##*/}: setting up $VENV" >&2
-    "$python" -m venv "$VENV" 2>/dev/null \
-        || die "'$python -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
+    make_venv "$python"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT$1" \
         || die "pip could not install the dependencies"
-    echo "$stamp" >"$VENV/stamp"
+    echo "$stamp" >"$VENV/stamp$1"
+}
+
+# make_venv PYTHON: Debian and Ubuntu keep the half of venv in a package of its own
+make_venv() {
+    "$1" -m venv "$VENV" >/dev/null 2>&1 && return
+    rm -rf "$VENV"
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        die "please type: sudo apt-get install --no-install-recommends python3-venv"
+    fi
+    install_packages python3-venv
+    "$1" -m venv "$VENV" || die "'$1 -m venv $VENV' failed"
 }
 
 # need_programs PROGRAM=PACKAGE…: install what is missing with apt when we are root, else say what to type

@@ -82,6 +82,25 @@ def test_the_image_of_a_disk_is_fetched_first(machine: Machine) -> None:
     assert 1 == len(machine.host().images()[0])
 
 
+def test_the_image_of_a_disk_may_be_named_as_the_list_shows_it(machine: Machine) -> None:
+    image = machine.host().ensure(machine.raw_image())
+
+    for number, text in enumerate((image.name, f"{image.name[:12]}.raw", str(image.path))):
+        told = machine.call("disk", "create", f"web-{number}", "--image", str(text), "--json").json["disk"]
+        assert str(image.path) == told["base_path"]
+
+
+def test_a_name_that_several_images_have_makes_no_disk(machine: Machine) -> None:
+    for number in (1, 2):
+        (machine.base / f"abcdef{number:034x}").write_bytes(bytes(512))
+
+    ended = machine.call("disk", "create", "web-1", "--image", "abcdef", "--json")
+
+    assert (40, "not-cached") == (ended.status, ended.error["code"])
+    assert all(f"abcdef{number:034x}" in str(ended.error["message"]) for number in (1, 2))
+    assert [] == list(machine.instances.iterdir())
+
+
 @pytest.mark.parametrize(("backend", "stored"), [("flat", "raw"), ("raw", "raw"), ("qcow2", "qcow2"), ("default", "qcow2")])
 def test_each_backend_can_be_named(machine: Machine, backend: str, stored: str) -> None:
     disk = machine.call("disk", "create", "web-1", "--image", machine.raw_image(), "--backend", backend, "--json").json["disk"]
@@ -132,6 +151,7 @@ def test_a_disk_elsewhere_is_called_by_its_path(machine: Machine) -> None:
         (["create", "../web", "--image", "REF"], 14, "invalid-name"),
         (["create", "web-1", "--image", "REF", "--name", "disk.info"], 14, "invalid-name"),
         (["create", "web-1", "--image", "REF", "--path", "relative"], 14, "invalid-name"),
+        (["create", "web-1", "--image", "file:nothing"], 10, "invalid-ref"),
         (["create", "web-1", "--image", "nothing"], 10, "invalid-ref"),
     ],
 )

@@ -59,6 +59,12 @@ def test_a_full_file_system_is_reported_with_what_was_needed_and_what_is_free(tm
     assert caught.value.free > 0
 
 
+def test_what_is_free_is_told_of_the_place_of_a_file_that_does_not_exist(tmp_path: Path) -> None:
+    error = files.storage_error(OSError(errno.ENOSPC, "full"), tmp_path / "missing/file")
+    assert isinstance(error, InsufficientSpace)
+    assert error.free > 0
+
+
 def test_an_error_of_a_descriptor_is_told_of_its_path(tmp_path: Path) -> None:
     with pytest.raises(StorageFailed, match=str(tmp_path)), files.translated(tmp_path):
         raise OSError(errno.EIO, "failed", 7)

@@ -158,10 +158,12 @@ def test_the_embedded_default_makes_its_directories_with_the_first_image(tmp_pat
     assert tmp_path / "data" / "instances" / "web-1" / "disk" == disk.path
 
 
-def test_a_configured_directory_is_never_made(machine: Machine, host: Host) -> None:
+def test_a_configured_directory_is_never_made(tmp_path: Path) -> None:
+    machine = Machine.make(tmp_path)
+    host = machine.host()
     machine.base.rmdir()
 
-    for ask in (lambda: host.ensure(machine.raw_image()), host.images, lambda: host.find("abcdef")):
+    for ask in (lambda: host.ensure(machine.raw_image()), lambda: host.images(cache="base")):
         with pytest.raises(CacheMissing, match=str(machine.base)):
             ask()
 
@@ -179,16 +181,34 @@ def test_a_configured_directory_is_never_made(machine: Machine, host: Host) -> N
     ],
 )
 def test_a_directory_of_another_layout_is_neither_read_nor_written(
-    machine: Machine, host: Host, content: str, error: type[Exception]
+    tmp_path: Path, content: str, error: type[Exception]
 ) -> None:
+    machine = Machine.make(tmp_path)
+    host = machine.host()
     (machine.base / ".underlay").mkdir()
     (machine.base / ".underlay" / "format").write_text(content)
 
-    for ask in (lambda: host.ensure(machine.raw_image()), host.images, lambda: host.find("abcdef")):
+    for ask in (lambda: host.ensure(machine.raw_image()), lambda: host.images(cache="base")):
         with pytest.raises(error, match=str(machine.base)):
             ask()
 
     assert [machine.base / ".underlay" / "format"] == list((machine.base / ".underlay").iterdir())
+
+
+def test_a_cache_that_cannot_be_looked_at_hides_no_other(machine: Machine) -> None:
+    recorder = Recorder()
+    host = machine.host(recorder)
+    image = host.ensure(machine.raw_image(), cache="masters")
+    machine.base.rmdir()
+
+    found, _ = host.images()
+
+    assert [image.path] == [one.path for one in found] == [one.path for one in host.find(image.name)]
+    event = recorder.wait_for_event("cache-missing", seconds=0)
+    assert ("warning", str(machine.base)) == (event.level, event.fields["path"])
+    for ask in (lambda: host.ensure(f"file://{machine.root}/image.raw"), lambda: host.images(cache="base")):
+        with pytest.raises(CacheMissing, match=str(machine.base)):
+            ask()
 
 
 # ---------------------------------------------------------------------------------------------------------------------- finding

@@ -23,6 +23,7 @@ from underlay.errors import (
     ImageConflict,
     ImageRefused,
     InsufficientSpace,
+    SourceChanged,
     SourceUnavailable,
     ToolFailed,
     UnderlayError,
@@ -33,6 +34,7 @@ from underlay.files import free_bytes
 from underlay.model import BaseImage, Digest, Event, ImageRecord, Progress
 from underlay.naming import CacheKind, ref_key
 from underlay.refs import parse_ref
+from underlay.sources.file import FileSource
 from underlay.store import Store, images, staging as stagings
 from underlay.store.staging import Staging
 from underlay.stream import BUFFER_BYTES, stored_digest
@@ -133,13 +135,13 @@ def test_the_published_bytes_of_a_raw_image_are_the_served_ones(store: Store, si
 def test_zeros_are_kept_as_holes_wherever_they_are(store: Store, tmp_path: Path) -> None:
     served = tmp_path / "served"
     with served.open("wb") as file:
-        for offset in (0, 37 * MIB + 5, 100 * MIB, 200 * MIB - 3):
+        for offset in (0, 17 * MIB + 5, 30 * MIB, 60 * MIB - 3):
             file.seek(offset)
             file.write(b"data")
-        file.truncate(256 * MIB)
+        file.truncate(64 * MIB)
     image = fetch(store, serving(served))
     subprocess.run(["cmp", served, image.path], check=True)
-    assert image.path.stat().st_size == 256 * MIB
+    assert image.path.stat().st_size == 64 * MIB
     assert image.path.stat().st_blocks * 512 <= 6 * 64 * KIB
     assert image.allocated == image.path.stat().st_blocks * 512
 
@@ -242,8 +244,10 @@ def test_a_backend_that_needs_raw_gets_raw_beside_the_form_that_is_kept(tmp_path
 def test_the_steps_of_a_raw_image_are_told_in_order(store: Store) -> None:
     observer = Recorder()
     fetch(store, serving(os.urandom(3 * MIB)), observer=observer)
-    order = ["staged", "reserved", "fetching", "received", "verified", "remembered", "published", "cleared", "fetched"]
-    assert order == list(observer.codes)
+    assert list(observer.codes) == [
+        "staged", "reserved", "fetching", "received", "verified", "already-raw",
+        "remembered", "published", "cleared", "fetched",
+    ]  # fmt: skip
     assert all(event.fields["ref"] == REF for event in observer.events)
 
 
@@ -252,7 +256,7 @@ def test_the_steps_of_a_converted_image_are_told_in_order(store: Store, tmp_path
     observer = Recorder()
     fetch(store, serving(converted(tmp_path, os.urandom(3 * MIB))), observer=observer)
     assert [code for code in observer.codes if code != "reserved"] == [
-        "staged", "fetching", "received", "verified", "download-durable", "converted",
+        "staged", "fetching", "received", "verified", "force-raw", "download-durable", "converted",
         "remembered", "published", "cleared", "fetched",
     ]  # fmt: skip
 
@@ -420,6 +424,22 @@ def test_a_source_that_breaks_off_leaves_nothing(store: Store, after: int) -> No
     with pytest.raises(SourceUnavailable, match="the line is dead"):
         fetch(store, serving(os.urandom(3 * MIB), read_error=broken, read_error_after=after))
     assert_nothing_left(store)
+
+
+def test_a_file_that_is_written_while_it_is_ingested_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "image"
+    file.write_bytes(os.urandom(3 * MIB))
+    cache, source = Cache(name="base", store=store), FileSource(allowed_paths=(tmp_path,))
+
+    def rewrite() -> None:
+        with file.open("r+b") as written:
+            written.write(b"new")
+
+    with pytest.raises(SourceChanged, match="changed while it was fetched"):
+        cache.ensure(parse_ref(f"file://{file}"), source, AtProgress("fetch", rewrite))
+    assert_nothing_left(store)
+    answer = cache.ensure(parse_ref(f"file://{file}"), source, Recorder())
+    assert file.read_bytes() == answer.image.path.read_bytes()
 
 
 @pytest.mark.parametrize("code", ["staged", "reserved", "fetching", "received", "verified"])

@@ -126,10 +126,26 @@ def test_a_disk_never_goes_into_a_cache_or_its_locks(tmp_path: Path) -> None:
         ("web-1", machine.base / "x"),
         ("web-1", machine.base / ".underlay/x"),
     ):
-        with pytest.raises(InvalidName, match="no place for a disk"):
+        with pytest.raises(InvalidName, match=r"no place for a disk|directory of another instance"):
             host.create_disk(instance, base, path=path)
 
     assert before == sorted(machine.base.iterdir())
+
+
+def test_a_symlink_is_no_way_into_a_cache(host: Host, base: BaseImage, machine: Machine) -> None:
+    (machine.root / "link").symlink_to(machine.base)
+
+    with pytest.raises(InvalidName, match="no place for a disk"):
+        host.create_disk("web-1", base, path=machine.root / "link" / "disk")
+
+
+def test_a_disk_never_goes_into_another_instances_directory(host: Host, base: BaseImage, machine: Machine) -> None:
+    (machine.instances / "web-2").mkdir()
+
+    with pytest.raises(InvalidName, match="another instance than web-1"):
+        host.create_disk("web-1", base, path=machine.instances / "web-2" / "disk")
+
+    assert [machine.instances / "web-2"] == left_in(machine)
 
 
 def test_without_the_instances_path_no_disk_is_made(host: Host, base: BaseImage, machine: Machine) -> None:
@@ -494,15 +510,27 @@ def test_where_it_cannot_be_told_whether_a_disk_is_open_it_counts_as_open(short_
         path.chmod(0o777)
     disk.path.chmod(0o666)
 
-    with start(remove_web_1, machine.config, user=NOBODY) as child:  # who owns no lease on another's file
+    with start(remove_web_1, machine.config, "", user=NOBODY) as child:  # who owns no lease on another's file
         assert "disk-in-use" == child.hear()
-
     assert disk == machine.host().disk("web-1")
 
+    with start(remove_web_1, machine.config, "closed", user=NOBODY) as child:  # and is believed when it knows
+        assert str(disk.path) == child.hear()
+    assert not disk.path.exists()
 
-def remove_web_1(config: str) -> None:
+
+def test_a_disk_that_is_seen_to_be_open_is_left_alone_whatever_is_assumed(opened: InstanceDisk, host: Host) -> None:
+    with pytest.raises(DiskInUse, match=str(opened.path)):
+        host.remove_disk("web-1", assume_closed=True)
+    with pytest.raises(DiskInUse, match=str(opened.path)):
+        host.resize_disk("web-1", "2GiB", assume_closed=True)
+
+    assert opened == host.disk("web-1")
+
+
+def remove_web_1(config: str, assume: str) -> None:
     try:
-        tell(str(Host.open(config).remove_disk("web-1").path))
+        tell(str(Host.open(config).remove_disk("web-1", assume_closed=bool(assume)).path))
     except UnderlayError as error:
         tell(error.code)
 

@@ -250,6 +250,36 @@ def test_an_interruption_kills_the_program(tmp_path: Path) -> None:
     wait_until_dead(int((tmp_path / "pid").read_text(encoding="ascii")))
 
 
+def test_a_program_that_is_bound_to_us_dies_with_us(tmp_path: Path) -> None:
+    """By util-linux's setpriv, which every Debian and Ubuntu has."""
+    program = (
+        "from underlay.run import Limits, run\n"
+        "limits = Limits(seconds=60, dies_with_caller=True)\n"
+        f"script = 'cd {tmp_path}; echo $$ > new; mv new pid; exec sleep 60'\n"
+        "run(['sh', '-c', script], limits=limits)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "pid").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+
+    wait_until_dead(int((tmp_path / "pid").read_text(encoding="ascii")))
+
+
+def test_a_program_that_is_bound_to_us_ends_as_any_other() -> None:
+    bound = Limits(seconds=30, memory=1 << 30, cpu_seconds=5, dies_with_caller=True)
+
+    assert "output\n" == sh("echo output", limits=bound)
+    with pytest.raises(ToolFailed, match=r"^sh failed \(status 3\): the reason$"):
+        sh("echo the reason >&2; exit 3", limits=bound)
+    with pytest.raises(ToolMissing, match=r"^no-such-tool is not installed$"):
+        run(["no-such-tool"], limits=bound)
+    with pytest.raises(ToolTimedOut, match=r"^sleep was killed after 0.2 s$"):
+        run(["sleep", "60"], limits=Limits(seconds=0.2, dies_with_caller=True))
+
+
 GREEDY = "import time; time.sleep(0.3); block = bytearray(800 << 20); print(len(block))"
 
 

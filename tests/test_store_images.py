@@ -28,6 +28,7 @@ from underlay.errors import (
     FormatMismatch,
     ImageConflict,
     InvalidName,
+    LockLost,
     LockTimeout,
     NotAnImage,
     NotCached,
@@ -65,8 +66,8 @@ def _age(path: Path) -> None:
 
 
 def _hold(store: Store, name: str) -> BaseImage:
-    with images.held(store, name) as image:
-        return image
+    with images.held(store, name) as hold:
+        return hold.image
 
 
 # -------------------------------------------------------------------------------------------------------------------- find
@@ -531,8 +532,9 @@ def test_a_held_image_is_neither_published_nor_evicted_nor_taken_by_nova(beside_
     image = published(beside_nova, b"content")
     staged = stage(beside_nova, b"content")
     with start(nova_tries, _nova_lock(beside_nova, image.name)) as nova:
-        with images.held(beside_nova, image.name) as held:
-            assert image.record == held.record
+        with images.held(beside_nova, image.name) as hold:
+            assert image.record == hold.image.record
+            hold.confirm()
             with locks.try_exclusive(beside_nova.paths.image_lock(image.name)) as evictor:
                 assert evictor is None
             with pytest.raises(LockTimeout):
@@ -550,12 +552,28 @@ def test_an_image_is_held_by_many_at_once(beside_nova: Store) -> None:
     together = threading.Barrier(4, timeout=LONG)
 
     def hold(_: int) -> BaseImage:
-        with images.held(beside_nova, image.name) as held:
+        with images.held(beside_nova, image.name) as hold:
             together.wait()
-            return held
+            return hold.image
 
     with ThreadPoolExecutor(4) as pool:
         assert [image.record] * 4 == [held.record for held in pool.map(hold, range(4))]
+
+
+def test_a_hold_whose_lock_file_nova_removed_is_lost(beside_nova: Store) -> None:
+    image = published(beside_nova, b"content")
+    with images.held(beside_nova, image.name) as hold:
+        _nova_lock(beside_nova, image.name).unlink()
+        with pytest.raises(LockLost):
+            hold.confirm()
+
+
+def test_a_hold_of_an_image_that_somebody_removed_without_our_lock_says_so(beside_nova: Store) -> None:
+    image = published(beside_nova, b"content")
+    with images.held(beside_nova, image.name) as hold:
+        image.path.unlink()
+        with pytest.raises(NotCached):
+            hold.confirm()
 
 
 def test_an_image_that_is_being_published_is_not_held(store: Store) -> None:
@@ -602,6 +620,14 @@ def test_a_masters_time_is_recorded_and_its_use_does_not_change_it(masters: Stor
     assert OLD * 10**9 == image.record.mtime_ns == image.path.stat().st_mtime_ns
 
 
+def test_a_master_that_was_written_after_its_publication_is_refused(masters: Store) -> None:
+    image = published(masters, b"content")
+    image.path.write_bytes(b"CONTENT")
+    with pytest.raises(UnsafeImage) as caught:
+        images.find(masters, image.name)
+    assert "changed" == caught.value.rule
+
+
 # ---------------------------------------------------------------------------------------------------------------------- use
 
 
@@ -639,10 +665,9 @@ def test_a_master_was_last_used_at_its_markers_time_whatever_its_own(masters: St
     assert found is not None
     assert datetime.fromtimestamp(OLD, UTC) == found.last_used
     masters.paths.used_marker(image.name).unlink()
-    _age(image.path)
     found = images.find(masters, image.name)
     assert found is not None
-    assert datetime.fromtimestamp(OLD, UTC) == found.last_used
+    assert datetime.fromtimestamp(image.path.stat().st_mtime, UTC) == found.last_used
 
 
 def mark_and_say(root: str, name: str) -> None:

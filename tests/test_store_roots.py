@@ -2,13 +2,14 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from children import NOBODY, start, tell
 from storing import laid_out
-from underlay.errors import InvalidName, UnderlayError
+from underlay.errors import CacheMissing, InvalidName, UnderlayError
 from underlay.naming import CacheKind
 from underlay.store import Store, roots
 
@@ -56,6 +57,29 @@ def test_a_root_is_retired_for_its_image_and_its_disk_only(store: Store) -> None
     for _ in range(2):
         roots.retire(store, NAME, DISK)
     assert [(NAME, Path("/srv/other")), (OTHER, DISK), (OTHER, Path("/srv/other"))] == sorted(roots.disks(store))
+
+
+def test_the_last_root_of_an_image_leaves_nothing(store: Store) -> None:
+    roots.add(store, NAME, DISK)
+    roots.retire(store, NAME, DISK)
+    assert [] == os.listdir(store.paths.disks)
+
+
+def test_roots_that_come_and_go_at_once_do_not_disturb_each_other(store: Store) -> None:
+    def come_and_go(number: int) -> None:
+        for _ in range(20):
+            roots.add(store, NAME, Path(f"/srv/{number}"))
+            assert (NAME, Path(f"/srv/{number}")) in roots.disks(store)
+            roots.retire(store, NAME, Path(f"/srv/{number}"))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(come_and_go, range(4)))
+    assert [] == os.listdir(store.paths.disks)
+
+
+def test_a_root_in_a_cache_that_is_not_laid_out_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CacheMissing):
+        roots.add(Store(root=tmp_path, kind=CacheKind.BASE), NAME, DISK)
 
 
 def test_what_was_never_rooted_is_retired_without_a_word(store: Store) -> None:
@@ -128,6 +152,25 @@ def test_a_member_of_the_group_roots_its_own_disks(open_directory: Path, name: s
     with start(add_retire_and_say, open_directory, name, user=NOBODY, groups=[4321], umask=0o077) as member:
         assert ["2", "2"] == [member.hear(), member.hear()]
     assert {(NAME, Path("/srv/of root")), (name, DISK.with_name("another"))} == set(roots.disks(store))
+
+
+def add_and_say(root: str) -> None:
+    try:
+        roots.add(Store(root=Path(root), kind=CacheKind.BASE), NAME, DISK)
+    except UnderlayError as error:
+        tell(type(error).__name__)
+    else:
+        tell("added")
+
+
+@pytest.mark.component("strace")
+@pytest.mark.parametrize(
+    "fault", ["mkdir:error=ENOSPC", "symlink:error=ENOSPC", "fsync:error=EIO:when=1", "fsync:error=EIO:when=2"]
+)
+def test_a_root_that_cannot_be_made_durable_is_not_there(store: Store, fault: str) -> None:
+    with start(add_and_say, store.root, wrapper=["strace", "-qq", "-o", os.devnull, "-e", f"inject={fault}"]) as child:
+        assert ("StorageFailed" if "EIO" in fault else "InsufficientSpace") == child.hear()
+    assert [] == os.listdir(store.paths.disks)
 
 
 @pytest.mark.component("strace")

@@ -15,6 +15,8 @@ from underlay.units import format_duration, format_size, parse_duration, parse_s
         ("1.5 MiB", 3 << 19),
         ("10GB", 10**10),
         ("1kB", 1000),
+        ("3MB", 3_000_000),
+        ("2TB", 2 * 10**12),
         ("1KB", 1000),
         ("2 TiB", 2 << 40),
         (" 7PiB ", 7 << 50),

@@ -106,8 +106,8 @@ def _ensure(ask: _Ask) -> Ensured:
 def _use(ask: _Ask, image: BaseImage) -> bool:
     """Mark the image used under its lock; False when it was evicted since we looked, or replaced by another version."""
     try:
-        with images.held(ask.store, image.name) as now:
-            if _version_id(now) != _version_id(image):
+        with images.held(ask.store, image.name) as hold:
+            if _version_id(hold.image) != _version_id(image):
                 return False
             images.mark_used(ask.store, image.name)
     except NotCached:
@@ -136,7 +136,7 @@ def _fresh(ask: _Ask, *, checked_since: datetime) -> BaseImage | None:
     """The image when it can be served without asking its source."""
     for version_id in _known_ids(ask, checked_since):
         image = _find(ask, version_id)
-        if image is not None and _has_digest(ask, image, version_id):
+        if image is not None and _has_digest(ask, image):
             return image
     return None
 
@@ -170,9 +170,9 @@ def _is_version(ask: _Ask, image: BaseImage, version_id: str) -> bool:
     return ask.store.kind is CacheKind.BASE or ask.source.fixed_id(ask.ref) is not None
 
 
-def _has_digest(ask: _Ask, image: BaseImage, version_id: str) -> bool | None:
+def _has_digest(ask: _Ask, image: BaseImage) -> bool | None:
     """Whether the image is the one that the checksum means; None when that cannot be told from what is stored."""
-    if ask.checksum is None or _names_content(ask, version_id):
+    if ask.checksum is None:
         return True
     try:
         found = images.digest_of(ask.store, image, ask.checksum.algorithm)
@@ -181,13 +181,6 @@ def _has_digest(ask: _Ask, image: BaseImage, version_id: str) -> bool | None:
     # Nothing says of an unrecorded image whether its bytes are as served, so only a match tells.
     unknown = found is None or (image.record is None and found != ask.checksum)
     return None if unknown else found == ask.checksum
-
-
-def _names_content(ask: _Ask, version_id: str) -> bool:
-    """Whether the version id holds the digest that is asked for, because the source numbers versions by their content."""
-    if ask.checksum is None or ask.checksum.algorithm != "sha256" or ask.source.fixed_id(ask.ref) is not None:
-        return False
-    return ask.source.version_id(ask.ref, ask.checksum.hex) == version_id
 
 
 def _ask_source(ask: _Ask, staging: Staging) -> Ensured:
@@ -253,7 +246,7 @@ def _last_known(ask: _Ask) -> BaseImage | None:
     record = refs.recall(ask.store, ask.ref)
     for seen in reversed(record.versions if record is not None else ()):
         image = _find(ask, seen.id)
-        if image is not None and _has_digest(ask, image, seen.id):
+        if image is not None and _has_digest(ask, image):
             return image
     return None
 
@@ -270,7 +263,7 @@ def _unchanged(ask: _Ask, version: ImageVersion) -> BaseImage | None:
     image = _find(ask, version_id) if version_id else None
     if image is None or version_id is None:
         return None
-    matches = _has_digest(ask, image, version_id)
+    matches = _has_digest(ask, image)
     if matches is None:
         return None
     if not matches:

@@ -197,7 +197,8 @@ def _nova_locks(name: str, cache: _Cache, root: Path, instances: Path) -> Path |
     """Nova's lock directory: ``true`` finds it when the cache lies where Nova has its own, directly below the instances."""
     if isinstance(cache.nova_locks, str):
         return _absolute(cache.nova_locks, f"caches.{name}.nova_locks")
-    beside_nova = cache.kind is CacheKind.BASE and root.parent == instances
+    # By real paths: a symlink on the way must not make us miss Nova's locks.
+    beside_nova = cache.kind is CacheKind.BASE and os.path.realpath(root.parent) == os.path.realpath(instances)
     return instances / "locks" if cache.nova_locks and beside_nova else None
 
 

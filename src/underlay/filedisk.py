@@ -67,6 +67,8 @@ def existing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Instance
     except PermissionError as error:
         raise _exists(f"{want.path} exists and may not be read") from error
     if (found.format, found.size) == (traits.disk_format, size) and _is_made_from(base, found, record):
+        with suppress(OSError):  # where a rename is a link and an unlink, a crash between them leaves the disk two names
+            _temporary(want.path).unlink()
         return found
     made_from = found.base_path or "a base that is not recorded"
     raise _exists(
@@ -99,7 +101,7 @@ def publishing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Iterat
         DiskExists: somebody without our lock made one meanwhile.
         CacheMissing, CacheNotWritable, InsufficientSpace, StorageFailed
     """
-    temporary = want.path.with_name(f".{want.path.name}.underlay")
+    temporary = _temporary(want.path)
     record = DiskRecord(
         layout=LAYOUT,
         instance=want.instance,
@@ -121,6 +123,10 @@ def publishing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Iterat
         finally:
             with suppress(OSError):
                 temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.underlay")
 
 
 def _make_durable(path: Path, record: DiskRecord) -> None:
@@ -214,7 +220,7 @@ def grow(disk: InstanceDisk, size: int) -> None:
     """Make the disk larger, to whole sectors; its own size is a success. The caller knows that nobody has it open.
 
     Raises:
-        ShrinkRefused, DiskUnrecorded, ToolFailed
+        ShrinkRefused, DiskUnrecorded, ToolFailed, InsufficientSpace, StorageFailed
     """
     size = _whole_sectors(size)
     disk_format, old_size = _known(disk)
@@ -224,8 +230,8 @@ def grow(disk: InstanceDisk, size: int) -> None:
             hint=f"ask for {old_size} bytes or more",
         )
     if size > old_size:
-        qemuimg.resize(disk.path, format=disk_format, size=size)
         with translated(disk.path):
+            qemuimg.resize(disk.path, format=disk_format, size=size)
             fd = open_regular(disk.path)
             try:
                 os.fsync(fd)
@@ -253,6 +259,7 @@ def _known(disk: InstanceDisk) -> tuple[str, int]:
 def remove(disk: InstanceDisk) -> None:
     """Remove the disk's file, durably; one that is gone is a success."""
     with translated(disk.path), suppress(FileNotFoundError):
+        _temporary(disk.path).unlink(missing_ok=True)  # a crash may have left it the second name of the disk
         disk.path.unlink()
         sync_directory(disk.path.parent)
 

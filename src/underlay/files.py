@@ -63,10 +63,11 @@ def storage_error(error: OSError, where: Path, *, needed: int | None = None) -> 
 
 
 def _free_or_zero(where: Path) -> int:
-    try:
-        return free_bytes(where)
-    except OSError:
-        return 0
+    """Free bytes where the path is, or was to be."""
+    for path in (where, *where.parents):
+        with suppress(OSError):
+            return free_bytes(path)
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------------------- making and naming

@@ -13,7 +13,7 @@ from underlay import filedisk, instances, registry
 from underlay.cache import Cache, Ensured
 from underlay.config import Config, load_config
 from underlay.contracts import BackendTraits, DiskBackend, ImageSource, Observer
-from underlay.errors import DiskNotFound, DiskUnrecorded, NotCached, OverlayRefused, UnknownCache
+from underlay.errors import CacheError, DiskNotFound, DiskUnrecorded, NotCached, OverlayRefused, UnknownCache
 from underlay.files import make_directory, translated
 from underlay.model import BaseImage, Digest, DiskSpec, Event, ImageRef, InstanceDisk, Level, Problem, Progress
 from underlay.naming import CacheKind, candidate_names, is_image_name
@@ -111,7 +111,7 @@ class Host:
         return found, problems
 
     def stores(self, cache: str | None = None) -> list[Store]:
-        """One cache, or all. The embedded default's come with the first fetch; one of a configuration is there or an error.
+        """One cache, or all that can be looked at. The embedded default's come with the first fetch.
 
         Raises:
             UnknownCache, CacheMissing, UnknownLayout, LayoutDisagrees
@@ -120,9 +120,27 @@ class Host:
         stores = [self.config.caches[name] for name in names]
         if self.config.origin is None:
             stores = [store for store in stores if os.path.lexists(store.root)]
+        return self._usable(stores)
+
+    def _usable(self, stores: list[Store]) -> list[Store]:
+        """Those that can be looked at; the others are told as events, unless there is nothing but them."""
+        usable: list[Store] = []
+        problems: list[Problem] = []
         for store in stores:
-            store.check()
-        return stores
+            try:
+                store.check()
+                usable.append(store)
+            except CacheError as error:
+                if store is stores[-1] and not usable:
+                    raise
+                problems.append(Problem(error.code, store.root, error.message))
+        self._tell(problems)
+        return usable
+
+    def _tell(self, problems: Sequence[Problem]) -> None:
+        for problem in problems:
+            path = {"path": os.fspath(problem.path)}
+            self.observer.event(Event(code=problem.code, level=Level.WARNING, detail=problem.detail, fields=path))
 
     def find(self, text: str) -> list[BaseImage]:
         """The images that a name (or six characters of its beginning), a ref or a path means. Never needs the network.
@@ -144,6 +162,18 @@ class Host:
             raise NotCached(f"no cache has {what!r}", hint="'underlay list' shows what is there")
         return found
 
+    def _only(self, text: str) -> BaseImage:
+        """The one image that a name or a path means.
+
+        Raises:
+            NotCached: none, or several.
+        """
+        found = self.find(text)
+        if len(found) > 1:
+            names = ", ".join(os.fspath(image.path) for image in found)
+            raise NotCached(f"{text!r} means {len(found)} images: {names}", hint="name one of them")
+        return found[0]
+
     # ---------------------------------------------------------------------------------------------------------------- disks
 
     def create_disk(
@@ -163,7 +193,7 @@ class Host:
 
         Args:
             instance: its UUID or name.
-            image: a ref, or an image that `ensure` returned.
+            image: a ref, the name or path of an image that is here, or what `ensure` returned.
             size: bytes, or text with a unit such as ``20GiB``; None for the image's virtual size.
             backend: ``qcow2``, ``flat``, ``default`` or another's; None for ``default``, which is qcow2 when the
                 configuration's ``use_cow_images`` is true, else flat.
@@ -176,6 +206,8 @@ class Host:
         adapter = self.backend(backend)
         wanted = parse_size(size) if isinstance(size, str) else size
         spec = instances.disk_spec(self.config, instance, name, size=wanted, path=path)
+        if isinstance(image, str) and not is_ref(image):
+            image = self._only(image)
         store = self.store_of(image) if isinstance(image, BaseImage) else self.cache(cache).store
         if adapter.traits.overlays and store.kind is CacheKind.MASTERS:
             raise OverlayRefused(
@@ -190,9 +222,7 @@ class Host:
     def disks(self) -> list[InstanceDisk]:
         """Every disk in the instances path, and every disk of ours elsewhere; what cannot be looked at is told as an event."""
         found, problems = instances.disks(self.config)
-        for problem in problems:
-            path = {"path": os.fspath(problem.path)}
-            self.observer.event(Event(code=problem.code, level=Level.WARNING, detail=problem.detail, fields=path))
+        self._tell(problems)
         return found
 
     def disk(self, instance: str, *, name: str = "disk", path: Path | None = None) -> InstanceDisk:
@@ -203,24 +233,34 @@ class Host:
         """
         return filedisk.describe(self._spec_of_disk(instance, name, path))
 
-    def resize_disk(self, instance: str, size: int | str, *, name: str = "disk", path: Path | None = None) -> InstanceDisk:
+    def resize_disk(
+        self, instance: str, size: int | str, *, name: str = "disk", path: Path | None = None, assume_closed: bool = False
+    ) -> InstanceDisk:
         """Grow a disk that nobody has open; its own size is a success.
+
+        Args:
+            assume_closed: the caller knows that it is closed where that cannot be told (a network file system, for one).
 
         Raises:
             DiskNotFound, DiskInUse, ShrinkRefused, DiskUnrecorded, InvalidSize, ToolFailed
         """
         wanted = parse_size(size) if isinstance(size, str) else size
         spec = self._spec_of_disk(instance, name, path)
-        return instances.resize(self.config, self._backend_of(spec), spec, wanted)
+        return instances.resize(self.config, self._backend_of(spec), spec, wanted, assume_closed=assume_closed)
 
-    def remove_disk(self, instance: str, *, name: str = "disk", path: Path | None = None) -> InstanceDisk:
+    def remove_disk(
+        self, instance: str, *, name: str = "disk", path: Path | None = None, assume_closed: bool = False
+    ) -> InstanceDisk:
         """Remove a disk that nobody has open, and return what it was.
+
+        Args:
+            assume_closed: as for `resize_disk`.
 
         Raises:
             DiskNotFound, DiskInUse, DiskUnrecorded
         """
         spec = self._spec_of_disk(instance, name, path)
-        return instances.remove(self.config, self._backend_of(spec), spec)
+        return instances.remove(self.config, self._backend_of(spec), spec, assume_closed=assume_closed)
 
     def _spec_of_disk(self, instance: str, name: str, path: Path | None) -> DiskSpec:
         """Where a disk is that is there; a path of the caller's must be one that something records as this instance's disk."""

@@ -4,13 +4,14 @@ One pass over the bytes as they arrive; nothing opens them before inspection has
 lock, so there is one ingest of a ref at a time. Each step is told to the observer, and a test kills the process at each.
 """
 
-import errno
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from underlay import qemuimg
 from underlay.contracts import BackendTraits, ImageSource, Observer
@@ -21,10 +22,9 @@ from underlay.errors import (
     ImageRefused,
     InsufficientSpace,
     StorageFailed,
-    ToolFailed,
     UnderlayError,
 )
-from underlay.files import create, open_regular, translated
+from underlay.files import allocated_bytes, create, open_regular, translated
 from underlay.formats import qcow2, vmdk
 from underlay.formats.inspect import Inspector, check_virtual_size
 from underlay.model import (
@@ -38,6 +38,7 @@ from underlay.model import (
     ImageVersion,
     Level,
     Progress,
+    Reason,
 )
 from underlay.naming import CacheKind, master_name, original_name
 from underlay.policy import EXEMPT_FORMATS, choose_form
@@ -178,7 +179,7 @@ def _peak(order: Order, facts: ImageFacts | None, *, received: int) -> int:
     """Bytes that the ingest may allocate at most, as far as can be told by now: the download, and beside it the raw form."""
     announced = order.version.size
     download = -(-received // _UNKNOWN_STEP) * _UNKNOWN_STEP if announced is None else announced
-    if facts is None or _form(order, facts) is Form.AS_SERVED:
+    if facts is None or _form(order, facts)[0] is Form.AS_SERVED:
         return download
     estimate = _GROWTH * download
     return download + (estimate if facts.virtual_size is None else min(estimate, facts.virtual_size))
@@ -214,11 +215,11 @@ class _Room:
         _tell(self.observer, self.order, "reserved", size=need)
 
 
-def _form(order: Order, facts: ImageFacts) -> Form:
+def _form(order: Order, facts: ImageFacts) -> tuple[Form, Reason]:
     if order.exempt:
-        return Form.AS_SERVED
+        return Form.AS_SERVED, Reason("exempt", "the image is kept as served, without inspection")
     label, force_raw = order.version.disk_format, order.store.force_raw
-    return choose_form(facts, label=label, force_raw=force_raw, traits=order.traits)[0]
+    return choose_form(facts, label=label, force_raw=force_raw, traits=order.traits)
 
 
 def _check_digests(order: Order, actual: Sequence[Digest]) -> None:
@@ -299,7 +300,9 @@ def _same_rules(journal: Journal, order: Order) -> bool:
 
 def _store(order: Order, staging: Staging, journal: Journal, observer: Observer) -> BaseImage:
     facts = ImageFacts(format=journal.format, label=journal.label, virtual_size=journal.virtual_size)
-    converted = _form(order, facts) is Form.RAW
+    form, reason = _form(order, facts)
+    _tell(observer, order, reason.code, detail=reason.detail)
+    converted = form is Form.RAW
     if converted:
         record = _convert(order, staging, journal, observer)
     else:
@@ -325,7 +328,7 @@ def _convert(order: Order, staging: Staging, journal: Journal, observer: Observe
     meter = _Meter(order.what, journal.virtual_size, staging, observer)
     meter.advance("convert", 0)
     with translated(staging.directory, needed=journal.virtual_size):
-        with _full_file_system():
+        with _watched(staging.converted, meter):
             qemuimg.convert_to_raw(staging.download, staging.converted, format=journal.format)
         fd = open_regular(staging.converted)
         try:
@@ -340,14 +343,22 @@ def _convert(order: Order, staging: Staging, journal: Journal, observer: Observe
 
 
 @contextmanager
-def _full_file_system() -> Iterator[None]:
-    """Tell what qemu-img says of a file system that somebody else has filled meanwhile as the OSError that it is."""
+def _watched(target: Path, meter: "_Meter") -> Iterator[None]:
+    """Tell how far a tool has come by what its output occupies, from a thread that ends with the context."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_PROGRESS_INTERVAL):
+            with suppress(OSError, UnderlayError):
+                meter.advance("convert", allocated_bytes(target.stat()))
+
+    watcher = threading.Thread(target=watch, name="underlay-convert-progress", daemon=True)
+    watcher.start()
     try:
         yield
-    except ToolFailed as error:
-        if os.strerror(errno.ENOSPC) in error.message:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        raise
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _converted_peak(staging: Staging, journal: Journal) -> int:

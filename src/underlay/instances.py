@@ -6,6 +6,7 @@ cache an image comes from, so that two makers of one disk always meet. A thread 
 first; nobody who holds a disk's lock waits for an image's.
 """
 
+import math
 import os
 import re
 import time
@@ -42,6 +43,8 @@ def disk_spec(config: Config, instance: str, name: str, *, size: int | None = No
             raise InvalidName(f"{name!r} is no name for a disk", hint="use 'disk' or 'disk.SUFFIX', as Nova does")
         path = config.instances / instance / name
     _check_place(config, path)
+    if path.parent.parent == config.instances and path.parent.name != instance:
+        raise InvalidName(f"{path} lies in the directory of another instance than {instance}", hint="name that instance")
     return DiskSpec(instance=instance, name=name, path=path, size=size)
 
 
@@ -58,7 +61,7 @@ def _check_place(config: Config, path: Path) -> None:
         raise InvalidName(f"{text!r} is no place for a disk: the name is taken by Nova's record", hint="use another name")
     for store in config.caches.values():
         for taken in (store.root, store.nova_locks):
-            if taken is not None and path.is_relative_to(taken):
+            if taken is not None and Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(taken)):
                 raise InvalidName(f"{text!r} is no place for a disk: {taken} is a cache or its locks", hint="use another name")
 
 
@@ -80,12 +83,20 @@ def create(config: Config, backend: DiskBackend, base: BaseImage, want: DiskSpec
     """
     _check_directory(config, want.path)
     home = _home(config)
-    with images.held(store, base.name) as current, _disk_lock(home, want.path):
-        if _content(current) != _content(base):
+    with images.held(store, base.name) as hold, _disk_lock(home, want.path):
+        if _content(hold.image) != _content(base):
             raise NotCached(f"the image {base.name} was replaced meanwhile", hint="ask for the disk again")
         images.mark_used(store, base.name)
-        with _use_recorded(config, home, store, current, want, disk_format=backend.traits.disk_format):
-            return backend.create(current, want)
+        is_new = not os.path.lexists(want.path)
+        with _use_recorded(config, home, store, hold.image, want, disk_format=backend.traits.disk_format):
+            disk = backend.create(hold.image, want)
+            try:
+                hold.confirm()
+            except UnderlayError:
+                if is_new:
+                    backend.remove(disk)  # nobody has it yet, and its base may be gone
+                raise
+        return disk
 
 
 def _check_directory(config: Config, path: Path) -> None:
@@ -176,26 +187,32 @@ def _remove_if_empty(directory: Path) -> None:
 # -------------------------------------------------------------------------------------------------------- growing and removing
 
 
-def resize(config: Config, backend: DiskBackend, want: DiskSpec, size: int) -> InstanceDisk:
+def resize(config: Config, backend: DiskBackend, want: DiskSpec, size: int, *, assume_closed: bool) -> InstanceDisk:
     """Grow a disk that nobody has open.
+
+    Args:
+        assume_closed: the caller knows that it is closed; one that is seen to be open is left alone all the same.
 
     Raises:
         DiskNotFound, DiskInUse, ShrinkRefused, DiskUnrecorded, ToolFailed
     """
     with _disk_lock(_home(config), want.path):
-        _refuse_open(want.path)
+        _refuse_open(want.path, assume_closed=assume_closed)
         return backend.resize(backend.describe(want), size)
 
 
-def remove(config: Config, backend: DiskBackend, want: DiskSpec) -> InstanceDisk:
+def remove(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_closed: bool) -> InstanceDisk:
     """Remove a disk that nobody has open, then what was recorded of it, then its instance's directory if that is empty.
+
+    Args:
+        assume_closed: as for `resize`.
 
     Raises:
         DiskNotFound, DiskInUse, DiskUnrecorded: the directory's record cannot be read, so nothing was removed.
     """
     home = _home(config)
     with _disk_lock(home, want.path):
-        _refuse_open(want.path)
+        _refuse_open(want.path, assume_closed=assume_closed)
         disk = backend.describe(want)
         with translated(disk.path):
             diskinfo.recorded_format(disk.path)
@@ -214,39 +231,40 @@ def _roots_of(config: Config, disk: InstanceDisk) -> list[tuple[Store, str]]:
     ]
 
 
-def _refuse_open(path: Path) -> None:
+def _refuse_open(path: Path, *, assume_closed: bool) -> None:
     deadline = time.monotonic() + _BRIEFLY
-    while (opened := _is_open(path)) is True and time.monotonic() < deadline:
+    while (opened := _is_open(path)) is not False and time.monotonic() < deadline:
         time.sleep(_POLL)  # a listing has it open for a moment, a machine for long
     if opened:
         raise DiskInUse(f"{path} is open in QEMU or another program", hint="stop the instance first")
-    if opened is None:
-        raise DiskInUse(f"it cannot be told whether {path} is open somewhere", hint="run as root, who sees every process")
+    if opened is None and not assume_closed:
+        raise DiskInUse(
+            f"it cannot be told whether {path} is open somewhere",
+            hint="run as its owner; if you know that it is closed, say --assume-closed",
+        )
 
 
 def _is_open(path: Path) -> bool | None:
-    """Whether anybody has the disk open: by locks and leases, else by looking through all processes; None: not known."""
+    """Whether anybody has the disk open; None: not known.
+
+    Where a lease proves nothing, a process that has it open is one; that no process has proves nothing either: a machine in
+    another namespace, a loop device and another host are no processes of ours.
+    """
     with translated(path):
         try:
             opened = locks.opened_elsewhere(path)
-            return _some_process_has(os.stat(path)) if opened is None else opened
+            return (_some_process_has(os.stat(path)) or None) if opened is None else opened
         except FileNotFoundError as error:
             raise DiskNotFound(f"there is no disk {path}") from error
 
 
-def _some_process_has(file: os.stat_result) -> bool | None:
-    """Whether a process of this host has the file open; None when there is one that we may not look into."""
-    saw_all = True
+def _some_process_has(file: os.stat_result) -> bool:
+    """Whether a process that we may look into has the file open."""
     for directory in Path("/proc").glob("[0-9]*/fd"):
-        try:
-            with os.scandir(directory) as descriptors:
-                if any(_is_same(file, descriptor) for descriptor in descriptors):
-                    return True
-        except FileNotFoundError:  # it has ended
-            continue
-        except PermissionError:
-            saw_all = False
-    return False if saw_all else None
+        with suppress(FileNotFoundError, PermissionError), os.scandir(directory) as descriptors:
+            if any(_is_same(file, descriptor) for descriptor in descriptors):
+                return True
+    return False
 
 
 def _is_same(file: os.stat_result, descriptor: os.DirEntry[str]) -> bool:
@@ -328,20 +346,22 @@ def _home(config: Config) -> Store:
 
 @contextmanager
 def _disk_lock(home: Store, path: Path) -> Iterator[None]:
-    with _locked(home, home.paths.disk_lock(path)):
+    # Without a deadline: another disk may share the lock, and a large copy takes as long as it takes. The kernel frees what a
+    # dead holder held.
+    with _locked(home.paths.disk_lock(path), timeout=math.inf):
         yield
 
 
 @contextmanager
 def _directory_lock(home: Store, directory: Path) -> Iterator[None]:
     """The lock under which an instance's directory and its ``disk.info`` come, change and go."""
-    with _locked(home, home.paths.disk_info_lock(directory)):
+    with _locked(home.paths.disk_info_lock(directory), timeout=home.lock_timeout):
         yield
 
 
 @contextmanager
-def _locked(home: Store, path: Path) -> Iterator[None]:
+def _locked(path: Path, *, timeout: float) -> Iterator[None]:
     with ExitStack() as stack:
         with translated(path):
-            stack.enter_context(locks.exclusive(path, timeout=home.lock_timeout))
+            stack.enter_context(locks.exclusive(path, timeout=timeout))
         yield

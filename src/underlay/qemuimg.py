@@ -3,16 +3,19 @@
 Used for what is rare. Limits hold each call, because a crafted image can make it allocate or spin without end.
 """
 
+import errno
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from underlay.errors import UnsafeImage
+from underlay.errors import ToolFailed, UnsafeImage
 from underlay.run import Limits, run
 
 _LOOK = Limits(seconds=60, memory=2 << 30, cpu_seconds=30)
 _CHANGE = Limits(seconds=120, memory=2 << 30, cpu_seconds=60)
-_CONVERT = Limits(seconds=6 * 3600, memory=4 << 30)
+_CONVERT = Limits(seconds=6 * 3600, memory=4 << 30, dies_with_caller=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,32 +56,45 @@ def convert_to_raw(source: Path, target: Path, *, format: str) -> None:  # noqa:
     """Write the guest's view of ``source`` into the new sparse file ``target``. Durability is the caller's.
 
     Raises:
-        ToolMissing, ToolFailed, ToolTimedOut
+        ToolMissing, ToolFailed, ToolTimedOut; OSError when the file system is full
     """
-    run(["qemu-img", "convert", "-f", format, "-O", "raw", _plain(source), _plain(target)], limits=_CONVERT)
+    _write(["qemu-img", "convert", "-f", format, "-O", "raw", _plain(source), _plain(target)], limits=_CONVERT)
 
 
 def create_overlay(target: Path, *, backing: Path, backing_format: str, size: int) -> None:
     """Make an empty qcow2 of ``size`` bytes on top of ``backing``.
 
     Raises:
-        ToolMissing, ToolFailed, ToolTimedOut
+        ToolMissing, ToolFailed, ToolTimedOut; OSError when the file system is full
     """
     argv = [
         "qemu-img", "create", "-q", "-f", "qcow2",
         "-b", _plain(backing), "-F", backing_format,
         "--", _plain(target), str(size),
     ]  # fmt: skip
-    run(argv, limits=_CHANGE)
+    _write(argv, limits=_CHANGE)
 
 
 def resize(path: Path, *, format: str, size: int) -> None:  # noqa: A002
-    """Grow a disk to ``size`` bytes.
+    """Grow a disk to ``size`` bytes. Only its own file is opened: its backing chain may hold what nobody inspected.
 
     Raises:
         ToolMissing, ToolFailed (also when QEMU has it open), ToolTimedOut
     """
-    run(["qemu-img", "resize", "-q", "-f", format, _plain(path), str(size)], limits=_CHANGE)
+    node: dict[str, object] = {"driver": format, "file": {"driver": "file", "filename": _plain(path)}}
+    if format == "qcow2":
+        node["backing"] = None
+    run(["qemu-img", "resize", "-q", f"json:{json.dumps(node)}", str(size)], limits=_CHANGE)
+
+
+def _write(argv: Sequence[str], *, limits: Limits) -> None:
+    """Run a command that writes; what it says of a full file system is the OSError that a write of our own would be."""
+    try:
+        run(argv, limits=limits)
+    except ToolFailed as error:
+        if os.strerror(errno.ENOSPC) in error.message:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def refuse_references(path: Path, *, format: str, what: str = "the image") -> ImageInfo:  # noqa: A002

@@ -83,15 +83,16 @@ def _file(text: str, rest: str) -> ImageRef:
 
 
 def _http(scheme: str, text: str) -> ImageRef:
+    # What cannot be read as a URL may hold its password or signature anywhere, so no message repeats it.
     try:
         url = urlsplit(text)
         port = url.port
     except ValueError as error:
-        raise InvalidRef(f"{_without_userinfo(text)!r} is no URL: {error}") from error
-    if not url.hostname:
-        raise InvalidRef(f"{_without_userinfo(text)!r} names no host")
+        raise InvalidRef(f"the {scheme} ref is no URL", hint="check its host and its port") from error
+    if not url.hostname or "" in url.hostname.removesuffix(".").split("."):
+        raise InvalidRef(f"the {scheme} ref names no host", hint=f"write {scheme}://host/path")
     if re.search(r"\s", text):
-        raise InvalidRef(f"{_without_userinfo(text)!r} has white space", hint="write %20 for a blank")
+        raise InvalidRef(f"the {scheme} ref to {url.hostname} has white space", hint="write %20 for a blank")
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
     authority = host if port in (None, _DEFAULT_PORTS[scheme]) else f"{host}:{port}"
     query = _without_signature(url)

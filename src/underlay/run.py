@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -24,11 +25,13 @@ class Limits:
     Attributes:
         seconds: wall time, after which it is killed.
         memory: bytes of address space. cpu_seconds: of processor time. None: no limit.
+        dies_with_caller: the kernel kills it when we are killed, so that it does not go on writing what nobody claims.
     """
 
     seconds: float
     memory: int | None = None
     cpu_seconds: int | None = None
+    dies_with_caller: bool = False
 
 
 def run(argv: Sequence[str | os.PathLike[str]], *, limits: Limits) -> bytes:
@@ -41,7 +44,8 @@ def run(argv: Sequence[str | os.PathLike[str]], *, limits: Limits) -> bytes:
         ToolMissing, ToolFailed (with the last line that it printed), ToolTimedOut
     """
     program = os.fspath(argv[0])
-    with _started([os.fspath(part) for part in argv]) as process:
+    command = [os.fspath(part) for part in argv]
+    with _started(_bound_to_us(command) if limits.dies_with_caller else command) as process:
         try:
             _limit(process.pid, limits)
             output, errors = process.communicate(timeout=limits.seconds)
@@ -55,6 +59,12 @@ def run(argv: Sequence[str | os.PathLike[str]], *, limits: Limits) -> bytes:
         said = _last_line(errors) or _last_line(output) or "it printed nothing"
         raise ToolFailed(f"{program} failed ({_ending(process.returncode)}): {said}")
     return output
+
+
+def _bound_to_us(argv: Sequence[str]) -> list[str]:
+    """The command, started by util-linux's setpriv, which asks the kernel (prctl(2), PR_SET_PDEATHSIG) and becomes it."""
+    found = [shutil.which(program, path=SEARCH_PATH) for program in ("setpriv", argv[0])]
+    return ["setpriv", "--pdeathsig", "KILL", "--", *argv] if all(found) else list(argv)
 
 
 def _started(argv: Sequence[str]) -> "subprocess.Popen[bytes]":

@@ -12,7 +12,7 @@ from scenes import CONTENT, Jobs, Scene, jobs
 pytestmark = pytest.mark.component("strace", "qemu-img")
 
 # What changes the directory: each job makes most of these calls, and a test says of which there are none.
-EVERYWHERE = ("linkat", "fsync", "fsetxattr", "rename", "renameat2", "unlink", "utimensat")
+EVERYWHERE = ("fchmod", "linkat", "fsync", "fsetxattr", "rename", "renameat2", "unlink", "utimensat")
 MOST = 60  # calls of one kind in one job; more would be a loop of ours that never ends
 
 
@@ -71,7 +71,7 @@ def test_a_flat_disk_survives_a_kill_at_each(tmp_path: Path, workers: Jobs, call
     assert _kill_at_each(Scene(tmp_path / "scene", workers, backend="flat"), call) > 0
 
 
-@pytest.mark.parametrize("call", ["mkdir", "symlink", "linkat", "fsync", "fsetxattr", "renameat2", "unlink"])
+@pytest.mark.parametrize("call", ["mkdir", "fchmod", "symlink", "linkat", "fsync", "fsetxattr", "renameat2", "unlink"])
 def test_a_disk_outside_the_instances_survives_a_kill_at_each(tmp_path: Path, workers: Jobs, call: str) -> None:
     assert _kill_at_each(Scene(tmp_path / "scene", workers, backend="qcow2", outside=True), call) > 0
 

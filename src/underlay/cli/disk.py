@@ -6,7 +6,7 @@ import click
 from rich.text import Text
 
 from underlay import render
-from underlay.cli.options import cache_option, disk_name_option, disk_path_option, json_option, wide_option
+from underlay.cli.options import cache_option, closed_option, disk_name_option, disk_path_option, json_option, wide_option
 from underlay.cli.output import answer, show
 from underlay.cli.session import Session
 from underlay.model import InstanceDisk
@@ -19,7 +19,9 @@ def disk() -> None:
 
 @disk.command()
 @click.argument("instance")
-@click.option("--image", required=True, metavar="REF", help="The image; it is fetched first unless it is here.")
+@click.option(
+    "--image", required=True, metavar="IMAGE", help="A ref, fetched first unless it is here; or the name of an image that is."
+)
 @click.option("--size", metavar="SIZE", help="What the guest sees, such as 20GiB. Default: the image's virtual size.")
 @click.option("--backend", metavar="NAME", help="qcow2 (an overlay), flat (a raw copy), or default.")
 @disk_name_option
@@ -82,12 +84,21 @@ def show_disk(session: Session, instance: str, name: str, path: Path | None, as_
 @click.argument("size")
 @disk_name_option
 @disk_path_option
+@closed_option
 @json_option
 @click.pass_obj
-def resize(session: Session, instance: str, size: str, name: str, path: Path | None, as_json: bool) -> None:  # noqa: FBT001
+def resize(
+    session: Session,
+    instance: str,
+    size: str,
+    name: str,
+    path: Path | None,
+    assume_closed: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Grow a disk of INSTANCE to SIZE, such as 40GiB. Nothing is ever made smaller, nothing that is open is touched."""
     with session.host() as host:
-        grown = host.resize_disk(instance, size, name=name, path=path)
+        grown = host.resize_disk(instance, size, name=name, path=path, assume_closed=assume_closed)
     _answer(grown, as_json=as_json)
 
 
@@ -95,12 +106,20 @@ def resize(session: Session, instance: str, size: str, name: str, path: Path | N
 @click.argument("instance")
 @disk_name_option
 @disk_path_option
+@closed_option
 @json_option
 @click.pass_obj
-def remove(session: Session, instance: str, name: str, path: Path | None, as_json: bool) -> None:  # noqa: FBT001
+def remove(
+    session: Session,
+    instance: str,
+    name: str,
+    path: Path | None,
+    assume_closed: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Remove a disk of INSTANCE that nobody has open. Its base image stays."""
     with session.host() as host:
-        removed = host.remove_disk(instance, name=name, path=path)
+        removed = host.remove_disk(instance, name=name, path=path, assume_closed=assume_closed)
     if as_json:
         answer({"removed": render.disk_json(removed)})
     else:

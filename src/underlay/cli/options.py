@@ -10,6 +10,9 @@ cache_option = click.option("--cache", metavar="NAME", help="A cache of the conf
 disk_name_option = click.option(
     "--name", default="disk", show_default=True, metavar="NAME", help="The disk: 'disk' or 'disk.SUFFIX'."
 )
+closed_option = click.option(
+    "--assume-closed", is_flag=True, help="Nobody has the disk open, for certain: where that cannot be told."
+)
 disk_path_option = click.option(
     "--path",
     type=click.Path(path_type=Path, readable=False),

@@ -139,8 +139,6 @@ class Inspector:
                 header = qcow2.parse_header(beginning, what=self.what)
                 qcow2.check_safety(header, what=self.what)
                 self._virtual_size = header.size // _SECTOR * _SECTOR  # QEMU shows a guest whole sectors
-                if self._virtual_size == 0:
-                    raise self._refused("empty", "its virtual size is 0 bytes")
             case "vmdk":
                 self._sparse = vmdk.check_sparse(beginning, what=self.what)
                 self._virtual_size = self._sparse.virtual_size
@@ -190,6 +188,8 @@ class Inspector:
         return ImageFacts(format=self._format(), label=self._found, virtual_size=self._virtual_size)
 
     def _check_virtual_size(self, size: int | None) -> None:
+        if size == 0:
+            raise self._refused("empty", "its virtual size is 0 bytes")
         if size is not None:
             check_virtual_size(self.what, size, limit=self.virtual_size_limit)
 

@@ -6,13 +6,13 @@ The name's lock (and Nova's, beside a Nova) is held exclusively to publish and s
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from underlay import locks
+from underlay import locks, qemuimg
 from underlay.attributes import decode_image_record, encode_record
 from underlay.errors import FormatMismatch, ImageConflict, LockLost, NotAnImage, NotCached, UnderlayError, UnsafeImage
 from underlay.files import (
@@ -28,7 +28,8 @@ from underlay.files import (
     translated,
     write_attribute,
 )
-from underlay.formats.inspect import Inspector
+from underlay.formats import qcow2
+from underlay.formats.inspect import Inspector, check_virtual_size
 from underlay.model import BaseImage, Digest, ImageFacts, ImageRecord, Problem
 from underlay.naming import CacheKind, is_image_name, named_format, nova_lock
 from underlay.store.layout import Store
@@ -97,18 +98,38 @@ def images(store: Store) -> tuple[list[BaseImage], list[Problem]]:
     return found, problems
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """An image that is held, and the locks that hold it."""
+
+    store: Store
+    image: BaseImage
+    locks: Sequence[locks.Lock]
+
+    def confirm(self) -> None:
+        """Make sure, once a use is durable, that nobody could take the image away meanwhile: Nova removes lock files.
+
+        Raises:
+            LockLost: somebody could have. NotCached: somebody has.
+        """
+        for lock in self.locks:
+            lock.confirm()
+        if not os.path.lexists(self.image.path):
+            raise _not_cached(self.store, self.image.name)
+
+
 @contextmanager
-def held(store: Store, name: str) -> Iterator[BaseImage]:
-    """The image with its locks held shared: while the context lasts, nobody evicts or replaces it.
+def held(store: Store, name: str) -> Iterator[Hold]:
+    """The image with its locks held shared: while the context lasts, nobody who takes these locks evicts or replaces it.
 
     Raises:
         NotCached: it is not there (any more). LockTimeout. As `find`.
     """
-    with _both_locks(store, name, lambda path: locks.shared(path, timeout=store.lock_timeout)):
+    with _both_locks(store, name, lambda path: locks.shared(path, timeout=store.lock_timeout)) as taken:
         image = find(store, name)
         if image is None:
             raise _not_cached(store, name)
-        yield image
+        yield Hold(store, image, taken)
 
 
 def _not_cached(store: Store, name: str) -> NotCached:
@@ -284,12 +305,15 @@ def _describe(store: Store, name: str, fd: int) -> BaseImage:
     record = decode_image_record(read_attribute(fd))
     if record is None:
         facts = _inspect(store, name, fd, status.st_size)
-        stored_format, virtual_size = facts.format, facts.virtual_size or status.st_size
+        assert facts.virtual_size is not None
+        stored_format, virtual_size = facts.format, facts.virtual_size
     else:
         if record.size != status.st_size:
             raise UnsafeImage(
                 f"the image {name}", rule="changed", why=f"it has {status.st_size} bytes, its record says {record.size}"
             )
+        if record.mtime_ns not in (None, status.st_mtime_ns):
+            raise UnsafeImage(f"the image {name}", rule="changed", why="it was written after its publication")
         stored_format, virtual_size = record.format, record.virtual_size
     return BaseImage(
         name=name,
@@ -321,7 +345,15 @@ def _inspect(store: Store, name: str, fd: int, size: int) -> ImageFacts:
         )
     if facts.format == "raw":
         return replace(facts, virtual_size=size)
-    return facts
+    if facts.format == "qcow2":
+        header = qcow2.parse_header(os.pread(fd, qcow2.HEADER_BYTES, 0), what=f"the image {name}")
+        qcow2.mapped_bytes(fd, header, what=f"the image {name}")  # proves that it is not cut short
+    if facts.virtual_size is not None:
+        return facts
+    # As after a fetch: what only the tool can tell, with the format forced.
+    found = qemuimg.refuse_references(store.paths.image(name), format=facts.format)
+    check_virtual_size(f"the image {name}", found.virtual_size, limit=store.virtual_size_limit)
+    return replace(facts, virtual_size=found.virtual_size)
 
 
 def _inspect_beginning(inspector: Inspector, fd: int) -> ImageFacts:

@@ -10,28 +10,55 @@ from pathlib import Path
 from underlay.files import keep_directory, sync_directory, translated
 from underlay.store.layout import Store
 
+_TRIES = 10
+
 
 def add(store: Store, name: str, disk: Path) -> None:
-    """Record that a disk needs the image, durably. Idempotent.
+    """Record that a disk needs the image, durably or not at all. Idempotent. The caller holds the disk's lock.
 
     Raises:
-        CacheNotWritable, InsufficientSpace
+        CacheNotWritable, InsufficientSpace, StorageFailed
     """
     root = store.paths.disk_root(name, disk)
     with translated(root):
-        if keep_directory(root.parent, 0o2775):
-            sync_directory(root.parent.parent)
-        with suppress(FileExistsError):  # its name is the key of the disk's path, so an existing one points there
+        if os.path.lexists(root):  # its name is the key of the disk's path, so it points there
+            sync_directory(root.parent)
+            return
+        try:
+            _put(root, disk)
+        except BaseException:
+            with suppress(OSError):
+                _remove(root)
+            raise
+
+
+def _put(root: Path, disk: Path) -> None:
+    for attempt in range(1, _TRIES + 1):
+        try:
+            if keep_directory(root.parent, 0o2775):
+                sync_directory(root.parent.parent)
             os.symlink(disk, root)  # crash: a root whose disk never came, retired when that is certain
-        sync_directory(root.parent)
+            sync_directory(root.parent)
+        except FileNotFoundError:  # the last other root of the image was retired just now, and its directory with it
+            if attempt == _TRIES:
+                raise
+        else:
+            return
 
 
 def retire(store: Store, name: str, disk: Path) -> None:
-    """Forget a disk that is provably gone. Idempotent."""
+    """Forget a disk that is provably gone. Idempotent. The caller holds the disk's lock."""
     root = store.paths.disk_root(name, disk)
-    with translated(root), suppress(FileNotFoundError):
+    with translated(root):
+        _remove(root)
+
+
+def _remove(root: Path) -> None:
+    with suppress(FileNotFoundError):
         root.unlink()
         sync_directory(root.parent)
+    with suppress(OSError):  # other disks need the image
+        root.parent.rmdir()
 
 
 def disks(store: Store) -> list[tuple[str, Path]]:

@@ -108,7 +108,7 @@ def test_a_healthy_host_has_nothing_above_information(nova: Machine) -> None:
     nova.host().create_disk("web-1", nova.raw_image())
 
     assert [] == codes(nova)
-    expected = {"tool-found", "disks", "laid-out", "attributes-kept", "space", "images"}
+    expected = {"tool-found", "disks", "laid-out", "attributes-kept", "space", "images", "nova-locks-used"}
     assert expected == {finding.code for finding in found(nova)} - {"rival-running"}
 
 
@@ -459,3 +459,16 @@ def test_a_manager_elsewhere_is_no_rival(tmp_path: Path) -> None:
     (machine.instances / "compute_nodes").write_text(json.dumps({"node1": time.time()}))
 
     assert [] == of_code(machine, "rival-active")
+
+
+def test_it_is_told_whether_novas_locks_are_taken(nova: Machine, tmp_path: Path) -> None:
+    assert (Level.INFO, nova.instances / "locks") == (the(nova, "nova-locks-used").level, the(nova, "nova-locks-used").path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    config = tmp_path / "elsewhere.toml"
+    config.write_text(
+        f'[instances]\npath = "{nova.instances}"\n[caches.base]\nkind = "base"\npath = "{elsewhere}"\n', encoding="utf-8"
+    )
+    codes_elsewhere = {finding.code for finding in check_host(load_config(config))}
+    assert "nova-locks-unused" in codes_elsewhere
+    assert "nova-locks-used" not in codes_elsewhere

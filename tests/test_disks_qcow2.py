@@ -222,3 +222,12 @@ def test_another_user_boots_an_overlay_of_a_base_that_root_fetched() -> None:
             assert boot_line(MESSAGE) in boot(disk.path, format="qcow2", user=NOBODY)
     finally:
         os.umask(umask)
+
+
+def test_growing_opens_no_file_but_the_disks_own(machine: Machine) -> None:
+    host = machine.host()
+    disk = host.create_disk("web-1", machine.raw_image())
+    assert disk.base_path is not None
+    disk.base_path.unlink()  # so that qemu-img would fail if it looked for the backing file
+
+    assert 64 * MIB == host.resize_disk("web-1", 64 * MIB).size

@@ -340,25 +340,17 @@ def test_a_rename_that_the_file_system_refuses_is_not_tried_in_another_way(tmp_p
 
 
 @pytest.mark.component("fuse2fs")
-def test_a_file_system_that_knows_no_such_rename_is_served_too(tmp_path: Path) -> None:
-    image, directory = tmp_path / "image", tmp_path / "mount"
-    directory.mkdir()
-    with image.open("wb") as file:
-        file.truncate(16 << 20)
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
-    subprocess.run(["fuse2fs", "-o", "fakeroot", image, directory], check=True, capture_output=True)
-    try:
-        for name in ("one", "two"):
-            fd = files.create(directory / name, 0o644)  # it knows no unnamed files either
-            os.write(fd, name.encode())
-            os.close(fd)
-        files.rename_no_replace(directory / "one", directory / "target")
-        with pytest.raises(FileExistsError):
-            files.rename_no_replace(directory / "two", directory / "target")
-        assert {"target", "two"} == set(os.listdir(directory)) - {"lost+found"}
-        assert b"one" == (directory / "target").read_bytes()
-    finally:
-        subprocess.run(["umount", directory], check=True)
+def test_a_file_system_that_knows_no_such_rename_is_served_too(mounted: Mounted) -> None:
+    directory = mounted("fuse2fs", 16 << 20)
+    for name in ("one", "two"):
+        fd = files.create(directory / name, 0o644)
+        os.write(fd, name.encode())
+        os.close(fd)
+    files.rename_no_replace(directory / "one", directory / "target")
+    with pytest.raises(FileExistsError):
+        files.rename_no_replace(directory / "two", directory / "target")
+    assert {"target", "two"} == set(os.listdir(directory)) - {"lost+found"}
+    assert b"one" == (directory / "target").read_bytes()
 
 
 # -------------------------------------------------------------------------------------------------------------- attributes
@@ -548,6 +540,19 @@ def test_a_copy_falls_back_to_what_works(tmp_path: Path, injected: list[str]) ->
     assert _allocated(tmp_path / "source") == _allocated(tmp_path / "target")
     assert all(f"{fault.split(':')[0]}(" in log.read_text() for fault in injected)
     assert "INJECTED" in log.read_text()
+
+
+@pytest.mark.component("root", "fuse2fs")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_where_holes_cannot_be_found_zeros_are_left_out(mounted: Mounted, tmp_path: Path, layout: str) -> None:
+    directory = mounted("fuse2fs", 32 << 20)
+    content = _sparse(directory / "source", layout)
+    with (directory / "source").open("rb") as file:
+        assert [(0, len(content))][: len(content)] == list(files.data_extents(file.fileno(), len(content)))
+    with _pair(directory / "source", tmp_path / "target") as (source, target):
+        files.copy_sparse(source, target, len(content))
+    assert content == (tmp_path / "target").read_bytes()
+    assert _allocated(tmp_path / "target") <= _allocated(directory / "source")
 
 
 def copy_and_fail(source_path: str, target_path: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from children import start, tell, told
+from underlay import ingest as ingest_module
 from underlay.cache import Cache
 from underlay.contracts import BackendTraits
 from underlay.disks.flat import FlatBackend
@@ -900,3 +901,17 @@ def test_a_raw_image_in_a_raw_forcing_masters_cache_is_found_again(masters: Stor
     assert name.endswith(".converted")
     assert name == fetch(raw_only, source).name == fetch(masters, source).name
     assert 1 == source.opened(REF)
+
+
+def test_a_conversion_tells_how_far_it_is(tmp_path: Path) -> None:
+    recorder = Recorder()
+    staging = Staging(tmp_path)
+    target = tmp_path / "converted"
+    target.write_bytes(os.urandom(1 << 20))
+    meter = ingest_module._Meter("file:///x", 2 << 20, staging, recorder)
+
+    with ingest_module._watched(target, meter):
+        told_of = recorder.wait_for_progress("convert")
+
+    assert 1 << 20 <= told_of.done
+    assert told_of == stagings.read_progress(staging)

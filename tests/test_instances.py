@@ -28,6 +28,7 @@ from underlay.errors import (
     DiskTooSmall,
     DiskUnrecorded,
     InvalidName,
+    LockLost,
     NotCached,
     UnderlayError,
 )
@@ -709,3 +710,55 @@ def list_disks(config: str) -> None:
     recorder = Recorder()
     tell(json.dumps([[disk.instance, disk.format, disk.size] for disk in Host.open(config, observer=recorder).disks()]))
     tell(json.dumps(recorder.codes))
+
+
+# ---------------------------------------------------------------------------------------------- a Nova that removes lock files
+
+
+@dataclass(frozen=True)
+class NovaPassesBy:
+    """A backend like any other, behind whose back a Nova removes its lock file and the base, as its manager may."""
+
+    lock: Path
+    traits: ClassVar[BackendTraits] = Qcow2Backend.traits
+    inner: ClassVar[Qcow2Backend] = Qcow2Backend()
+
+    def create(self, base: BaseImage, want: DiskSpec) -> InstanceDisk:
+        made = self.inner.create(base, want)
+        self.lock.unlink()
+        base.path.unlink()
+        return made
+
+    def describe(self, want: DiskSpec) -> InstanceDisk:
+        return self.inner.describe(want)
+
+    def resize(self, disk: InstanceDisk, size: int) -> InstanceDisk:
+        return self.inner.resize(disk, size)
+
+    def remove(self, disk: InstanceDisk) -> None:
+        self.inner.remove(disk)
+
+
+def test_a_disk_whose_base_nova_took_away_meanwhile_is_not_handed_out(tmp_path: Path) -> None:
+    machine = Machine.make(tmp_path, base="instances/_base")
+    host = machine.host()
+    base = host.ensure(machine.raw_image())
+    store = host.store_of(base)
+    assert store.nova_locks is not None
+    backend = NovaPassesBy(store.nova_locks / f"nova-{base.name}")
+    want = instances.disk_spec(host.config, "web-1", "disk")
+
+    with pytest.raises(LockLost):
+        instances.create(host.config, backend, base, want, store=store)
+
+    assert not (machine.instances / "web-1").exists()
+
+
+def test_a_disk_that_cannot_be_told_to_be_closed_is_removed_when_the_operator_says_that_it_is(
+    host: Host, base: BaseImage
+) -> None:
+    disk = host.create_disk("web-1", base)
+    with disk.path.open("rb"), pytest.raises(DiskInUse):  # what is seen to be open stays, whatever is said
+        host.remove_disk("web-1", assume_closed=True)
+    host.remove_disk("web-1", assume_closed=True)
+    assert not disk.path.exists()

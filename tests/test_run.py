@@ -339,3 +339,23 @@ def test_many_threads_may_run_programs_at_once() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert [str(number) for number in range(200)] == list(pool.map(echo, range(200)))
+
+
+def test_a_tool_that_is_bound_to_us_dies_when_we_are_killed() -> None:
+    script = (
+        "from underlay.run import Limits, run\n"
+        "run(['sh', '-c', 'echo $$ >&2; exec sleep 60'], limits=Limits(seconds=60, dies_with_caller=True))\n"
+    )
+    # The tool's own standard error is a pipe of its caller's, so its pid is found as the caller's child.
+    with subprocess.Popen([sys.executable, "-c", script]) as caller:
+        children = Path(f"/proc/{caller.pid}/task/{caller.pid}/children")
+        deadline = time.monotonic() + 10
+        while not (found := children.read_text(encoding="ascii").split()) or not _sleeps(int(found[0])):
+            assert time.monotonic() < deadline, "the tool never started"
+            time.sleep(0.01)
+        caller.kill()
+    wait_until_dead(int(found[0]))
+
+
+def _sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0")

@@ -159,8 +159,13 @@ def _space(store: Store) -> Iterator[Finding]:
 
 def _nova_locks(store: Store) -> Iterator[Finding]:
     if store.nova_locks is None:
+        if store.kind is CacheKind.BASE:
+            detail = "Nova's locks are not taken: the cache does not lie directly below the instances path"
+            hint = "if a Nova uses this cache, set nova_locks to its lock directory"
+            yield Finding(code="nova-locks-unused", level=Level.INFO, path=store.root, detail=detail, hint=hint)
         return
     path = store.nova_locks
+    yield Finding(code="nova-locks-used", level=Level.INFO, path=path, detail="Nova's locks are taken there as well as our own")
     if not path.is_dir():
         detail = "Nova's lock directory is not there yet; the first lock makes it"
         yield Finding(code="nova-locks-missing", level=Level.INFO, path=path, detail=detail)

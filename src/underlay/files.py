@@ -27,6 +27,8 @@ _RENAME_NOREPLACE = 1  # linux/fs.h
 _AT_FDCWD = -100
 _COPY_CHUNK = 64 << 20
 _BUFFER = 1 << 20
+_BLOCK = 64 << 10
+_ZEROS = bytes(_BLOCK)
 _UNBOUNDED = 1 << 62
 
 # What open(2) answers to O_TMPFILE where it does not exist: the last two from a kernel or a file system that never heard of it.
@@ -352,7 +354,8 @@ def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
 def copy_sparse(source: int, target: int, size: int) -> None:
     """Copy ``size`` bytes into an empty target of that length, keeping holes: reflink, else extent by extent in the kernel.
 
-    A whole-file copy_file_range would write the holes out on ext4, so each extent is copied for itself.
+    A whole-file copy_file_range would write the holes out on ext4, so each extent is copied for itself. Where a file system
+    does not tell where the holes are (NFS before 4.2, many FUSE ones), zero blocks are left out.
 
     Raises:
         OSError: EIO when the source is shorter.
@@ -363,8 +366,37 @@ def copy_sparse(source: int, target: int, size: int) -> None:
         os.ftruncate(target, size)
         return
     os.ftruncate(target, size)
-    for start, end in data_extents(source, size):
+    extents = list(data_extents(source, size))
+    if extents == [(0, size)] and allocated_bytes(os.fstat(source)) < size:
+        _copy_data(source, target, size)
+        return
+    for start, end in extents:
         _copy_extent(source, target, start, end)
+
+
+def _copy_data(source: int, target: int, size: int) -> None:
+    buffer = memoryview(bytearray(_BUFFER))
+    position = 0
+    while position < size:
+        length = os.preadv(source, [buffer[: size - position]], position)
+        if length == 0:
+            raise _ended(position)
+        for start in range(0, length, _BLOCK):
+            block = bytes(buffer[start : min(start + _BLOCK, length)])
+            if block != _ZEROS[: len(block)]:
+                _write_at(target, block, position + start)
+        position += length
+
+
+def _write_at(fd: int, block: bytes, position: int) -> None:
+    rest = memoryview(block)
+    while rest:
+        written = os.pwrite(fd, rest, position)
+        rest, position = rest[written:], position + written
+
+
+def _ended(position: int) -> OSError:
+    return OSError(errno.EIO, f"the source ended at byte {position} while it was copied")
 
 
 def _copy_extent(source: int, target: int, start: int, end: int) -> None:
@@ -372,7 +404,7 @@ def _copy_extent(source: int, target: int, start: int, end: int) -> None:
     while position < end:
         copied = _copy_chunk(source, target, position, min(end - position, _COPY_CHUNK))
         if copied == 0:
-            raise OSError(errno.EIO, f"the source ended at byte {position} while it was copied")
+            raise _ended(position)
         position += copied
 
 

@@ -162,13 +162,16 @@ class Host:
             raise NotCached(f"no cache has {what!r}", hint="'underlay list' shows what is there")
         return found
 
-    def _only(self, text: str) -> BaseImage:
-        """The one image that a name or a path means.
+    def _only(self, text: str) -> BaseImage | None:
+        """The one image that a name or a path means, or None.
 
         Raises:
-            NotCached: none, or several.
+            NotCached: several.
         """
-        found = self.find(text)
+        try:
+            found = self.find(text)
+        except NotCached:
+            return None
         if len(found) > 1:
             names = ", ".join(os.fspath(image.path) for image in found)
             raise NotCached(f"{text!r} means {len(found)} images: {names}", hint="name one of them")
@@ -207,7 +210,7 @@ class Host:
         wanted = parse_size(size) if isinstance(size, str) else size
         spec = instances.disk_spec(self.config, instance, name, size=wanted, path=path)
         if isinstance(image, str) and not is_ref(image):
-            image = self._only(image)
+            image = self._only(image) or parse_ref(image)  # which says that it is none
         store = self.store_of(image) if isinstance(image, BaseImage) else self.cache(cache).store
         if adapter.traits.overlays and store.kind is CacheKind.MASTERS:
             raise OverlayRefused(

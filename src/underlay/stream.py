@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from underlay.contracts import ByteStream
 from underlay.files import data_extents
@@ -18,14 +17,6 @@ BUFFER_BYTES = 1 << 20
 BLOCK_BYTES = 64 << 10
 _ZEROS = bytes(BLOCK_BYTES)
 _PEEK = 16
-
-
-class Consumer(Protocol):
-    """Takes a stream's bytes in order. Each piece but the last is a whole number of blocks."""
-
-    def feed(self, chunk: memoryview, /) -> None:
-        """Take the next bytes; the memory is reused after the call."""
-        ...
 
 
 def filled(stream: ByteStream) -> Iterator[memoryview]:

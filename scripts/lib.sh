@@ -3,6 +3,12 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${UNDERLAY_VENV:-$ROOT/.venv}
 
+# What the tests use, as PROGRAM=PACKAGE; without one of them the tests that need it skip.
+TEST_PROGRAMS=(
+    qemu-img=qemu-utils qemu-system-x86_64=qemu-system-x86 qemu-storage-daemon=qemu-system-common strace=strace curl=curl
+    mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs fuse2fs=fuse2fs
+)
+
 die() {
     echo "${0##*/}: $*" >&2
     exit 1

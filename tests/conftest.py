@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from underlay import locks
 
 settings.register_profile("underlay", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("underlay")
@@ -38,6 +41,7 @@ def _in_kernel(kind: str) -> str | None:
     return None if kind in known else f"the kernel has no {kind}"
 
 
+@cache
 def _strace() -> str | None:
     if missing := _program("strace", "strace")():
         return missing
@@ -45,9 +49,24 @@ def _strace() -> str | None:
     return None if traced.returncode == 0 else "strace may not trace here"
 
 
+def _fuse2fs() -> str | None:
+    missing = _mountable("fuse", "fuse2fs", "fuse2fs")()
+    return missing or (None if Path("/dev/fuse").exists() else "there is no /dev/fuse")
+
+
+@cache
+def _leases() -> str | None:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "file"
+        file.touch()
+        told = locks.opened_elsewhere(file) is False
+    return None if told else "nothing tells who has a file open on the file system of temporary files (set TMPDIR)"
+
+
 COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "root": _root,
     "strace": _strace,
+    "leases": _leases,
     "qemu-img": _program("qemu-img", "qemu-utils"),
     "qemu-io": _program("qemu-io", "qemu-utils"),
     "qemu-storage-daemon": _program("qemu-storage-daemon", "qemu-system-common"),
@@ -59,7 +78,7 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "ramfs": _mountable("ramfs", "", ""),
     "mqueue": _mountable("mqueue", "", ""),
     "overlay": _mountable("overlay", "", ""),
-    "fuse2fs": _mountable("fuse", "fuse2fs", "fuse2fs"),
+    "fuse2fs": _fuse2fs,
 }
 
 

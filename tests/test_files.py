@@ -548,11 +548,11 @@ def test_where_holes_cannot_be_found_zeros_are_left_out(mounted: Mounted, tmp_pa
     directory = mounted("fuse2fs", 32 << 20)
     content = _sparse(directory / "source", layout)
     with (directory / "source").open("rb") as file:
-        assert [(0, len(content))][: len(content)] == list(files.data_extents(file.fileno(), len(content)))
+        assert ([(0, len(content))] if content else []) == list(files.data_extents(file.fileno(), len(content)))
     with _pair(directory / "source", tmp_path / "target") as (source, target):
         files.copy_sparse(source, target, len(content))
     assert content == (tmp_path / "target").read_bytes()
-    assert _allocated(tmp_path / "target") <= _allocated(directory / "source")
+    assert _allocated(tmp_path / "target") <= _allocated(directory / "source") + 4096
 
 
 def copy_and_fail(source_path: str, target_path: str) -> None:

@@ -560,10 +560,12 @@ def disk(open_directory: Path) -> Path:
     return path
 
 
+@pytest.mark.component("leases")
 def test_a_file_that_nobody_has_open_is_closed(disk: Path) -> None:
     assert locks.opened_elsewhere(disk) is False
 
 
+@pytest.mark.component("leases")
 def test_a_file_that_another_process_reads_is_open(disk: Path) -> None:
     with start(keep_open, disk) as reader:
         assert "open" == reader.hear()
@@ -585,7 +587,7 @@ def test_a_file_that_is_not_there_cannot_be_asked_about(disk: Path) -> None:
         locks.opened_elsewhere(disk)
 
 
-@pytest.mark.component("qemu-storage-daemon")
+@pytest.mark.component("qemu-storage-daemon", "leases")
 @pytest.mark.parametrize("writable", [True, False])
 def test_a_disk_that_qemu_has_open_is_open(disk: Path, short_directory: Path, writable: bool) -> None:  # noqa: FBT001
     with _qemu(disk, short_directory, writable=writable):
@@ -622,7 +624,7 @@ def test_a_lease_on_an_overlay_file_system_tells_nothing(tmp_path: Path, mounted
         subprocess.run(["umount", merged], check=True)
 
 
-@pytest.mark.component("strace")
+@pytest.mark.component("strace", "leases")
 def test_somebody_who_opens_the_file_while_we_look_does_not_kill_us(disk: Path) -> None:
     # The kernel sends the lease's holder a signal, and the default one ends a process that does not expect it.
     slow = ["strace", "-qq", "-o", os.devnull, "-P", os.fspath(disk), "-e", "inject=fcntl:delay_exit=300000"]

@@ -89,6 +89,7 @@ def test_a_member_of_the_group_makes_disks_from_what_root_fetched(
     assert {str(paths[0]): "raw" if backend == "flat" else "qcow2"} == json.loads((paths[0].parent / "disk.info").read_bytes())
 
 
+@pytest.mark.component("leases")
 def test_a_member_of_the_group_removes_its_disks(root: Path, image: BaseImage) -> None:
     with start(make_disks, root, image.name, "qcow2", user=NOBODY, groups=[GROUP], umask=0o077) as member:
         assert "elsewhere" in member.hear()

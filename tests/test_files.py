@@ -118,8 +118,8 @@ def test_what_root_makes_belongs_to_the_directorys_owner_and_group(tmp_path: Pat
     os.close(files.create(tmp_path / "file", 0o644))
     files.make_directory(tmp_path / "directory", 0o2775)
     files.write_durably(tmp_path / "record", b"record", mode=0o644)
-    (tmp_path / "tool's").touch()
-    files.adopt(tmp_path / "tool's", 0o640)
+    with (tmp_path / "tool's").open("w") as made_by_a_tool:
+        files.adopt(made_by_a_tool.fileno(), tmp_path, 0o640)
     for name, mode in (("file", 0o644), ("directory", 0o2775), ("record", 0o644), ("tool's", 0o640)):
         status = (tmp_path / name).stat()
         assert (name, 1234, 5678, mode) == (name, status.st_uid, status.st_gid, status.st_mode & 0o7777)

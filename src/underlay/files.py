@@ -91,7 +91,7 @@ def create(path: Path, mode: int) -> int:
             return _create_named(path, mode)
         raise
     try:
-        adopt_open(fd, path.parent, mode)
+        adopt(fd, path.parent, mode)
         _give_name(fd, path)
     except BaseException:
         os.close(fd)
@@ -111,7 +111,7 @@ def _give_name(fd: int, path: Path) -> None:
 def _create_named(path: Path, mode: int) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
-        adopt_open(fd, path.parent, mode)
+        adopt(fd, path.parent, mode)
     except BaseException:
         os.close(fd)
         os.unlink(path)
@@ -127,7 +127,7 @@ def make_directory(path: Path, mode: int) -> bool:
         return False
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        adopt_open(fd, path.parent, mode)
+        adopt(fd, path.parent, mode)
     finally:
         os.close(fd)
     return True
@@ -144,26 +144,13 @@ def keep_directory(path: Path, mode: int) -> bool:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.geteuid() in (0, os.fstat(fd).st_uid):
-            adopt_open(fd, path.parent, mode)
+            adopt(fd, path.parent, mode)
     finally:
         os.close(fd)
     return False
 
 
-def adopt(path: Path, mode: int) -> None:
-    """Give a file that a tool made its directory's owner and group, and this mode.
-
-    Raises:
-        OSError
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        adopt_open(fd, path.parent, mode)
-    finally:
-        os.close(fd)
-
-
-def adopt_open(fd: int, directory: Path, mode: int) -> None:
+def adopt(fd: int, directory: Path, mode: int) -> None:
     """Give an open file a directory's owner and group as far as we may, and this mode.
 
     Raises:

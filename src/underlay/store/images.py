@@ -16,7 +16,7 @@ from underlay import locks, qemuimg
 from underlay.attributes import decode_image_record, encode_record
 from underlay.errors import FormatMismatch, ImageConflict, LockLost, NotAnImage, NotCached, UnderlayError, UnsafeImage
 from underlay.files import (
-    adopt_open,
+    adopt,
     allocated_bytes,
     create,
     make_directory,
@@ -236,7 +236,7 @@ def _make_durable(store: Store, staged: Path, record: ImageRecord) -> None:
     fd = open_regular(staged, os.O_RDWR)
     try:
         write_attribute(fd, encode_record(record))  # crash: a staged file with its record, swept or used again
-        adopt_open(fd, store.root, IMAGE_MODE)  # a tool that converted it knows nothing of the directory's owner
+        adopt(fd, store.root, IMAGE_MODE)  # a tool that converted it knows nothing of the directory's owner
         os.fsync(fd)  # crash: the same, durable; a failed fsync raises, and the caller discards the file
     finally:
         os.close(fd)

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -833,3 +834,17 @@ def test_an_image_that_was_truncated_is_not_served(tmp_path: Path) -> None:
     with pytest.raises(UnsafeImage):
         host.ensure(f"file://{tmp_path}/image")
     assert staging_of(host.store_of(image), parse_ref(f"file://{tmp_path}/image")).directory.exists() is False
+
+
+@pytest.mark.component("qemu-img")
+@pytest.mark.parametrize(("tool_format", "suffix"), [("vpc", "vpc"), ("vmdk", "vmdk"), ("vdi", "vdi"), ("vhdx", "vhdx")])
+def test_an_unrecorded_image_has_the_virtual_size_that_qemu_tells(tmp_path: Path, tool_format: str, suffix: str) -> None:
+    store = laid_out(tmp_path / "as-served", force_raw=False)
+    path = store.root / f"{'a' * 40}.{suffix}"
+    subprocess.run(["qemu-img", "create", "-q", "-f", tool_format, path, "64M"], check=True)
+    told = json.loads(subprocess.check_output(["qemu-img", "info", "--output", "json", "-f", tool_format, path]))
+
+    found = images.find(store, path.name)
+
+    assert found is not None
+    assert (tool_format, told["virtual-size"]) == (found.format, found.virtual_size)

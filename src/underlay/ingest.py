@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from underlay.errors import (
     UnderlayError,
 )
 from underlay.files import allocated_bytes, create, open_regular, translated
-from underlay.formats import qcow2, vmdk
-from underlay.formats.inspect import Inspector, check_virtual_size
+from underlay.formats import qcow2
+from underlay.formats.inspect import Inspector
 from underlay.model import (
     LAYOUT,
     BaseImage,
@@ -159,8 +159,8 @@ def _receive(order: Order, room: "_Room", fd: int, observer: Observer) -> Journa
     facts = inspector.finish() if inspector else ImageFacts(format="raw", label="raw", virtual_size=writer.size)
     _check_digests(order, digests.result())
     stored = writer.finish()
-    _check_tables(order, fd, facts)
-    facts = _complete(order, facts, room.staging)
+    if not order.exempt:
+        facts = images.prove_whole(order.store, room.staging.download, fd, facts, what=order.what)
     _tell(observer, order, "verified", level=Level.INFO, size=writer.size, format=facts.label)
     return _journal(order, facts, size=writer.size, digests=digests.result(), stored=stored)
 
@@ -230,25 +230,8 @@ def _check_digests(order: Order, actual: Sequence[Digest]) -> None:
             raise DigestMismatch(order.what, expected=str(expected), actual=str(found))
 
 
-def _check_tables(order: Order, fd: int, facts: ImageFacts) -> None:
-    """An image whose tables leave the file is cut short, whatever its source announced."""
-    if facts.format == "qcow2":
-        qcow2.mapped_bytes(fd, _qcow2_header(fd), what=order.what)
-    elif facts.format == "vmdk":
-        vmdk.check_tables(fd, what=order.what)
-
-
 def _qcow2_header(fd: int) -> qcow2.Header:
     return qcow2.parse_header(os.pread(fd, qcow2.HEADER_BYTES, 0))
-
-
-def _complete(order: Order, facts: ImageFacts, staging: Staging) -> ImageFacts:
-    """The facts with a virtual size: of vmdk, vdi, vpc and vhdx images qemu-img tells it, with the format forced."""
-    if facts.format in ("raw", "qcow2"):
-        return facts
-    found = qemuimg.refuse_references(staging.download, format=facts.format, what=order.what)
-    check_virtual_size(order.what, found.virtual_size, limit=order.store.virtual_size_limit)
-    return replace(facts, virtual_size=found.virtual_size)
 
 
 def _journal(order: Order, facts: ImageFacts, *, size: int, digests: Sequence[Digest], stored: str) -> Journal:

@@ -28,7 +28,7 @@ from underlay.files import (
     translated,
     write_attribute,
 )
-from underlay.formats import qcow2
+from underlay.formats import qcow2, vmdk
 from underlay.formats.inspect import Inspector, check_virtual_size
 from underlay.model import BaseImage, Digest, ImageFacts, ImageRecord, Problem
 from underlay.naming import CacheKind, is_image_name, named_format, nova_lock
@@ -344,16 +344,29 @@ def _inspect(store: Store, name: str, fd: int, size: int) -> ImageFacts:
             hint="it was not published by Underlay: remove it if nothing uses it",
         )
     if facts.format == "raw":
-        return replace(facts, virtual_size=size)
+        facts = replace(facts, virtual_size=size)
+    return prove_whole(store, store.paths.image(name), fd, facts, what=f"the image {name}")
+
+
+def prove_whole(store: Store, path: Path, fd: int, facts: ImageFacts, *, what: str) -> ImageFacts:
+    """The facts of an inspected image with its virtual size, once its tables are known to lie inside the file.
+
+    What only the tool can tell of vmdk, vdi, vpc and vhdx images, qemu-img does, with the format forced.
+
+    Raises:
+        UnsafeImage, VirtualSizeRefused, ToolMissing, ToolFailed, ToolTimedOut
+    """
     if facts.format == "qcow2":
-        header = qcow2.parse_header(os.pread(fd, qcow2.HEADER_BYTES, 0), what=f"the image {name}")
-        qcow2.mapped_bytes(fd, header, what=f"the image {name}")  # proves that it is not cut short
-    if facts.virtual_size is not None:
-        return facts
-    # As after a fetch: what only the tool can tell, with the format forced.
-    found = qemuimg.refuse_references(store.paths.image(name), format=facts.format)
-    check_virtual_size(f"the image {name}", found.virtual_size, limit=store.virtual_size_limit)
-    return replace(facts, virtual_size=found.virtual_size)
+        header = qcow2.parse_header(os.pread(fd, qcow2.HEADER_BYTES, 0), what=what)
+        qcow2.mapped_bytes(fd, header, what=what)
+    elif facts.format == "vmdk":
+        vmdk.check_tables(fd, what=what)
+    if facts.format not in ("raw", "qcow2"):
+        found = qemuimg.refuse_references(path, format=facts.format, what=what)
+        facts = replace(facts, virtual_size=found.virtual_size)
+    assert facts.virtual_size is not None
+    check_virtual_size(what, facts.virtual_size, limit=store.virtual_size_limit)
+    return facts
 
 
 def _inspect_beginning(inspector: Inspector, fd: int) -> ImageFacts:

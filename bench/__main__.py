@@ -5,10 +5,12 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 
 from bench import rows
 from bench.measure import Row, machine, measure, table
+from bench.tree import Tree
 from underlay.testing.bootimage import write_raw
 from underlay.units import format_size, parse_size
 
@@ -24,9 +26,14 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="underlay-bench-", dir=arguments.directory) as directory:
         results = list(_results(Path(directory), arguments))
+        memory = rows.prune_memory(Path(directory)) if (Path(directory) / "pass-100000").exists() else None
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=2) + "\n", encoding="utf-8")
+    arguments.json.write_text(
+        json.dumps({"machine": machine(), "results": results, "prune_memory_bytes": memory}, indent=2) + "\n", encoding="utf-8"
+    )
     print(table(results))
+    if memory is not None:
+        print(f"memory of a prune over 10k instances and 100k files: {format_size(memory)} (goal 150 MiB)")
     print(f"{arguments.rounds} rounds, image of {format_size(parse_size(arguments.size))}; written to {arguments.json}")
 
 
@@ -48,6 +55,12 @@ def _rows(directory: Path, url: str, small: Path) -> Iterator[Row]:
     yield rows.hit(directory, small)
     yield from rows.start_up(directory, small)
     yield rows.lock(directory)
+    yield from rows.prune_linear(directory)
+    yield rows.backing(Tree(directory / "pass-10000", directory / "pass-10000" / "instances.json"))
+    # The real Nova lives where the tests keep it, which take it from the package index the first time.
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests/components/nova"))
+    with import_module("nova_environment").running() as nova:
+        yield rows.prune_against_nova(directory, nova)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,25 @@
 """What is compared with what. A goal is the ratio of wall times that docs/reference/performance aims at, never a test."""
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.measure import Contender, Row, command
+from bench.tree import Tree, build
 from underlay import Host
 from underlay.config import Config, parse_config
 from underlay.locks import exclusive
+from underlay.usage.directories import header
+
+if TYPE_CHECKING:
+    from nova_environment import Nova
 
 _LOCK_CYCLES = 2000
 _DISKS = 10
@@ -141,3 +148,75 @@ def lock(directory: Path) -> Row:
         goal=None,
         source="15 us at most",
     )
+
+
+def backing(tree: Tree) -> Row:
+    """Which file a disk is backed by: read natively, against a qemu-img process for each disk."""
+    disks = [os.fspath(disk) for disk in tree.disks()]
+
+    def ours(number: int) -> object:
+        return header(disks[number % len(disks)])
+
+    def peer(number: int) -> None:
+        command("qemu-img", "info", "-U", "--output", "json", disks[number % len(disks)])
+
+    return Row(
+        name="backing file of a disk",
+        ours=Contender(name="usage.directories.header", run=ours, repeat=len(disks)),
+        peer=Contender(name="qemu-img info", run=peer, repeat=20),
+        goal=1 / 200,
+        source="warm; read until two reads agree",
+    )
+
+
+def prune_pass(tree: Tree, files: int) -> Callable[[int], object]:
+    """A whole pass: instances read, everything looked at, decided, and uses refreshed; nothing is old enough to go."""
+    host = Host.open(tree.configuration)
+
+    def run(_: int) -> object:
+        report = host.apply(host.plan_prune())
+        assert (files, 0, []) == (len(report.verdicts), len(report.removed), list(report.problems))
+        return report
+
+    return run
+
+
+def prune_against_nova(directory: Path, nova: "Nova") -> Row:
+    """A pass over 100 instances and 1,000 files, ours and that of Nova's own manager, in processes that run already."""
+    ours, theirs = (build(directory / f"pass-{side}", instances=100, files=1000) for side in ("ours", "nova"))
+    instances = json.loads(theirs.records.read_text(encoding="utf-8"))
+
+    def peer(_: int) -> None:
+        assert nova.update(theirs.instances, instances)["error"] is None
+
+    return Row(
+        name="prune, 100 instances, 1k files",
+        ours=Contender(name="Host.plan_prune, apply", run=prune_pass(ours, 1000)),
+        peer=Contender(name="nova 34.0.0, update", run=peer),
+        goal=None,
+        source="Nova starts qemu-img for each instance",
+    )
+
+
+def prune_linear(directory: Path) -> Sequence[Row]:
+    """Ten times as much is to take ten times as long, to the power of 1.1 at most."""
+    trees = [build(directory / f"pass-{files}", instances=files // 10, files=files) for files in (1000, 10_000, 100_000)]
+    small, middle, large = (
+        Contender(name=f"{files} files", run=prune_pass(tree, files))
+        for tree, files in zip(trees, (1000, 10_000, 100_000), strict=True)
+    )
+    source = "10 to the power of 1.1"
+    return [
+        Row(name="prune, 10k over 1k files", ours=middle, peer=small, goal=10**1.1, source=source),
+        Row(name="prune, 100k over 10k files", ours=large, peer=middle, goal=10**1.1, source=f"{source}; 1.5 s at most"),
+    ]
+
+
+def prune_memory(directory: Path) -> int:
+    """Bytes that a process of its own comes to hold in memory while it prunes the largest tree of `prune_linear`."""
+    code = (
+        "import resource, sys; from underlay import Host; host = Host.open(sys.argv[1]); host.apply(host.plan_prune()); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    file = directory / "pass-100000" / "underlay.toml"
+    return int(subprocess.run([sys.executable, "-c", code, file], check=True, capture_output=True, text=True).stdout)

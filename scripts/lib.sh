@@ -7,6 +7,12 @@ VENV=${UNDERLAY_VENV:-$ROOT/.venv}
 TEST_PROGRAMS=(
     qemu-img=qemu-utils qemu-system-x86_64=qemu-system-x86 qemu-storage-daemon=qemu-system-common strace=strace curl=curl
     mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs fuse2fs=fuse2fs
+    libvirtd=libvirt-daemon gcc=gcc pkg-config=pkg-config
+)
+# What they use besides, as FILE=PACKAGE: libvirt's driver for QEMU, and what its Python module is built with.
+TEST_FILES=(
+    "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu"
+    "/usr/lib/*/pkgconfig/libvirt.pc=libvirt-dev"
 )
 
 die() {
@@ -65,6 +71,22 @@ need_programs() {
         die "please type: sudo apt-get install --no-install-recommends ${packages[*]}"
     fi
     install_packages "${packages[@]}"
+}
+
+# need_files FILE=PACKAGE…: as need_programs, of files; a pattern may name them
+need_files() {
+    local pair packages=()
+    for pair in "$@"; do
+        compgen -G "${pair%%=*}" >/dev/null || packages+=("${pair#*=}")
+    done
+    [ ${#packages[@]} -eq 0 ] || install_packages "${packages[@]}"
+}
+
+# need_libvirt_module: libvirt's Python module, of the release of the library that is here
+need_libvirt_module() {
+    "$VENV/bin/python" -c 'import libvirt' 2>/dev/null && return
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "libvirt-python==$(pkg-config --modversion libvirt)" \
+        || die "pip could not build libvirt-python"
 }
 
 # install_packages PACKAGE…: by apt, as root

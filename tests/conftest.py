@@ -1,8 +1,10 @@
 """Components that tests need, and what a missing one means: a skip with its reason, or a failure where they are required."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -21,6 +23,10 @@ REQUIRE = "UNDERLAY_REQUIRE_COMPONENTS"
 
 def _program(name: str, package: str) -> Callable[[], str | None]:
     return lambda: None if shutil.which(name) else f"{name} is not installed (apt-get install {package})"
+
+
+def _module(name: str, package: str) -> Callable[[], str | None]:
+    return lambda: None if importlib.util.find_spec(name) else f"{name} is not installed (pip install {package})"
 
 
 def _root() -> str | None:
@@ -63,14 +69,27 @@ def _leases() -> str | None:
     return None if told else "nothing tells who has a file open on the file system of temporary files (set TMPDIR)"
 
 
+@cache
+def _nova() -> str | None:
+    """The real Nova lives in a virtual environment of its own, which the first test that wants it makes."""
+    environment = Path(__file__).parent / "components/nova/nova_environment.py"
+    made = subprocess.run([sys.executable, environment], capture_output=True, text=True, check=False)
+    return None if made.returncode == 0 else made.stderr.strip()
+
+
 COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "root": _root,
     "strace": _strace,
     "leases": _leases,
+    "nova": _nova,
     "qemu-img": _program("qemu-img", "qemu-utils"),
+    "systemd-analyze": _program("systemd-analyze", "systemd"),
     "qemu-io": _program("qemu-io", "qemu-utils"),
     "qemu-storage-daemon": _program("qemu-storage-daemon", "qemu-system-common"),
     "qemu-system-x86_64": _program("qemu-system-x86_64", "qemu-system-x86"),
+    "libvirt": _program("libvirtd", "libvirt-daemon libvirt-daemon-driver-qemu"),
+    "libvirt-python": _module("libvirt", "libvirt-python"),
+    "openstacksdk": _module("openstack", "openstacksdk"),
     "xfs": _mountable("xfs", "mkfs.xfs", "xfsprogs"),
     "btrfs": _mountable("btrfs", "mkfs.btrfs", "btrfs-progs"),
     "ext4": _mountable("ext4", "mkfs.ext4", "e2fsprogs"),

@@ -14,6 +14,7 @@ import pytest
 
 from children import NOBODY, start, tell
 from machine import GIB, MIB, Machine, tree
+from underlay import check
 from underlay.check import Finding, check_host
 from underlay.config import embedded_config, load_config
 from underlay.model import Level
@@ -109,6 +110,7 @@ def test_a_healthy_host_has_nothing_above_information(nova: Machine) -> None:
 
     assert [] == codes(nova)
     expected = {"tool-found", "disks", "laid-out", "attributes-kept", "space", "images", "nova-locks-used"}
+    expected |= {"prune-keeps", "no-inventory"}
     assert expected == {finding.code for finding in found(nova)} - {"rival-running"}
 
 
@@ -472,3 +474,134 @@ def test_it_is_told_whether_novas_locks_are_taken(nova: Machine, tmp_path: Path)
     codes_elsewhere = {finding.code for finding in check_host(load_config(config))}
     assert "nova-locks-unused" in codes_elsewhere
     assert "nova-locks-used" not in codes_elsewhere
+
+
+def hosted(machine: Machine, name: str = "node1", *, hosts: str = "[]") -> Machine:
+    """The machine with a name of its own, and with the hosts that share its storage."""
+    text = machine.config.read_text().replace("[instances]\n", f"[instances]\nhosts = {hosts}\n")
+    machine.config.write_text(f'host = "{name}"\n{text}')
+    return machine
+
+
+def quiet() -> None:
+    """Wait until no other test runs a process that is called like Nova's."""
+    deadline = time.monotonic() + 60
+    while "nova-compute" in check._running_rivals():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.component("leases")
+def test_what_our_own_prune_notes_for_nova_is_no_rival(nova: Machine) -> None:
+    hosted(nova).call("prune")
+    assert '"node1"' in (nova.instances / "compute_nodes").read_text()
+
+    quiet()
+
+    assert [] == of_code(nova, "rival-active")
+
+
+def test_what_a_running_nova_notes_under_our_name_is_a_rival(nova: Machine) -> None:
+    (nova.instances / "compute_nodes").write_text(json.dumps({"node1": time.time()}))
+
+    with running("nova-compute", hosted(nova).root):
+        assert Level.WARNING == the(nova, "rival-active").level
+
+
+def test_what_another_hosts_prune_notes_is_no_rival_and_what_its_nova_notes_is_one(nova: Machine) -> None:
+    hosted(nova, "node2", hosts='["node1", "node2"]').call("prune")
+    nova.config.write_text(nova.config.read_text().replace('host = "node2"', 'host = "node1"'))
+    assert [] == of_code(nova, "rival-active")
+
+    (nova.instances / "compute_nodes").write_text(json.dumps({"node2": time.time() + 1000}))
+
+    assert Level.WARNING == the(nova, "rival-active").level
+
+
+# --------------------------------------------------------------------------------------------------------------- a first prune
+
+
+def test_what_a_first_prune_would_do_is_told_with_counts_and_bytes(nova: Machine) -> None:
+    fill_as_nova_does(hosted(nova))
+    (nova.instances / "compute_nodes").unlink()
+    old = time.time() - 10 * 86400
+    for name in (SHA1, "swap_512", f"{SHA1}.part"):
+        os.utime(nova.base / name, (old, old))
+    before = tree(nova.root)
+
+    assert (Level.INFO, nova.base) == ((goes := the(nova, "prune-removes")).level, goes.path)
+    assert "a prune would remove 3 files of 20.0 KiB: 2 unused, 1 abandoned" == goes.detail
+    stays = the(nova, "prune-keeps")
+    assert (Level.INFO, "a prune would keep 3 files of 20.0 KiB: 3 young") == (stays.level, stays.detail)
+    assert Level.INFO is the(nova, "no-inventory").level
+    assert before == tree(nova.root)
+
+
+def test_hosts_that_are_not_declared_are_told_with_what_to_do(nova: Machine) -> None:
+    fill_as_nova_does(hosted(nova, "node7"))
+
+    finding = the(nova, "hosts-undeclared")
+
+    assert (Level.WARNING, nova.base) == (finding.level, finding.path)
+    assert "node1" in finding.detail
+    assert finding.detail.endswith("everything is kept")
+    assert "instances.hosts" in str(finding.hint)
+    assert "6 files" in the(nova, "prune-keeps").detail
+    assert [] == of_code(nova, "prune-removes")
+
+
+def test_a_host_that_is_not_among_those_that_share_its_storage_is_told(nova: Machine) -> None:
+    hosted(nova, "node3", hosts='["node1", "node2"]')
+
+    assert (Level.WARNING, nova.config) == ((finding := the(nova, "host-unnamed")).level, finding.path)
+    assert "node3" in finding.detail
+    nova.config.write_text(nova.config.read_text().replace('"node2"]', '"node2", "node3"]'))
+    assert [] == of_code(nova, "host-unnamed")
+
+
+def test_an_inventory_that_does_not_answer_is_told_once(nova: Machine) -> None:
+    fill_as_nova_does(hosted(nova))
+    nova.config.write_text(nova.config.read_text().replace("[instances]\n", '[instances]\ninventory = "file:/nowhere"\n'))
+
+    assert Level.WARNING is the(nova, "inventory-unavailable").level
+    assert [] == of_code(nova, "no-inventory")
+
+
+def test_an_inventory_that_nobody_provides_is_a_problem(nova: Machine) -> None:
+    nova.config.write_text(nova.config.read_text().replace("[instances]\n", '[instances]\ninventory = "abacus:here"\n'))
+
+    assert Level.PROBLEM is the(nova, "config-error").level
+
+
+def test_a_directory_of_instances_that_may_not_be_read_is_told_once(nova: Machine) -> None:
+    fill_as_nova_does(hosted(nova))
+    (nova.instances / "web-2").mkdir()
+    os.mkfifo(nova.instances / "web-2" / "disk")
+
+    findings = [finding for finding in found(nova) if "web-2" in f"{finding.path}{finding.detail}"]
+
+    assert len(findings) == len({(finding.code, finding.path) for finding in findings})
+
+
+@pytest.mark.component("root", "tmpfs")
+def test_a_moved_directory_of_instances_is_told_until_it_is_accepted(mounted: Callable[..., Path], tmp_path: Path) -> None:
+    machine = hosted(Machine.make(tmp_path))
+    for name in ("web-1", "web-2"):
+        (machine.instances / name).mkdir()
+    machine.call("prune")
+    (machine.base / SHA1).write_bytes(b"an image" * 1024)
+    os.utime(machine.base / SHA1, (0, 0))
+    apart = mounted("tmpfs")
+    subprocess.run(["mount", "--bind", apart, machine.instances], check=True)
+    try:
+        told = of_code(machine, "root-empty") + of_code(machine, "root-moved")
+        assert [Level.WARNING] == [finding.level for finding in told]
+        assert "underlay check --accept" in str(told[0].hint)
+        assert [] == of_code(machine, "prune-removes")
+
+        machine.call("check", "--accept", "--json")
+
+        assert [] == of_code(machine, "root-empty") + of_code(machine, "root-moved")
+        assert "1 file" in the(machine, "prune-removes").detail
+    finally:
+        subprocess.run(["umount", machine.instances], check=True)

@@ -218,3 +218,23 @@ def test_the_list_fits_a_terminal(machine: Machine) -> None:
     assert (0, 3) == (status, len(lines))
     assert max(map(len, lines)) <= 80
     assert any(line.startswith(UUID) for line in lines)
+
+
+@pytest.mark.component("qemu-img")
+def test_a_disk_elsewhere_that_is_gone_is_forgotten_by_hand_only(machine: Machine) -> None:
+    ref, path = machine.raw_image(), machine.root / "vms" / "root.qcow2"
+    path.parent.mkdir()
+    machine.run("disk", "create", "web-1", "--image", ref, "--path", path)
+    base = machine.host().find(ref)[0]
+    refused = machine.run("disk", "forget", path, "--json")
+    assert (51, "disk-exists") == (refused.status, refused.error["code"])
+    path.unlink()
+    later = ["prune", "--json", "--now", "2100-01-01T00:00:00Z"]
+    kept = machine.run(*later).json
+    assert base.path.exists()
+    assert {"disk-missing", "no-inventory"} == {problem["code"] for problem in kept["problems"]}
+    assert {"forgotten": str(path)} == machine.run("disk", "forget", path, "--json").json
+    again = machine.run("disk", "forget", path)
+    assert 52 == again.status
+    assert f"no disk is recorded at {path}" in again.err
+    assert [str(base.path)] == machine.run("prune", "--json", "--now", "2200-01-01T00:00:00Z").json["removed"]

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from machine import MIB, Machine, command_line, run
@@ -14,7 +15,10 @@ from test_registry import install
 from underlay.testing.httpserver import Served, serving
 from underlay.version import __version__
 
-COMMANDS = ["fetch", "disk", "list", "show", "du", "check", "demo", "completion"]
+COMMANDS = [
+    "fetch", "disk", "list", "show", "du", "prune", "evict", "explain", "pin", "unpin", "lease", "release", "leases", "hosts",
+    "precache", "check", "demo", "completion",
+]  # fmt: skip
 DISK_COMMANDS = ["create", "list", "show", "resize", "remove"]
 
 
@@ -89,6 +93,22 @@ def test_an_error_is_one_line_with_its_hint(machine: Machine) -> None:
 
     assert (40, "") == (ended.status, ended.out)
     assert "underlay: no cache has 'nothing' ('underlay list' shows what is there)\n" == ended.err
+
+
+@pytest.mark.parametrize("options", [["--json"], ["--log-format=json"], []])
+def test_bytes_that_are_not_text_break_no_answer(machine: Machine, options: list[str]) -> None:
+    before = [os.fsencode(one) for one in machine.argv(*(one for one in options if one != "--json"))]
+    argv = [*before, b"fetch", b"file:///\xff\n", *([b"--json"] if "--json" in options else [])]
+
+    ended = subprocess.run(argv, capture_output=True, check=False, timeout=60)
+
+    answer = ended.stdout if "--json" in options else ended.stderr
+    assert 0 < ended.returncode < 128
+    assert 1 == len(answer.splitlines())
+    if options:
+        told = msgspec.json.decode(answer)
+        assert b"Traceback" not in answer
+        assert {"error"} == told.keys() or "problem" == told["level"]
 
 
 def test_an_error_is_an_answer_for_programs(machine: Machine) -> None:

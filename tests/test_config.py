@@ -1,6 +1,8 @@
 """The configuration: every key, every way to get one wrong, and which file is read."""
 
 import os
+import re
+import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from machine import command_line, run
 from underlay.config import Config, embedded_config, load_config, parse_config
 from underlay.errors import ConfigError
 from underlay.naming import CacheKind
+from underlay.plan import Rules
 
 ORIGIN = Path("/etc/underlay/underlay.toml")
 CACHE = '[caches.base]\nkind = "base"\npath = "/srv/base"\n'
@@ -125,8 +128,10 @@ def test_the_embedded_default_keeps_all_below_one_directory(tmp_path: Path) -> N
         ("", "caches: no cache is configured"),
         ("[caches]", "caches: no cache is configured"),
         (CACHE + "[other]\n", "unknown field `other`"),
-        ("host = 1\n" + CACHE, "unknown field `host`"),
+        ("name = 1\n" + CACHE, "unknown field `name`"),
+        ("host = 1\n" + CACHE, "Expected `str | null`, got `int` - at `$.host`"),
         (CACHE + "pth = 1", "unknown field `pth`"),
+        (CACHE + 'nova_locks = "/srv"\n', "caches.base.nova_locks: /srv holds"),
         (CACHE + "[instances]\nname = 1", "unknown field `name`"),
         (CACHE + "[sources.http]\nretries = 1", "unknown field `retries`"),
         (CACHE + "[sources.gopher]\n", "unknown field `gopher`"),
@@ -199,6 +204,117 @@ def test_no_time_at_all_is_no_timeout(key: str) -> None:
 def test_a_cache_needs_a_plain_name(name: str) -> None:
     with pytest.raises(ConfigError, match="no name for a cache"):
         parsed(f'[caches."{name}"]\nkind = "base"\npath = "/srv/base"')
+
+
+# ------------------------------------------------------------------------------------------------------------- who needs what
+
+
+def test_a_host_that_says_nothing_prunes_as_nova_does_and_asks_no_inventory() -> None:
+    config = parsed(CACHE)
+
+    assert (socket.gethostname(), (), "none", (), {}) == (
+        config.host,
+        config.hosts,
+        config.inventory,
+        config.extra_roots,
+        config.leases,
+    )
+    assert {"base": Rules()} == config.rules
+    rules = config.rules["base"]
+    assert (True, 86400.0, 3600.0, 86400.0, 900.0) == (
+        rules.remove_unused,
+        rules.original_age,
+        rules.resized_age,
+        rules.leftover_age,
+        rules.keep_recent,
+    )
+    assert (None, None, None) == (rules.max_size, rules.free_low, rules.free_high)
+    assert (None, {}, 1) == (config.default_ephemeral_format, config.virt_mkfs, config.precache_concurrency)
+
+
+def test_every_key_about_usage_and_pruning_has_its_effect() -> None:
+    config = parsed(
+        """
+        host = "node1"
+        precache_concurrency = 4
+        [instances]
+        inventory = "openstack:cloud"
+        hosts = ["node1", "node2"]
+        extra_roots = ["/srv/more"]
+        [caches.base]
+        kind = "base"
+        path = "/srv/base"
+        remove_unused_base_images = false
+        remove_unused_original_minimum_age_seconds = 7
+        remove_unused_resized_minimum_age_seconds = 0
+        leftover_minimum_age = "2h"
+        keep_recent = "0s"
+        max_size = "20GiB"
+        free_low = "1GiB"
+        free_high = "2GiB"
+        lease_on_fetch = "1h"
+        [disks]
+        default_ephemeral_format = "xfs"
+        virt_mkfs = ["windows=mkfs.ntfs %(target)s", "default=mkfs.ext4 -L a=b %(target)s", "windows=mkfs.vfat"]
+        """
+    )
+
+    assert ("node1", ("node1", "node2"), 4) == (config.host, config.hosts, config.precache_concurrency)
+    assert ("openstack:cloud", (Path("/srv/more"),)) == (config.inventory, config.extra_roots)
+    gib = 1 << 30
+    assert {
+        "base": Rules(
+            remove_unused=False,
+            original_age=7.0,
+            resized_age=0.0,
+            leftover_age=7200.0,
+            keep_recent=0.0,
+            max_size=20 * gib,
+            free_low=gib,
+            free_high=2 * gib,
+        )
+    } == config.rules
+    assert {"base": 3600.0} == config.leases
+    assert "xfs" == config.default_ephemeral_format
+    assert {"windows": "mkfs.vfat", "default": "mkfs.ext4 -L a=b %(target)s"} == config.virt_mkfs
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('host = ""\n' + CACHE, None),
+        ('host = "a/b"\n' + CACHE, "host: "),
+        ('host = ".."\n' + CACHE, "host: "),
+        ("precache_concurrency = 0\n" + CACHE, "precache_concurrency"),
+        (CACHE + '[instances]\nhosts = ["a b"]', "instances.hosts: "),
+        (CACHE + '[instances]\ninventory = ""', "instances.inventory: "),
+        (CACHE + '[instances]\ninventory = "libvirt"', "instances.inventory: "),
+        (CACHE + '[instances]\nextra_roots = ["relative"]', "instances.extra_roots: "),
+        (CACHE + "remove_unused_original_minimum_age_seconds = -1", "remove_unused_original_minimum_age_seconds"),
+        (CACHE + 'remove_unused_resized_minimum_age_seconds = "1h"', "remove_unused_resized_minimum_age_seconds"),
+        (CACHE + "leftover_minimum_age = 3600", "caches.base.leftover_minimum_age: "),
+        (CACHE + 'keep_recent = "15"', "caches.base.keep_recent: "),
+        (CACHE + 'max_size = "20"', "caches.base.max_size: "),
+        (CACHE + 'free_low = "1GiB"', "caches.base.free_low: "),
+        (CACHE + 'free_high = "1GiB"', "caches.base.free_low: "),
+        (CACHE + 'free_low = "2GiB"\nfree_high = "1GiB"', "caches.base.free_low: "),
+        (CACHE + 'lease_on_fetch = "0s"', "caches.base.lease_on_fetch: "),
+        (CACHE + '[disks]\nvirt_mkfs = ["mkfs.ext4"]', "disks.virt_mkfs: "),
+    ],
+)
+def test_what_a_key_about_usage_or_pruning_cannot_be_is_refused_with_the_key(text: str, told: str | None) -> None:
+    if told is None:  # an empty name is none: the system's counts
+        assert socket.gethostname() == parsed(text).host
+        return
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        parsed(text)
+
+
+def test_the_embedded_default_leases_what_is_fetched_into_its_base(tmp_path: Path) -> None:
+    assert {"base": 7 * 86400.0} == embedded_config(tmp_path).leases
+
+
+# --------------------------------------------------------------------------------------------------------------- directories
 
 
 def test_two_caches_never_share_a_directory() -> None:

@@ -33,6 +33,7 @@ import underlay
 from underlay import config, errors
 from underlay.cli.main import cli
 from underlay.config import parse_config
+from underlay.policy import prune
 from underlay.testing.bootimage import write_qcow2, write_raw
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +109,8 @@ def test_every_exit_status_of_the_command_line_is_told(pages: Pages) -> None:
     assert expected == {code: status for code, status, _ in table[1:]}
     findings = importlib.import_module("underlay.cli.check").FINDINGS
     assert f"check ends with {findings} when it found a problem" in _text(pages["reference/command-line"])
+    failures_of_prune = importlib.import_module("underlay.cli.prune").FAILURES
+    assert f"prune ends with {failures_of_prune} when something" in _text(pages["reference/command-line"])
 
 
 def _failures() -> Iterator[dict[str, ast.expr]]:
@@ -133,7 +136,7 @@ def _parse(command: click.Command, arguments: list[str], name: str, parent: clic
         command.parse_args(context, arguments)
         return
     rest = command.make_parser(context).parse_args(list(arguments))[1]
-    if "--help" not in rest:
+    if "--help" not in rest and (rest or not command.invoke_without_command):
         _, found, its_arguments = command.resolve_command(context, rest)
         assert found is not None
         _parse(found, its_arguments, rest[0], context)
@@ -145,7 +148,7 @@ def _command_lines(path: Path) -> Iterator[str]:
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.removeprefix("$ ")
                 if line.startswith("underlay "):
-                    yield line
+                    yield line.partition(" 2>")[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- the configuration
@@ -157,8 +160,10 @@ def test_every_configuration_key_is_in_the_reference_with_its_default(pages: Pag
     documented = {}
     for section in page.iter("section"):
         title = section.find("title")
-        if title is not None and (heading := _text(title)).startswith("["):
-            documented[heading] = {_bare(row[0]): row[2] for row in _tables(section)[0][1:]}
+        if title is not None and (heading := _text(title)).startswith(("[", "The top of the file")):
+            heading = heading if heading.startswith("[") else "[]"
+            rows = [(key, row[2]) for row in _tables(section)[0][1:] for key in row[0].split(", ")]
+            documented[heading] = {_bare(key): default for key, default in rows}
     assert {heading: set(keys) for heading, keys in expected.items()} == {key: set(rows) for key, rows in documented.items()}
     for heading, keys in expected.items():
         for key, default in keys.items():
@@ -192,7 +197,7 @@ def _structs(struct: type[msgspec.Struct], path: str) -> Iterator[tuple[str, dic
         inner = f"{path}.{field.name}".lstrip(".")
         if inspect.isclass(field.type) and issubclass(field.type, msgspec.Struct):
             yield from _structs(field.type, inner)
-        elif path == "":
+        elif path == "" and getattr(field.type, "__origin__", None) is dict:
             [_, value] = field.type.__args__
             yield from _structs(value, f"{inner}.NAME")
         else:
@@ -238,8 +243,50 @@ def test_no_two_errors_share_a_code_or_an_exit_status() -> None:
 
 
 def test_every_reason_is_in_the_reference(pages: Pages) -> None:
-    tables = _tables(pages["reference/reasons"])[:2]
-    assert {code for code, _ in _calls("Reason", argument=0)} == {row[0] for table in tables for row in table[1:]}
+    documented = {row[0] for row in _coded(pages, ["Code", "Meaning"], ["Code", "Keeps", "Meaning"])}
+    uses, unknowns = _calls("Use", argument=2), _calls("Unknown", argument=0)
+    given = {code for code, _ in (*_calls("Reason", argument=0), *uses, *unknowns)} | prune._PHRASES.keys()
+    given |= {code for code in _all_constants(SOURCE / "usage" / "mounts.py") if code.startswith("root-")}
+    assert set() == given - documented
+    somewhere = {constant for path in _modules() for constant in _all_constants(path)}
+    assert set() == documented - somewhere
+
+
+def test_what_an_unknown_keeps_is_told_as_it_is(pages: Pages) -> None:
+    documented = {row[0]: row[1] for row in _coded(pages, ["Code", "Keeps", "Meaning"])}
+    for code, call in _calls("Unknown", argument=0):
+        keywords = {keyword.arg for keyword in call.keywords}
+        if len(call.args) > 2 and ast.unparse(call.args[2]) == "_EVERYTHING":
+            assert "everything in that cache" == documented[code]
+        elif "keeps" not in keywords:
+            assert ("every image" + " of that cache" * ("root" in keywords or len(call.args) > 3)) == documented[code]
+
+
+def test_every_problem_is_in_the_reference(pages: Pages) -> None:
+    documented = {row[0] for row in _coded(pages, ["Problem", "Meaning"])}
+    given = {code for code, _ in (*_calls("Problem", argument=0), *_calls("_problem", argument=0))}
+    assert set() == given - documented
+    somewhere = {constant for path in _modules() for constant in _all_constants(path)}
+    assert set() == documented - somewhere
+
+
+def test_every_event_of_a_prune_is_in_the_reference_with_its_fields(pages: Pages) -> None:
+    documented = {row[0]: row[1] for row in _coded(pages, ["Event", "Fields", "Meaning"])}
+    assert {code for code, _ in _calls("_tell", argument=0)} | {"leased"} == documented.keys()
+    assert ("path, reason, freed", "path, reason") == (documented["removed"], documented["kept"])
+
+
+def _coded(pages: Pages, *headings: list[str]) -> Iterator[list[str]]:
+    """The rows of the tables with these headings."""
+    for table in _tables(pages["reference/reasons"]):
+        if table[0] in headings:
+            yield from table[1:]
+
+
+def _all_constants(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def test_every_event_is_in_the_reference_with_its_level_and_fields(pages: Pages) -> None:
@@ -456,9 +503,38 @@ def test_the_json_answers_of_real_commands_keep_to_their_schemas(short_directory
     _keeps("show", shown := host.run("show", ref))
     assert 2 == len(shown["images"][0]["disks"])
     _keeps("du", host.run("du"))
+    _keeps("du", host.run("du", "--images"))
     _keeps("check", checked := host.run("check", status=3))
     assert {"info", "problem"} <= {finding["level"] for finding in checked["findings"]}
     _keeps("disk-remove", host.run("disk", "remove", "web-1"))
+    (host.directory / "elsewhere").unlink()
+    _keeps("disk-forget", host.run("disk", "forget", os.fspath(host.directory / "elsewhere")))
+    _keeps("precache", host.run("precache", ref, "gopher://host/a", status=11))
+    _keeps("leases", host.run("pin", ref, "--holder", "docs"))
+    _keeps("leases", host.run("lease", ref, "--for", "1h"))
+    _keeps("leases", host.run("leases"))
+    _keeps("show", host.run("show", ref))
+    _keeps("explain", host.run("explain", ref))
+    _keeps("released", host.run("unpin", ref, "--holder", "docs"))
+    (host.directory / "base" / f"{sha1(b'old').hexdigest()}.part").touch()
+    os.utime(host.directory / "base" / f"{sha1(b'old').hexdigest()}.part", (0, 0))
+    _keeps("prune", planned := host.run("prune", "--dry-run"))
+    assert {"keep", "remove"} == {verdict["action"] for verdict in planned["plan"]}
+    _keeps("prune", pruned := host.run("prune"))
+    assert 1 == len(pruned["removed"])
+    _keeps("prune", host.run("evict", sha1(b"some id").hexdigest()))
+    _keeps("hosts", host.run("hosts"))
+
+
+def test_the_json_answers_about_hosts_keep_to_their_schemas(short_directory: Path) -> None:
+    host = _Host(short_directory)
+    config_file = host.directory / "underlay.toml"
+    text = config_file.read_text(encoding="utf-8").replace("[instances]\n", '[instances]\nhosts = ["node1", "node2"]\n')
+    config_file.write_text(f'host = "node1"\n{text}', encoding="utf-8")
+    host.run("prune")
+    _keeps("hosts", answer := host.run("hosts"))
+    assert [True, False] == [one["complete"] is not None for one in answer["hosts"]]
+    _keeps("hosts-retire", host.run("hosts", "retire", "node1"))
 
 
 @pytest.mark.component("qemu-img")
@@ -596,6 +672,26 @@ def test_an_existing_nova_host_is_found_as_its_guide_says(short_directory: Path)
     before = _everything(short_directory)
     _walk(guide, short_directory, places)
     assert before == _everything(short_directory)
+
+
+@pytest.mark.component("qemu-img", "leases")
+def test_a_host_is_pruned_as_its_guide_says(short_directory: Path) -> None:
+    guide = DOCS / "guides" / "pruning.md"
+    places = {"/var/lib/nova/instances": f"{short_directory}/instances", "/etc/underlay": f"{short_directory}/etc"}
+    instances = short_directory / "instances"
+    base, disk = instances / "_base", instances / "4f0b7a6e" / "disk"
+    for directory in (base, disk.parent, short_directory / "etc"):
+        directory.mkdir(parents=True)
+    [unused] = set(re.findall(r"\b[0-9a-f]{40}\b", guide.read_text(encoding="utf-8")))
+    for name in (sha1(b"an image's id").hexdigest(), unused, f"{unused}.part"):
+        (base / name).write_bytes(os.urandom(1 << 20))
+        os.utime(base / name, (time.time() - 10 * 86400,) * 2)
+    backing = ["-b", os.fspath(base / sha1(b"an image's id").hexdigest()), "-F", "raw"]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, os.fspath(disk)], check=True)
+    first = next(block for language, block in _blocks(guide) if language == "toml")
+    (short_directory / "etc" / "underlay.toml").write_text(_moved(first, places), encoding="utf-8")
+    _walk(guide, short_directory, places)
+    assert {".underlay", sha1(b"an image's id").hexdigest()} == {path.name for path in base.iterdir()}
 
 
 def _nova_host(instances: Path) -> None:

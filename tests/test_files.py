@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from children import NOBODY, start, tell, told
-from underlay import files
+from underlay import files, filesystems
 from underlay.errors import CacheMissing, CacheNotWritable, InsufficientSpace, StorageFailed
 
 Mounted = Callable[..., Path]
@@ -486,11 +486,11 @@ def test_blocks_are_shared_where_the_file_system_can(any_file_system: Path, shar
     size = 32 << 20
     (any_file_system / "source").write_bytes(os.urandom(size))
     os.sync()
-    before = files.free_bytes(any_file_system)
+    before = filesystems.free_bytes(any_file_system)
     with _pair(any_file_system / "source", any_file_system / "target") as (source, target):
         files.copy_sparse(source, target, size)
     os.sync()
-    assert shares == (before - files.free_bytes(any_file_system) < size // 2)
+    assert shares == (before - filesystems.free_bytes(any_file_system) < size // 2)
     assert (any_file_system / "source").read_bytes() == (any_file_system / "target").read_bytes()
 
 
@@ -591,14 +591,6 @@ def test_a_hole_occupies_nothing(tmp_path: Path) -> None:
     assert 0 == _allocated(tmp_path / "file")
 
 
-@pytest.mark.component("root", "ext4")
-def test_what_the_file_system_keeps_back_for_root_is_not_free(mounted: Mounted) -> None:
-    directory = mounted("ext4", 64 << 20)
-    status = os.statvfs(directory)
-    assert status.f_bfree > status.f_bavail
-    assert status.f_bavail * status.f_frsize == files.free_bytes(directory)
-
-
 # --------------------------------------------------------------------------------------------------------- plain files only
 
 
@@ -645,56 +637,6 @@ def test_a_file_that_somebody_looks_at_by_a_lease_is_opened_all_the_same(tmp_pat
         assert b"content" == os.pread(fd, 100, 0)
         os.close(fd)
         assert "broken" == other.hear()
-
-
-# ------------------------------------------------------------------------------------------------------------ file systems
-
-
-@pytest.mark.component("root", "ext4", "tmpfs")
-def test_different_file_systems_have_different_keys(mounted: Mounted) -> None:
-    paths = [mounted("ext4", 16 << 20), mounted("ext4", 16 << 20), mounted("tmpfs"), mounted("tmpfs")]
-    found = [files.file_system(path) for path in paths]
-    assert 4 == len({system.key for system in found})
-    assert ["ext4", "ext4", "tmpfs", "tmpfs"] == [system.kind for system in found]
-
-
-@pytest.mark.component("root", "ext4")
-def test_a_directory_a_file_and_a_descriptor_of_one_file_system_have_one_key(mounted: Mounted) -> None:
-    root = mounted("ext4", 16 << 20)
-    (root / "directory").mkdir()
-    (root / "file").touch()
-    with (root / "file").open("rb") as file:
-        keys = {files.file_system(target).key for target in (root, root / "directory", root / "file", file.fileno())}
-    assert 1 == len(keys)
-
-
-@pytest.mark.component("root", "ext4")
-def test_a_bind_mount_has_the_key_of_what_it_shows(tmp_path: Path, mounted: Mounted) -> None:
-    root, elsewhere = mounted("ext4", 16 << 20), tmp_path / "elsewhere"
-    (root / "directory").mkdir()
-    elsewhere.mkdir()
-    with _mount("none", str(root / "directory"), elsewhere, "-o", "bind"):
-        assert files.file_system(root) == files.file_system(elsewhere)
-
-
-@pytest.mark.component("root", "btrfs")
-def test_the_subvolumes_of_a_btrfs_have_one_key(tmp_path: Path, mounted: Mounted) -> None:
-    root = mounted("btrfs")
-    for name in ("one", "two"):
-        subprocess.run(["btrfs", "-q", "subvolume", "create", root / name], check=True)
-    assert 3 == len({os.stat(path).st_dev for path in (root, root / "one", root / "two")})
-    device = files.file_system(root).key.split()[-1]
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    with _mount("btrfs", device, alone, "-o", "subvol=two"):
-        found = {files.file_system(path) for path in (root, root / "one", root / "two", alone)}
-    assert 1 == len(found)
-    assert "btrfs" == found.pop().kind
-
-
-@pytest.mark.component("root", "btrfs")
-def test_two_btrfs_have_two_keys(mounted: Mounted) -> None:
-    assert files.file_system(mounted("btrfs")).key != files.file_system(mounted("btrfs")).key
 
 
 # --------------------------------------------------------------------------------------------------------------- for tests

@@ -31,7 +31,7 @@ from underlay.errors import (
     UnsafeImage,
     VirtualSizeRefused,
 )
-from underlay.files import free_bytes
+from underlay.filesystems import free_bytes
 from underlay.model import BaseImage, Digest, Event, ImageRecord, Progress
 from underlay.naming import CacheKind, ref_key
 from underlay.refs import parse_ref

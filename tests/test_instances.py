@@ -489,19 +489,6 @@ def test_a_look_at_a_disk_is_waited_for(host: Host, base: BaseImage) -> None:
         thread.join()
 
 
-def test_a_look_through_all_processes_finds_who_has_a_file_open(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    file = (tmp_path / "file").stat()
-
-    assert True is not instances._some_process_has(file)
-    with start(hold_open, tmp_path / "file", os.O_RDONLY) as child:
-        assert "open" == child.hear()
-        assert True is instances._some_process_has(file)
-        child.say()
-        assert "closed" == child.hear()
-        assert True is not instances._some_process_has(file)
-
-
 @pytest.mark.component("root")
 def test_where_it_cannot_be_told_whether_a_disk_is_open_it_counts_as_open(short_directory: Path) -> None:
     machine = Machine.make(short_directory)

@@ -12,6 +12,7 @@ from underlay import registry
 from underlay.disks.flat import FlatBackend
 from underlay.disks.qcow2 import Qcow2Backend
 from underlay.errors import ExtraMissing, UnknownBackend, UnknownScheme
+from underlay.inventory.file import FileInventory
 from underlay.sources.file import FileSource
 from underlay.sources.http import HttpSource
 
@@ -56,12 +57,26 @@ class Stream:
 
 class Backend(FlatBackend):
     """As the flat one."""
+
+
+class Instances:
+    """Knows of none."""
+
+    def __init__(self, location, *, host, hosts):
+        self.told = (location, host, hosts)
+
+    def instances(self):
+        return []
 '''
 ENTRY_POINTS = """
 [underlay.sources]
 another = another:Source
 broken = no_such_module:Source
 file = another:Source
+
+[underlay.inventories]
+another = another:Instances
+file = another:Instances
 
 [underlay.disks]
 another = another:Backend
@@ -122,10 +137,13 @@ def test_an_unknown_backend_is_told_with_the_known_ones(site: Path) -> None:
 def test_a_third_partys_adapters_are_found_by_their_entry_points(site: Path) -> None:
     assert "another" == type(registry.open_source("another", {})).__module__
     assert "another" == type(registry.open_backend("another")).__module__
+    inventory = registry.open_inventory("another:some:where", host="node1", hosts=["node1", "node2"])
+    assert ("another", ("some:where", "node1", ["node1", "node2"])) == (type(inventory).__module__, vars(inventory)["told"])
 
 
 def test_a_third_party_cannot_take_our_names(site: Path) -> None:
     assert isinstance(registry.open_source("file", {}), FileSource)
+    assert isinstance(registry.open_inventory("file:/a", host="node1", hosts=["node1"]), FileInventory)
 
 
 def test_an_adapter_that_cannot_be_loaded_says_what_it_lacks(site: Path) -> None:
@@ -145,7 +163,11 @@ def test_a_third_partys_source_and_backend_do_the_main_job(site: Path, tmp_path:
 
 
 def test_the_entry_points_that_we_publish_are_what_the_registry_knows() -> None:
-    for group, known in (("underlay.sources", registry._SOURCES), ("underlay.disks", registry._DISKS)):
+    for group, known in (
+        ("underlay.sources", registry._SOURCES),
+        ("underlay.disks", registry._DISKS),
+        ("underlay.inventories", registry._INVENTORIES),
+    ):
         published = {
             point.name: point.value for point in entry_points(group=group) if point.dist and point.dist.name == "underlay"
         }

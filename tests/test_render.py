@@ -9,13 +9,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, strategies as st
-from rich.console import RenderableType
+from msgspec.structs import replace as replace_struct
+from rich.console import Group, RenderableType
 
 from underlay import render
 from underlay.check import Finding
-from underlay.model import BaseImage, Event, ImageRecord, InstanceDisk, Level, Problem, Progress
+from underlay.errors import UnknownScheme
+from underlay.model import BaseImage, Event, ImageRecord, InstanceDisk, Lease, Level, Problem, Progress, Reason
+from underlay.plan import CachedFile, Plan, Report, Unknown, Verdict
+from underlay.precache import Precached
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA1 = "5f0f93fd8cb9c3224a4bbadfdf81883162824bc0"
@@ -90,6 +95,7 @@ def test_an_image_is_told_whole() -> None:
         "fetched_at": "2026-02-26T12:00:00+00:00",
         "last_used": "2026-03-01T11:01:00+00:00",
         "disks": [str(DISK.path)],
+        "leases": [],
     } == told
 
 
@@ -147,13 +153,55 @@ def test_a_name_is_shortened_to_its_beginning_and_what_tells_its_kind(name: str,
 # ----------------------------------------------------------------------------------------------------------------------- tables
 
 
-USAGE: list[dict[str, Any]] = [
+KIND = {"kind": "original", "count": 1234, "allocated": 999 << 30, "shared": 999 << 20}
+OCCUPIED: list[dict[str, Any]] = [
     {"name": "base", "kind": "base", "path": "/var/lib/nova/instances/_base", "images": 1234, "allocated": 999 << 30}
-    | {"ingests": 999 << 20, "free": 999 << 30},
+    | {"shared": 999 << 20, "ingests": 999 << 20, "free": 999 << 30, "own_file_system": True, "kinds": [KIND], "files": None},
     {"name": "a-cache-with-a-long-name", "kind": "masters", "path": "/srv/" + 80 * "x", "images": 0, "allocated": 0}
-    | {"ingests": None, "free": 1},
+    | {"shared": 0, "ingests": None, "free": 1, "own_file_system": None, "kinds": [KIND | {"count": 0}]}
+    | {"files": [{"name": "a\nb", "kind": "other", "path": "/a", "allocated": 1, "own": None, "links": 1}]},
 ]
-DISKS_USAGE = {"count": 100_000, "allocated": 999 << 40, "path": "/var/lib/nova/instances"}
+OCCUPIED_BY_DISKS = {"count": 100_000, "allocated": 999 << 40, "shared": 999 << 20, "path": "/var/lib/nova/instances"}
+FILE = CachedFile(
+    name=f"{SHA1}_20", kind="resized", device=1, inode=2, size=20 << 30, mtime_ns=0, ctime_ns=0, links=1,
+    allocated=999 << 20, used_ns=int((NOW - timedelta(days=3)).timestamp()) * 10**9,
+)  # fmt: skip
+KEPT = Verdict(
+    cache="base",
+    root=IMAGE.cache,
+    file=FILE,
+    removes=False,
+    refresh=True,
+    reasons=(Reason("backing-file", f"backing-file of {DISK.path}"), Reason("young", "younger than 86400 s: 3 h left")),
+)
+GOING = replace_struct(
+    KEPT,
+    file=replace_struct(FILE, name="swap_512", kind="swap", allocated=5 << 20),
+    removes=True,
+    refresh=False,
+    reasons=(Reason("unused", "nobody needs it: 3 d since its last use, over 3600 s"),),
+)
+WHERE = Path("/etc/underlay/underlay.toml")
+PLAN = Plan(
+    id="1",
+    now=NOW,
+    verdicts=[KEPT, GOING],
+    problems=[Problem("disk-unreadable", Path("/i/a\nb"), "/i/a\nb: no \x1b[31mway")],
+    directories={},
+    unknowns=[Unknown("host-silent", "node2 has not said what it uses", root=IMAGE.cache), Unknown("disk-unreadable", "x")],
+)
+REPORT = Report(plan="1", verdicts=[KEPT, GOING], removed=[GOING.path], freed=4 << 20, shortfall=0, problems=PLAN.problems)
+PIN = Lease(id="pin-0123456789abcdef", holder="golden images", names=(IMAGE.name,), refs=(), made_at=NOW, expires=None)
+LEASES = [PIN, replace(PIN, id="lease-1", expires=NOW + timedelta(hours=2)), replace(PIN, id="lease-2", expires=NOW)]
+HOSTS = [
+    {"host": name, "cache": "/c", "this": name == "a", "declared": name != "d", "registered": True}
+    | {"said_at": None if name == "c" else NOW.isoformat(), "images": None if name == "c" else 3, "complete": name != "e"}
+    for name in "abcde"
+]
+PRECACHED = [
+    Precached("https://h/a", "cached", image=IMAGE),
+    Precached("gopher://b", "unsupported", error=UnknownScheme("no source", hint="known schemes: file")),
+]
 FINDINGS = [
     Finding(
         code="rival-active", level=Level.WARNING, path=Path("/" + 70 * "y"), detail="a manager passed 3 min ago", hint="stop it"
@@ -167,7 +215,14 @@ THINGS: dict[str, Callable[[], RenderableType]] = {
     "an image": lambda: render.image_tree(IMAGE, [DISK, ELSEWHERE], now=NOW),
     "disks": lambda: render.disk_table([DISK, ELSEWHERE], wide=False),
     "disks, wide": lambda: render.disk_table([DISK, ELSEWHERE], wide=True),
-    "usage": lambda: render.usage_table(USAGE, DISKS_USAGE),
+    "bytes": lambda: render.footprint_table(OCCUPIED, OCCUPIED_BY_DISKS),
+    "bytes of images": lambda: render.image_footprint_table(OCCUPIED, wide=False),
+    "a plan": lambda: Group(*render.plan_tables(PLAN, None, where=WHERE, wide=False)),
+    "a report": lambda: Group(*render.plan_tables(PLAN, REPORT, where=WHERE, wide=False)),
+    "an explanation": lambda: render.explanation_tree(KEPT, now=NOW),
+    "leases": lambda: render.lease_table([(IMAGE.cache, lease) for lease in LEASES], now=NOW, wide=False),
+    "hosts": lambda: render.hosts_table(HOSTS, now=NOW),
+    "pre-cached images": lambda: render.precached_table(PRECACHED),
     "findings": lambda: render.findings_table(FINDINGS),
 }
 
@@ -181,7 +236,7 @@ def test_nothing_is_wider_than_the_terminal(thing: str, width: int) -> None:
 def test_in_eighty_columns_only_the_ref_is_shortened_and_its_end_stays() -> None:
     lines = shown(THINGS["images"](), width=80).splitlines()
 
-    assert ["NAME", "REF", "FORMAT", "ON DISK", "VIRTUAL", "DISKS", "LAST USED"] == re.split(r" {2,}", lines[0].strip())
+    assert ["NAME", "REF", "FORMAT", "ON DISK", "VIRTUAL", "USERS", "LAST USED"] == re.split(r" {2,}", lines[0].strip())
     expected = ["5f0f93fd8cb9.qcow2", "…-amd64.qcow2", "qcow2", "999 MiB", "20.0 GiB", "100000", "59 min ago"]
     assert expected == re.split(r" {2,}", lines[1].strip())
     assert "unrecorded" in lines[2]
@@ -269,7 +324,7 @@ def test_what_cannot_be_told_is_a_question_mark() -> None:
 
     assert " ? " in shown(render.disk_table([unknown], wide=False))
     assert "unrecorded, an unknown size" in shown(render.disk_line(unknown))
-    assert re.search(r"masters\) .* \? ", shown(render.usage_table(USAGE, DISKS_USAGE)))
+    assert re.search(r"ingests .*\?", shown(THINGS["bytes"]()))
 
 
 @pytest.mark.parametrize(
@@ -280,6 +335,134 @@ def test_brackets_and_colons_in_a_ref_are_no_markup(ref: str) -> None:
 
     assert ref in shown(render.image_table([odd], {}, now=NOW, wide=False))
     assert ref in shown(render.image_tree(odd, [], now=NOW))
+
+
+# ------------------------------------------------------------------------------------------------------------- who needs what
+
+
+def test_a_plan_is_told_as_it_was_decided_with_all_that_could_not_be_told() -> None:
+    told = json.loads(render.json_text(render.plan_json(PLAN, None, where=WHERE)))
+
+    assert {
+        "cache": "base",
+        "name": FILE.name,
+        "path": str(IMAGE.cache / FILE.name),
+        "kind": "resized",
+        "action": "keep",
+        "refresh": True,
+        "reasons": [{"code": reason.code, "detail": reason.detail} for reason in KEPT.reasons],
+        "allocated": 999 << 20,
+    } == told["plan"][0]
+    assert ["keep", "remove"] == [one["action"] for one in told["plan"]]
+    assert ([], 0, 0) == (told["removed"], told["freed"], told["shortfall"])
+    assert [
+        ("disk-unreadable", "/i/a\nb"),
+        ("host-silent", str(IMAGE.cache)),
+        ("disk-unreadable", str(WHERE)),
+    ] == [(one["code"], one["path"]) for one in told["problems"]]
+
+
+def test_a_report_is_told_as_it_turned_out() -> None:
+    kept = replace_struct(GOING, removes=False, reasons=(Reason("open", "open: a program reads it now"),))
+    report = replace(REPORT, verdicts=[KEPT, kept], removed=[], freed=0)
+
+    told = render.plan_json(PLAN, report, where=WHERE)
+    text = shown(Group(*render.plan_tables(PLAN, report, where=WHERE, wide=False)))
+
+    assert ("keep", [{"code": "open", "detail": "open: a program reads it now"}]) == (
+        told["plan"][1]["action"],
+        told["plan"][1]["reasons"],
+    )
+    assert "REMOVED" not in text
+    assert text.splitlines()[-1].startswith("kept 2 files of 1.0 GiB; removed 0 files, freed 0 B")
+
+
+def test_what_would_go_and_what_stays_can_be_seen_at_a_glance() -> None:
+    text = shown(THINGS["a plan"]())
+
+    lines = text.splitlines()
+    assert ["WOULD", "GO", "KIND", "ON", "DISK", "WHY"] == lines[0].split()
+    assert lines[1].split()[:4] == ["swap_512", "swap", "5.0", "MiB"]
+    assert re.search(r"^backing-file +1 +999 MiB +backing-file of /var/lib/nova", text, flags=re.MULTILINE)
+    assert re.search(r"^young +1 ", text, flags=re.MULTILINE)
+    assert "problem host-silent: node2 has not said" in text
+    assert "kept 1 file of 999 MiB; would remove 1 file of 5.0 MiB" == lines[-1]
+
+
+def test_what_went_is_what_the_report_says_is_gone() -> None:
+    assert "removed 1 file of 5.0 MiB, freed 4.0 MiB" in shown(THINGS["a report"]())
+    assert "REMOVED" in shown(THINGS["a report"]())
+
+
+def test_files_of_several_caches_are_told_with_their_cache() -> None:
+    plan = replace(PLAN, verdicts=[GOING, replace_struct(GOING, cache="second")])
+
+    lines = shown(Group(*render.plan_tables(plan, None, where=WHERE, wide=False))).splitlines()
+
+    assert ["base", "second"] == [line.split()[1] for line in lines[1:3]]
+
+
+def test_no_name_breaks_a_line_or_commands_a_terminal() -> None:
+    odd = replace_struct(GOING, root=Path("/c\n\x1b[31m"))
+    text = shown(Group(render.explanation_tree(odd, now=NOW), THINGS["a plan"](), THINGS["bytes of images"]()))
+
+    assert "\x1b" not in text
+    assert r"/c\n\x1b[31m/swap_512" in text
+    assert r"/i/a\nb: no" in text
+    assert r"a\nb  other" in text
+
+
+def test_an_explanation_says_when_it_goes() -> None:
+    never, with_next = render.explanation_tree(KEPT, now=NOW), render.explanation_tree(GOING, now=NOW)
+    later = replace_struct(KEPT, stays=3 * 86400.0 + 3 * 3600)
+
+    assert "not while this is so" in shown(never)
+    assert "with the next prune" in shown(with_next)
+    assert "2026-03-01 15:00 UTC (in 3 h), unless somebody comes to need it" in shown(render.explanation_tree(later, now=NOW))
+    assert "2026-02-26 12:00 UTC (3 d ago)" in shown(never)
+    told = render.explanation_json(later)
+    assert ("2026-02-26T12:00:00+00:00", "2026-03-01T15:00:00+00:00") == (told["last_used"], told["goes_at"])
+    assert render.verdict_json(later).items() <= told.items()
+
+
+def test_a_last_use_that_no_calendar_has_is_told_as_such() -> None:
+    odd = replace_struct(KEPT, file=replace_struct(FILE, used_ns=1 << 90))
+
+    assert render.explanation_json(odd)["last_used"] is None
+    assert "no calendar" in shown(render.explanation_tree(odd, now=NOW))
+
+
+def test_leases_say_when_they_end() -> None:
+    lines = shown(THINGS["leases"]()).splitlines()
+
+    assert ["never: a pin", "in 2 h", "has ended"] == [re.split(r" {2,}", line)[3] for line in lines[1:]]
+    assert "pinned by golden images" in shown(render.image_tree(IMAGE, [DISK], LEASES, now=NOW))
+    assert "used by 1 disk and 3 leases" in shown(render.image_tree(IMAGE, [DISK], LEASES, now=NOW))
+    told = render.lease_json(PIN, IMAGE.cache)
+    assert (None, "golden images", [IMAGE.name], str(IMAGE.cache)) == tuple(
+        told[key] for key in ("expires", "holder", "names", "cache")
+    )
+
+
+def test_hosts_say_what_keeps_a_cache_from_being_pruned() -> None:
+    lines = shown(THINGS["hosts"]()).splitlines()
+
+    assert ["this host", "declared", "silent: nothing goes", "not in instances.hosts", "could not tell all"] == [
+        re.split(r" {2,}", line.strip())[3] for line in lines[1:]
+    ]
+
+
+def test_a_cache_on_a_file_system_of_its_own_says_so() -> None:
+    assert 1 == shown(THINGS["bytes"]()).count("own file system")
+
+
+@pytest.mark.parametrize("text", ["a\udcff", "\udcc3\udcbc", "new\nline", 'quote"\\udcff', "umlaut ü", "😀"])
+def test_json_is_sound_whatever_bytes_a_name_has(text: str) -> None:
+    written = render.json_text({"names": [text], text: ("in a tuple", text)})
+
+    assert 1 == len(written.splitlines())
+    read = msgspec.json.decode(written.encode())
+    assert text.encode(errors="surrogateescape").decode(errors="backslashreplace") == read["names"][0]
 
 
 # ----------------------------------------------------------------------------------------------------------------------- events

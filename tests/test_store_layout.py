@@ -22,6 +22,7 @@ MODES = {
     ".underlay/used": 0o2775,
     ".underlay/leases": 0o2775,
     ".underlay/disks": 0o2775,
+    ".underlay/instances": 0o2775,
     ".underlay/refs": 0o755,
     ".underlay/tmp": 0o700,
     ".underlay/trash": 0o700,

@@ -14,7 +14,7 @@ from children import NOBODY, Child, start, tell, told
 from storing import MIB, laid_out
 from underlay import locks
 from underlay.errors import InsufficientSpace, LockTimeout
-from underlay.files import free_bytes
+from underlay.filesystems import free_bytes
 from underlay.model import ImageRef
 from underlay.naming import CacheKind
 from underlay.refs import parse_ref

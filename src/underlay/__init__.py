@@ -16,47 +16,68 @@ from underlay.version import __version__
 if TYPE_CHECKING:
     from underlay.cache import Ensured
     from underlay.config import Config, load_config
-    from underlay.contracts import BackendTraits, ByteStream, DiskBackend, ImageSource, Observer
+    from underlay.contracts import BackendTraits, ByteStream, DiskBackend, ImageSource, InstanceInventory, Observer
+    from underlay.delivery import Delivered
     from underlay.errors import UnderlayError
     from underlay.host import Host
     from underlay.model import (
         BaseImage,
         Digest,
         DiskSpec,
+        Ephemeral,
         Event,
         ImageRecord,
         ImageRef,
         ImageVersion,
         InstanceDisk,
+        InstanceRecord,
+        KnownDisk,
+        Lease,
         Level,
         Problem,
         Progress,
         Reason,
     )
+    from underlay.plan import CachedFile, Plan, Report, Rules, Verdict
+    from underlay.precache import Precached
     from underlay.refs import parse_ref
+    from underlay.store.hosts import HostUse
 
 __all__ = [
     "BackendTraits",
     "BaseImage",
     "ByteStream",
+    "CachedFile",
     "Config",
+    "Delivered",
     "Digest",
     "DiskBackend",
     "DiskSpec",
     "Ensured",
+    "Ephemeral",
     "Event",
     "Host",
+    "HostUse",
     "ImageRecord",
     "ImageRef",
     "ImageSource",
     "ImageVersion",
     "InstanceDisk",
+    "InstanceInventory",
+    "InstanceRecord",
+    "KnownDisk",
+    "Lease",
     "Level",
     "Observer",
+    "Plan",
+    "Precached",
     "Problem",
     "Progress",
     "Reason",
+    "Report",
+    "Rules",
     "UnderlayError",
+    "Verdict",
     "__version__",
     "load_config",
     "parse_ref",
@@ -65,10 +86,14 @@ __all__ = [
 _HOMES = {
     "underlay.cache": ("Ensured",),
     "underlay.config": ("Config", "load_config"),
-    "underlay.contracts": ("BackendTraits", "ByteStream", "DiskBackend", "ImageSource", "Observer"),
+    "underlay.contracts": ("BackendTraits", "ByteStream", "DiskBackend", "ImageSource", "InstanceInventory", "Observer"),
     "underlay.errors": ("UnderlayError",),
+    "underlay.delivery": ("Delivered",),
     "underlay.host": ("Host",),
+    "underlay.precache": ("Precached",),
+    "underlay.plan": ("CachedFile", "Plan", "Report", "Rules", "Verdict"),
     "underlay.refs": ("parse_ref",),
+    "underlay.store.hosts": ("HostUse",),
 }
 
 

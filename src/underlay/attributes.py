@@ -17,6 +17,12 @@ MAX_BYTES = 3 << 10
 """ext4 keeps at most 4 KiB of attributes for an inode."""
 
 
+class _Identity(msgspec.Struct, gc=False):
+    layout: int
+    ref: str
+    version_id: str
+
+
 def encode_record(record: ImageRecord | DiskRecord) -> bytes:
     """The attribute's value.
 
@@ -33,6 +39,17 @@ def decode_image_record(value: bytes | None) -> ImageRecord | None:
     """What an image says of itself; None when there is no record, or none of this layout."""
     record = _decode(value, ImageRecord)
     return record if record is not None and all(map(_is_digest, record.digests)) else None
+
+
+def decode_identity(value: bytes | None) -> tuple[str, str] | None:
+    """The ref and the version id that an image says it has, at the least cost; None as for `decode_image_record`."""
+    if value is None:
+        return None
+    try:
+        found = msgspec.json.decode(value, type=_Identity)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
+        return None
+    return (found.ref, found.version_id) if found.layout == LAYOUT else None
 
 
 def decode_disk_record(value: bytes | None) -> DiskRecord | None:

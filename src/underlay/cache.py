@@ -14,8 +14,13 @@ from underlay.errors import CacheError, CacheMissing, CacheNotWritable, DigestMi
 from underlay.ingest import Order, ingest
 from underlay.model import BaseImage, Digest, Event, ImageRef, ImageVersion, Level, Reason
 from underlay.naming import CacheKind, candidate_names
-from underlay.store import Store, images, refs, staging as stagings
+from underlay.store import Store, images, leases, refs, staging as stagings
+from underlay.store.images import Hold
 from underlay.store.staging import Journal, Staging
+from underlay.units import format_duration
+
+FETCHED = "underlay fetch"
+"""Who holds the leases that a fetch takes by itself (``lease_on_fetch``)."""
 
 _TRIES = 3
 _LEARN_WAIT = 1.0  # seconds; what cannot be learnt now is found out again the next time
@@ -49,18 +54,20 @@ class Cache:
         *,
         checksum: Digest | None = None,
         traits: BackendTraits | None = None,
+        lease_seconds: float | None = None,
     ) -> Ensured:
         """Make the image present and mark it used. Safe from any number of threads and processes: one of them fetches.
 
         Args:
             checksum: of the bytes as served; compared with the recorded digest on a hit.
             traits: of the backend that the image is for; one that needs raw images gets one.
+            lease_seconds: how long the image is leased to whoever fetched it; None: not at all.
 
         Raises:
             SourceError, ImageRefused, CacheError, LockError, ToolError
         """
         self.store.prepare()
-        ask = _Ask(self, ref, source, observer, checksum, traits)
+        ask = _Ask(self, ref, source, observer, checksum, traits, lease_seconds)
         for _ in range(_TRIES):
             ensured = _ensure(ask)
             if _use(ask, ensured.image):
@@ -78,6 +85,7 @@ class _Ask:
     observer: Observer
     checksum: Digest | None
     traits: BackendTraits | None
+    lease_seconds: float | None
 
     @property
     def store(self) -> Store:
@@ -110,9 +118,18 @@ def _use(ask: _Ask, image: BaseImage) -> bool:
             if _version_id(hold.image) != _version_id(image):
                 return False
             images.mark_used(ask.store, image.name)
+            if ask.lease_seconds is not None:
+                _lease(ask, hold, ask.lease_seconds)
     except NotCached:
         return False
     return True
+
+
+def _lease(ask: _Ask, hold: Hold, seconds: float) -> None:
+    now = datetime.now(UTC)
+    lease = leases.take(hold, holder=FETCHED, ref=ask.ref.canonical, now=now, expires=now + timedelta(seconds=seconds))
+    detail = f"kept for {format_duration(seconds)}, until {lease.expires:%Y-%m-%d %H:%M} UTC"
+    ask.observer.event(Event(code="leased", level=Level.INFO, detail=detail, fields={"ref": str(ask.ref), "lease": lease.id}))
 
 
 def _version_id(image: BaseImage) -> str | None:

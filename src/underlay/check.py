@@ -4,28 +4,35 @@ Each finding has a code (docs/reference/reasons.md), a weight and, where there i
 """
 
 import json
+import math
 import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from underlay import instances
 from underlay.config import Config
 from underlay.errors import CacheMissing, UnderlayError
-from underlay.files import free_bytes, keeps_attributes, translated
+from underlay.files import keeps_attributes, translated
+from underlay.filesystems import free_bytes
+from underlay.host import Host, Silent
 from underlay.model import InstanceDisk, Level
 from underlay.naming import CacheKind, kind_of_name
+from underlay.plan import Verdict
 from underlay.run import SEARCH_PATH
-from underlay.store import Store, images
+from underlay.store import Store, hosts, images
 from underlay.store.space import reclaimable_bytes
 from underlay.store.staging import ingests
 from underlay.units import format_duration, format_size
 
 _MANAGER_SILENCE = 2 * 2400.0  # seconds: two of Nova's default manager_interval
+_SAME_PASS = 300.0  # seconds between what one prune says in two places
 _LOW_SPACE = 0.05  # of the file system
 _RIVALS = {"nova-compute": CacheKind.BASE, "ironic-conductor": CacheKind.MASTERS}
 _RIVAL_HINTS = {
@@ -57,7 +64,7 @@ def check_host(config: Config) -> list[Finding]:
             findings += _cache(store, config)
         except UnderlayError as error:
             findings.append(_failed(error, store.root))
-    return findings
+    return [*findings, *_first_prune(config, told={(finding.code, finding.path) for finding in findings})]
 
 
 def _failed(error: UnderlayError, path: Path) -> Finding:
@@ -78,6 +85,10 @@ def _instances(config: Config) -> Iterator[Finding]:
     if not os.path.isdir(path):
         yield _not_there(config, path, code="instances-missing", level=Level.WARNING, what="the instances path")
         return
+    if config.hosts and config.host not in config.hosts:
+        detail = f"instances.hosts does not name this host, {config.host}"
+        hint = "name it there, or correct 'host'"
+        yield Finding(code="host-unnamed", level=Level.WARNING, path=config.origin or path, detail=detail, hint=hint)
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         yield Finding(
             code="instances-not-writable", level=Level.PROBLEM, path=path, detail="no disk can be made there by this user"
@@ -257,9 +268,62 @@ def _rivals(store: Store, config: Config) -> Iterator[Finding]:
             yield Finding(code="rival-running", level=Level.WARNING, path=store.root, detail=detail, hint=hint)
     if store.kind is CacheKind.BASE and store.root.parent == config.instances:
         registry = config.instances / "compute_nodes"
-        if (ago := _last_pass(registry)) is not None and ago < _MANAGER_SILENCE:
+        if (ago := _last_pass(registry, ours=_ours(store, config))) is not None and ago < _MANAGER_SILENCE:
             detail = f"a Nova image cache manager passed {format_duration(max(0.0, ago))} ago"
             yield Finding(code="rival-active", level=Level.WARNING, path=registry, detail=detail, hint=hint)
+
+
+def _first_prune(config: Config, *, told: Set[tuple[str, Path]]) -> Iterator[Finding]:
+    """What a prune would do now, and why it would leave the rest; what was told already is left out."""
+    where = config.origin or config.instances
+    try:
+        plan = Host(config, Silent()).plan_prune(now=datetime.now(UTC))
+    except UnderlayError as error:
+        yield _failed(error, where)
+        return
+    if not plan.clocks:
+        return  # no base cache is there yet
+    for store in config.caches.values():
+        verdicts = [verdict for verdict in plan.verdicts if verdict.root == store.root]
+        if going := [verdict for verdict in verdicts if verdict.removes]:
+            detail = f"a prune would remove {_files(going)}: {_reasons(going)}"
+            yield Finding(code="prune-removes", level=Level.INFO, path=store.root, detail=detail)
+        if staying := [verdict for verdict in verdicts if not verdict.removes]:
+            detail = f"a prune would keep {_files(staying)}: {_reasons(staying)}"
+            yield Finding(code="prune-keeps", level=Level.INFO, path=store.root, detail=detail)
+    for unknown in plan.unknowns:
+        hint = _UNKNOWN_HINTS.get(unknown.code, "until that is known, those files stay")
+        kinds = "everything" if "leftover" in unknown.keeps else f"every {', '.join(sorted(unknown.keeps))}"
+        detail = f"{unknown.detail}: {kinds} is kept"
+        yield Finding(code=unknown.code, level=Level.WARNING, path=unknown.root or where, detail=detail, hint=hint)
+    known = told | {(unknown.code, unknown.root or where) for unknown in plan.unknowns}
+    details = {unknown.detail for unknown in plan.unknowns}
+    for problem in plan.problems:
+        if problem.code == "no-inventory":
+            hint = "name one as instances.inventory, and images of instances without a disk on this host are known too"
+            yield Finding(code="no-inventory", level=Level.INFO, path=where, detail=problem.detail, hint=hint)
+        elif (problem.code, problem.path) not in known and problem.detail not in details:
+            yield Finding(code=problem.code, level=Level.WARNING, path=problem.path, detail=problem.detail)
+
+
+_UNKNOWN_HINTS = {
+    "hosts-undeclared": "name every host that shares the storage as instances.hosts",
+    "host-silent": "run 'underlay prune' there, or 'underlay hosts retire' it if it is gone for good",
+    "host-incomplete": "run 'underlay check' there",
+    "locks-local": "mount the file system so that locks reach the other hosts",
+    "root-empty": "mount the file system; if that is right, run 'underlay check --accept'",
+    "root-moved": "mount the right file system; if this is it, run 'underlay check --accept'",
+}
+
+
+def _files(verdicts: Sequence[Verdict]) -> str:
+    return f"{_count(len(verdicts), 'file')} of {format_size(sum(verdict.file.allocated for verdict in verdicts))}"
+
+
+def _reasons(verdicts: Sequence[Verdict]) -> str:
+    """How many files each reason holds for; a file may have several."""
+    codes = Counter(code for verdict in verdicts for code in {reason.code for reason in verdict.reasons})
+    return ", ".join(f"{number} {code}" for code, number in sorted(codes.items(), key=lambda one: (-one[1], one[0])))
 
 
 def _running_rivals() -> dict[str, list[int]]:
@@ -273,10 +337,21 @@ def _running_rivals() -> dict[str, list[int]]:
     return found
 
 
-def _last_pass(registry: Path) -> float | None:
+def _ours(store: Store, config: Config) -> dict[str, float]:
+    """The hosts whose stamps in Nova's registry are of an Underlay, with the time of the last; infinity: whatever the time.
+
+    This host's is ours when no nova-compute runs here; another's is when that host said to us at that time what it uses.
+    """
+    said, _ = hosts.hosts(store)
+    stamps = {use.host: use.at.timestamp() for use in said if use.host != config.host}
+    return stamps if "nova-compute" in _running_rivals() else stamps | {config.host: math.inf}
+
+
+def _last_pass(registry: Path, *, ours: Mapping[str, float]) -> float | None:
     """Seconds since any host's manager noted its pass in Nova's registry (host to Unix time); None when none did."""
     with suppress(OSError, ValueError, AttributeError, TypeError):
-        return time.time() - max(float(stamp) for stamp in json.loads(registry.read_bytes()).values())
+        stamps = {host: float(stamp) for host, stamp in json.loads(registry.read_bytes()).items()}
+        return time.time() - max(at for host, at in stamps.items() if at > ours.get(host, -math.inf) + _SAME_PASS)
     return None
 
 

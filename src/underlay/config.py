@@ -2,16 +2,18 @@
 
 import os
 import re
+import socket
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from underlay.errors import ConfigError, InvalidName, InvalidSize
 from underlay.naming import CacheKind, plain_name
+from underlay.plan import Rules
 from underlay.store import Store
 from underlay.units import parse_duration, parse_size
 
@@ -28,6 +30,12 @@ class Config:
         caches: by name; the first is used when none is named.
         sources: for each scheme, the arguments of its source.
         instances: the directory that holds a directory for each instance.
+        host: this host's name, as its inventory and the hosts that share its storage know it.
+        hosts: every host that shares the instances path and its caches; empty when none does.
+        inventory: where the records of instances come from, as ``KIND:LOCATION``, or ``none``.
+        extra_roots: further directories whose files may be disks.
+        rules: by which a cache's unused files go, by the cache's name. leases: seconds for which a fetch into a cache leases
+            what it fetched, by the cache's name; not there: it does not.
     """
 
     origin: Path | None
@@ -35,6 +43,15 @@ class Config:
     sources: Mapping[str, Mapping[str, Any]]
     instances: Path
     use_cow_images: bool
+    host: str = field(default_factory=socket.gethostname)
+    hosts: tuple[str, ...] = ()
+    inventory: str = "none"
+    extra_roots: tuple[Path, ...] = ()
+    rules: Mapping[str, Rules] = field(default_factory=dict)
+    leases: Mapping[str, float] = field(default_factory=dict)
+    default_ephemeral_format: str | None = None
+    virt_mkfs: Mapping[str, str] = field(default_factory=dict)
+    precache_concurrency: int = 1
 
 
 def load_config(file: Path | None = None) -> Config:
@@ -98,7 +115,7 @@ def embedded_config(data: Path) -> Config:
     document = _Document(
         instances=_Instances(path=os.fspath(data / "instances")),
         caches={
-            "base": _Cache(kind=CacheKind.BASE, path=os.fspath(data / "base")),
+            "base": _Cache(kind=CacheKind.BASE, path=os.fspath(data / "base"), lease_on_fetch="7d"),
             "masters": _Cache(kind=CacheKind.MASTERS, path=os.fspath(data / "masters")),
         },
         sources=_Sources(file=_FileOptions(allowed_paths=["/"])),
@@ -111,9 +128,16 @@ def embedded_config(data: Path) -> Config:
         ) from error
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
 class _Instances(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str = "/var/lib/nova/instances"
     lock_prefix: str = "nova-"
+    inventory: str = "none"
+    hosts: list[str] = []
+    extra_roots: list[str] = []
 
 
 class _Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -123,6 +147,17 @@ class _Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     validation: bool = True
     virtual_size_limit: str | int = "10TiB"
     nova_locks: str | bool = True
+    remove_unused_base_images: bool = True
+    remove_unused_original_minimum_age_seconds: _Count = 86400
+    remove_unused_resized_minimum_age_seconds: _Count = 3600
+    leftover_minimum_age: str | int = "1d"
+    keep_recent: str | int = "15min"
+    ttl: str | int | None = None
+    priority: int = 0
+    max_size: str | int | None = None
+    free_low: str | int | None = None
+    free_high: str | int | None = None
+    lease_on_fetch: str | int | None = None
 
 
 class _HttpOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,9 +178,13 @@ class _Sources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Disks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     use_cow_images: bool = True
+    default_ephemeral_format: str | None = None
+    virt_mkfs: list[str] = []
 
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    host: str | None = None
+    precache_concurrency: _Positive = 1
     instances: _Instances = _Instances()
     caches: dict[str, _Cache] = {}
     sources: _Sources = _Sources()
@@ -158,6 +197,7 @@ def _config(document: _Document, origin: Path | None) -> Config:
     if not caches:
         raise _Wrong("caches", "no cache is configured", hint="add a table such as [caches.base]")
     _check_distinct(caches, instances)
+    _check_locks(caches, [instances, *(Path(path) for path in document.instances.extra_roots)])
     http = document.sources.http
     http_arguments = {
         "revalidate_after": _with_unit(parse_duration, http.revalidate_after, "sources.http.revalidate_after"),
@@ -172,7 +212,70 @@ def _config(document: _Document, origin: Path | None) -> Config:
         sources={"http": http_arguments, "https": http_arguments, "file": {"allowed_paths": allowed}},
         instances=instances,
         use_cow_images=document.disks.use_cow_images,
+        host=_host(document.host or socket.gethostname(), "host"),
+        hosts=tuple(_host(host, "instances.hosts") for host in document.instances.hosts),
+        inventory=_inventory(document.instances.inventory),
+        extra_roots=tuple(_absolute(path, "instances.extra_roots") for path in document.instances.extra_roots),
+        rules={name: _rules(name, cache) for name, cache in document.caches.items()},
+        leases={
+            name: _positive(cache.lease_on_fetch, f"caches.{name}.lease_on_fetch")
+            for name, cache in document.caches.items()
+            if cache.lease_on_fetch is not None
+        },
+        default_ephemeral_format=document.disks.default_ephemeral_format or None,
+        virt_mkfs=_commands(document.disks.virt_mkfs),
+        precache_concurrency=document.precache_concurrency,
     )
+
+
+def _rules(name: str, cache: _Cache) -> Rules:
+    key = f"caches.{name}"
+    low, high = (_optional_size(value, f"{key}.{word}") for value, word in _watermarks(cache))
+    if (low is None) != (high is None) or (low is not None and high is not None and low > high):
+        raise _Wrong(f"{key}.free_low", "the watermarks go together, the low one first", hint="set free_low and free_high")
+    return Rules(
+        remove_unused=cache.remove_unused_base_images,
+        original_age=float(cache.remove_unused_original_minimum_age_seconds),
+        resized_age=float(cache.remove_unused_resized_minimum_age_seconds),
+        leftover_age=_with_unit(parse_duration, cache.leftover_minimum_age, f"{key}.leftover_minimum_age"),
+        priority=cache.priority,
+        ttl=None if cache.ttl is None else _positive(cache.ttl, f"{key}.ttl"),
+        keep_recent=_with_unit(parse_duration, cache.keep_recent, f"{key}.keep_recent"),
+        max_size=_optional_size(cache.max_size, f"{key}.max_size"),
+        free_low=low,
+        free_high=high,
+    )
+
+
+def _watermarks(cache: _Cache) -> tuple[tuple[str | int | None, str], ...]:
+    return (cache.free_low, "free_low"), (cache.free_high, "free_high")
+
+
+def _optional_size(value: str | int | None, key: str) -> int | None:
+    return None if value is None else int(_with_unit(parse_size, value, key))
+
+
+def _host(name: str, key: str) -> str:
+    try:
+        return plain_name(name, what="a host")
+    except InvalidName as error:
+        raise _Wrong(key, str(error), hint=error.hint) from error
+
+
+def _inventory(text: str) -> str:
+    if text != "none" and not re.fullmatch(r"[a-z][a-z0-9_-]*:.*", text):
+        raise _Wrong(
+            "instances.inventory", f"{text!r} names no inventory", hint="write file:PATH, libvirt:URI, openstack:CLOUD or none"
+        )
+    return text
+
+
+def _commands(lines: list[str]) -> dict[str, str]:
+    """Nova's ``virt_mkfs``: ``os_type=command`` each; a later one of the same system wins, as in Nova."""
+    for line in lines:
+        if "=" not in line:
+            raise _Wrong("disks.virt_mkfs", f"{line!r} is no command", hint="write OS_TYPE=COMMAND")
+    return {system: command for system, _, command in (line.partition("=") for line in lines)}
 
 
 def _store(name: str, cache: _Cache, document: _Document, instances: Path) -> Store:
@@ -217,6 +320,14 @@ def _check_distinct(caches: Mapping[str, Store], instances: Path) -> None:
         if other := seen.get(store.root):
             raise _Wrong(key, f"{store.root} is {other} already", hint="give each a directory of its own")
         seen[store.root] = key
+
+
+def _check_locks(caches: Mapping[str, Store], roots: Sequence[Path]) -> None:
+    """Nova's lock directory is not looked through for disks, so it must hold none."""
+    for name, store in caches.items():
+        for root in (*roots, *(other.root for other in caches.values())):
+            if store.nova_locks is not None and root.is_relative_to(store.nova_locks):
+                raise _Wrong(f"caches.{name}.nova_locks", f"{store.nova_locks} holds {root}", hint="name Nova's lock directory")
 
 
 def _absolute(text: str, key: str) -> Path:

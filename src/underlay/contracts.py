@@ -4,11 +4,13 @@ Protocols only: an adapter does not inherit from anything here. ``underlay.testi
 is ever faked in tests.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from underlay.model import BaseImage, DiskSpec, Event, ImageRef, ImageVersion, InstanceDisk, Progress
+from underlay.model import BaseImage, DiskSpec, Event, ImageRef, ImageVersion, InstanceDisk, InstanceRecord, Progress
+from underlay.plan import Inventory, Observed
 
 
 class ByteStream(Protocol):
@@ -116,6 +118,32 @@ class DiskBackend(Protocol):
 
     def remove(self, disk: InstanceDisk) -> None:
         """Remove the disk; one that is gone is a success. The caller holds the disk's lock and knows that it is closed."""
+        ...
+
+
+class InstanceInventory(Protocol):
+    """Where the records of instances come from."""
+
+    def instances(self) -> Sequence[InstanceRecord]:
+        """Every instance that may need an image of this host: complete, or an error; never a part.
+
+        Instances whose removal can still be undone (soft-deleted ones) are among them.
+
+        Raises:
+            InventoryUnavailable: it does not answer, or not completely.
+            InvalidInventory: a record is malformed, or there twice.
+        """
+        ...
+
+
+class UsageProbe(Protocol):
+    """One way to tell who needs a file of a cache. Looks, and changes nothing."""
+
+    def observe(self, inventories: Sequence[Inventory]) -> Observed:
+        """The uses of the listed files, and what could not be told.
+
+        Never raises for what it cannot look at: that is part of the answer, because it keeps files.
+        """
         ...
 
 

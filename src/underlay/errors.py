@@ -17,6 +17,9 @@
     ├── DiskError                 one instance's disk
     │   ├── DiskTooSmall · DiskExists · DiskNotFound · DiskInUse · ShrinkRefused
     │   └── BackingPathTooLong · DiskUnrecorded · OverlayRefused
+    ├── UsageError                who needs an image, and what may be done about it
+    │   ├── ImageInUse · LeaseNotFound · UnknownHost · PlanApplied
+    │   └── InventoryUnavailable* · InvalidInventory
     ├── LockError
     │   └── LockTimeout* · LockLost*
     └── ToolError                 a program or library that we call
@@ -347,6 +350,48 @@ class OverlayRefused(DiskError):
     """An overlay on an image that may be replaced in its place: a master."""
 
     code, exit_code, http_status = "overlay-refused", 57, 422
+
+
+class UsageError(UnderlayError):
+    """Something about who needs an image."""
+
+    code, exit_code, http_status = "usage-error", 89, 409
+
+
+class ImageInUse(UsageError):
+    """Somebody needs the image, or it cannot be told that nobody does."""
+
+    code, exit_code = "image-in-use", 80
+
+
+class LeaseNotFound(UsageError):
+    """No such lease or pin."""
+
+    code, exit_code, http_status = "lease-not-found", 81, 404
+
+
+class UnknownHost(UsageError):
+    """No host of this name has recorded a use."""
+
+    code, exit_code, http_status = "unknown-host", 82, 404
+
+
+class PlanApplied(UsageError):
+    """A plan is applied once: what it saw may be otherwise by now."""
+
+    code, exit_code = "plan-applied", 83
+
+
+class InventoryUnavailable(UsageError):
+    """The inventory of instances does not answer, or not completely."""
+
+    code, exit_code, http_status, transient = "inventory-unavailable", 84, 503, True
+
+
+class InvalidInventory(UsageError):
+    """A record of an instance is malformed, or there twice; the message says which record and which field."""
+
+    code, exit_code, http_status = "invalid-inventory", 85, 422
 
 
 class LockError(UnderlayError):

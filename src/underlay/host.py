@@ -4,25 +4,52 @@ Everything that it does is a call further down; what it adds is which cache, whi
 """
 
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
-from underlay import filedisk, instances, registry
+from underlay import filedisk, holding, instances, lookup, registry
 from underlay.cache import Cache, Ensured
 from underlay.config import Config, load_config
 from underlay.contracts import BackendTraits, DiskBackend, ImageSource, Observer
-from underlay.errors import CacheError, DiskNotFound, DiskUnrecorded, NotCached, OverlayRefused, UnknownCache
+from underlay.delivery import Delivered, check_place, deliver
+from underlay.errors import (
+    CacheError,
+    DiskNotFound,
+    DiskUnrecorded,
+    NotCached,
+    OverlayRefused,
+    UnknownCache,
+    UnknownHost,
+)
 from underlay.files import make_directory, translated
-from underlay.model import BaseImage, Digest, DiskSpec, Event, ImageRef, InstanceDisk, Level, Problem, Progress
-from underlay.naming import CacheKind, candidate_names, is_image_name
+from underlay.model import (
+    BaseImage,
+    Digest,
+    DiskSpec,
+    Event,
+    ImageRef,
+    InstanceDisk,
+    InstanceRecord,
+    Lease,
+    Level,
+    Problem,
+    Progress,
+)
+from underlay.naming import CacheKind
+from underlay.plan import Plan, Report, Verdict
+from underlay.precache import Precached, precache
+from underlay.prune.observation import Known, asked_for, known_instances, make_plan
+from underlay.prune.reclaim import make_reclaim_plan
+from underlay.prune.removal import accept_roots, apply
 from underlay.refs import is_ref, parse_ref
-from underlay.store import Store, images
+from underlay.store import Store, hosts, images, registry as registry_of_hosts
+from underlay.store.hosts import HostUse
 from underlay.units import parse_size
 
-_SHORTENED = re.compile(r"([0-9a-z][0-9a-z-]{5,})([._].*)?", re.ASCII)
-"""Six characters or more of a name's beginning, and its suffix if that is given."""
+_DELIVERIES = 5
 
 
 class Silent:
@@ -94,7 +121,45 @@ class Host:
         checksum = Digest.parse(checksum) if isinstance(checksum, str) else checksum
         chosen, source = self.cache(cache), self.source(ref.scheme)
         self._make_directories()
-        return chosen.ensure(ref, source, self.observer, checksum=checksum, traits=traits)
+        lease = self.config.leases.get(chosen.name)
+        return chosen.ensure(ref, source, self.observer, checksum=checksum, traits=traits, lease_seconds=lease)
+
+    def deliver(
+        self,
+        ref: str | ImageRef,
+        path: Path | str,
+        *,
+        checksum: str | Digest | None = None,
+        cache: str | None = None,
+    ) -> Delivered:
+        """Put an image at a path, fetched first unless it is here: a hard link to it, or a copy where no link can be.
+
+        The path changes in one step, from what was there to the whole image; a failure leaves what was there. What is right
+        already costs no transfer and no copy.
+
+        Args:
+            path: absolute; its directory is there.
+            cache: the cache's name; None for the configuration's first of masters, else for its first.
+
+        Raises:
+            InvalidName, CacheMissing, CacheNotWritable: the path. As `ensure`.
+        """
+        path = Path(path)
+        check_place(self.config, path)
+        name = self._masters_cache() if cache is None else cache
+        for attempt in range(1, _DELIVERIES + 1):
+            ensured = self.fetch(ref, checksum=checksum, cache=name)
+            try:
+                delivered = deliver(self.config, self.store_of(ensured.image), ensured.image, path)
+            except NotCached:  # evicted, or replaced by a newer version, since it was fetched
+                if attempt == _DELIVERIES:
+                    raise
+            else:
+                return replace(delivered, came=ensured.reason)
+        raise AssertionError("unreachable")
+
+    def _masters_cache(self) -> str | None:
+        return next((name for name, store in self.config.caches.items() if store.kind is CacheKind.MASTERS), None)
 
     def images(self, *, cache: str | None = None) -> tuple[list[BaseImage], list[Problem]]:
         """The images of one cache, or of all, and what stands in an image's place but is none.
@@ -145,37 +210,10 @@ class Host:
     def find(self, text: str) -> list[BaseImage]:
         """The images that a name (or six characters of its beginning), a ref or a path means. Never needs the network.
 
-        A name may be shortened in its middle as well, as tables do it: ``3f786850e387.raw``.
-
         Raises:
             NotCached: none. InvalidRef. NotAnImage, UnsafeImage: as `underlay.store.images.find`.
         """
-        ref = parse_ref(text) if is_ref(text) else None
-        found: list[BaseImage] = []
-        for store in self.stores():
-            names = _names_of_ref(store, ref) if ref else _names_meant(store, text)
-            found += [image for name in names if (image := images.find(store, name))]
-        if not found and ref is not None:
-            found = [image for image in self.images()[0] if image.ref == ref.canonical]
-        if not found:
-            what = ref.canonical if ref else text
-            raise NotCached(f"no cache has {what!r}", hint="'underlay list' shows what is there")
-        return found
-
-    def _only(self, text: str) -> BaseImage | None:
-        """The one image that a name or a path means, or None.
-
-        Raises:
-            NotCached: several.
-        """
-        try:
-            found = self.find(text)
-        except NotCached:
-            return None
-        if len(found) > 1:
-            names = ", ".join(os.fspath(image.path) for image in found)
-            raise NotCached(f"{text!r} means {len(found)} images: {names}", hint="name one of them")
-        return found[0]
+        return lookup.find(self.stores(), text)
 
     # ---------------------------------------------------------------------------------------------------------------- disks
 
@@ -210,7 +248,7 @@ class Host:
         wanted = parse_size(size) if isinstance(size, str) else size
         spec = instances.disk_spec(self.config, instance, name, size=wanted, path=path)
         if isinstance(image, str) and not is_ref(image):
-            image = self._only(image) or parse_ref(image)  # which says that it is none
+            image = lookup.find_only(self.stores(), image) or parse_ref(image)  # which says that it is none
         store = self.store_of(image) if isinstance(image, BaseImage) else self.cache(cache).store
         if adapter.traits.overlays and store.kind is CacheKind.MASTERS:
             raise OverlayRefused(
@@ -265,6 +303,14 @@ class Host:
         spec = self._spec_of_disk(instance, name, path)
         return instances.remove(self.config, self._backend_of(spec), spec, assume_closed=assume_closed)
 
+    def forget_disk(self, path: Path) -> None:
+        """Forget a disk made outside the instances path that is gone for good, so that its base is kept for it no more.
+
+        Raises:
+            DiskExists: it is there. DiskNotFound: no disk is recorded at this path. InvalidName
+        """
+        instances.forget(self.config, path)
+
     def _spec_of_disk(self, instance: str, name: str, path: Path | None) -> DiskSpec:
         """Where a disk is that is there; a path of the caller's must be one that something records as this instance's disk."""
         spec = instances.disk_spec(self.config, instance, name, path=path)
@@ -277,6 +323,180 @@ class Host:
             if record is not None and record.instance != instance:
                 raise DiskNotFound(f"{path} is not a disk of {instance}", hint=f"it is one of {record.instance}")
         return spec
+
+    # ------------------------------------------------------------------------------------------------------- who needs what
+
+    def plan_prune(
+        self, *, now: datetime | None = None, instances: Sequence[InstanceRecord] | None = None, cache: str | None = None
+    ) -> Plan:
+        """What a prune would remove, what it keeps, and why. Changes nothing.
+
+        Args:
+            now: by which ages are told, aware; None for the clock of each cache's file system.
+            instances: in place of the configured inventory.
+            cache: a cache's name; None for all of them.
+
+        Raises:
+            UnknownCache, CacheMissing, UnknownLayout, LayoutDisagrees: of the named cache.
+        """
+        return make_plan(self.config, self._judged(cache), self._known(instances), now=now)
+
+    def plan_reclaim(
+        self, need: int, path: Path | str, *, instances: Sequence[InstanceRecord] | None = None, now: datetime | None = None
+    ) -> Plan:
+        """What has to go so that ``need`` bytes are free on the file system of a path. Changes nothing.
+
+        It is what nobody needs, over all caches that lie there: those of the highest ``priority`` first, the least recently
+        used first. Bases keep their minimum ages.
+
+        Raises:
+            CacheMissing, CacheNotWritable: the path cannot be looked at.
+        """
+        return make_reclaim_plan(self.config, self._known(instances), need=need, path=Path(path), now=now)
+
+    def check_judged(self, plan: Plan) -> None:
+        """Make sure that a plan judges one cache at least; what is the matter with one is in its problems.
+
+        Raises:
+            CacheMissing, CacheNotWritable, UnknownLayout, LayoutDisagrees: there is no cache but such.
+        """
+        for name in self._judged(None) if not plan.clocks else ():
+            self.config.caches[name].check()
+
+    def apply(self, plan: Plan) -> Report:
+        """Do what a plan says: refresh what is in use, remove what still goes. Every fact is looked at again first.
+
+        Raises:
+            PlanApplied: a plan is applied once.
+        """
+        return apply(self.config, plan, self.observer)
+
+    def explain(
+        self, text: str, *, now: datetime | None = None, instances: Sequence[InstanceRecord] | None = None
+    ) -> list[Verdict]:
+        """The verdicts on the images that a name, a ref or a path means: why each is kept, or would go, and when.
+
+        Raises:
+            NotCached, InvalidRef
+        """
+        return list(self._plan_for(text, now=now, instances=instances).verdicts)
+
+    def plan_evict(self, text: str, *, instances: Sequence[InstanceRecord] | None = None) -> Plan:
+        """A plan that removes what a name, a ref or a path means, whatever its age, unless somebody needs it.
+
+        A ref may mean several versions; a name or a path means one file.
+
+        Raises:
+            NotCached: also when a name means several files. InvalidRef
+        """
+        plan = self._plan_for(text, instances=instances)
+        if len(plan.verdicts) > 1 and not is_ref(text):
+            names = ", ".join(os.fspath(verdict.path) for verdict in plan.verdicts[:5])
+            raise NotCached(f"{text!r} means {len(plan.verdicts)} files: {names}", hint="name one of them by its path")
+        return asked_for(plan)
+
+    def _plan_for(self, text: str, *, now: datetime | None = None, instances: Sequence[InstanceRecord] | None = None) -> Plan:
+        names = self._judged(None)
+        plan = make_plan(self.config, names, self._known(instances), now=now)
+        self.check_judged(plan)
+        meant = lookup.verdicts_meant([self.config.caches[name] for name in names], plan.verdicts, text)
+        return replace(plan, verdicts=meant, whole=False)
+
+    def pin(self, text: str, *, holder: str) -> list[Lease]:
+        """Keep the images that a name, a ref or a path means until they are released.
+
+        Raises:
+            NotCached, InvalidRef, InvalidName: the holder. CacheNotWritable, LockTimeout, LockLost
+        """
+        return holding.pin(self.stores(), text, holder=holder)
+
+    def lease(self, text: str, *, holder: str, seconds: float) -> list[Lease]:
+        """Keep the images that a name, a ref or a path means for so long from now; a lease is renewed, and never made shorter.
+
+        Raises:
+            as `pin`; InvalidSize: no time at all.
+        """
+        return holding.lease(self.stores(), text, holder=holder, seconds=seconds)
+
+    def release(self, text: str, *, holder: str | None = None) -> list[Lease]:
+        """Let go of a lease or pin by its id, or of the leases that a holder has of what a name, a ref or a path means.
+
+        Raises:
+            LeaseNotFound, CacheNotWritable
+        """
+        return holding.release(self.stores(), text, holder=holder)
+
+    def unpin(self, text: str, *, holder: str) -> list[Lease]:
+        """Let go of the pins that a holder has of what a name, a ref or a path means.
+
+        Raises:
+            LeaseNotFound, CacheNotWritable
+        """
+        return holding.unpin(self.stores(), text, holder=holder)
+
+    def leases(self) -> list[tuple[Path, Lease]]:
+        """Every pin and lease, with the cache that it is in; ended ones that no prune has dropped yet among them."""
+        found, problems = holding.all_leases(self.stores())
+        self._tell(problems)
+        return [(store.root, lease) for store, lease in found]
+
+    def hosts(self) -> list[tuple[Path, HostUse]]:
+        """What every host that shares a cache's storage has said, with the cache."""
+        found = []
+        for store in self.stores():
+            said, problems = hosts.hosts(store)
+            found += [(store.root, use) for use in said]
+            self._tell(problems)
+        return found
+
+    def retire_host(self, host: str) -> None:
+        """Forget what a host needs: it is gone for good, and so are its disks.
+
+        Raises:
+            UnknownHost: no cache and no registry knows it. CacheNotWritable, LockTimeout
+        """
+        is_known = False
+        for store in self.stores():
+            is_known = registry_of_hosts.forget(store, host) or is_known
+            with suppress(UnknownHost):
+                hosts.retire(store, host)
+                is_known = True
+        if not is_known:
+            raise UnknownHost(f"no host {host!r} has said what it uses", hint="'underlay hosts' shows them")
+
+    def accept(self) -> None:
+        """Note the directories of instances as they are now, as right: see `underlay.store.mounts`.
+
+        Raises:
+            CacheMissing, CacheNotWritable
+        """
+        for store in self.stores():
+            store.prepare()
+            accept_roots(self.config, store)
+
+    def precache(self, refs: Sequence[str | ImageRef], *, cache: str | None = None, jobs: int | None = None) -> list[Precached]:
+        """Make images present before they are needed, several at once; one that fails does not keep the others.
+
+        Args:
+            jobs: how many at once; None for the configuration's ``precache_concurrency``.
+        """
+        jobs = jobs or self.config.precache_concurrency
+        return precache(refs, lambda ref: self.fetch(ref, cache=cache), jobs=jobs)
+
+    def _judged(self, cache: str | None) -> list[str]:
+        """The caches that are judged; the embedded default's come with the first fetch."""
+        if cache is None:
+            caches, has_come = self.config.caches, self.config.origin is not None
+            return [name for name, store in caches.items() if has_come or os.path.lexists(store.root)]
+        self.cache(cache).store.check()
+        return [cache]
+
+    def _known(self, instances: Sequence[InstanceRecord] | None) -> Known:
+        if instances is not None:
+            return Known(instances)
+        config = self.config
+        inventory = registry.open_inventory(config.inventory, host=config.host, hosts=config.hosts or (config.host,))
+        return known_instances(inventory, config)
 
     # -------------------------------------------------------------------------------------------------------------- the parts
 
@@ -333,27 +553,3 @@ class Host:
             with translated(directory):
                 for missing in reversed([path for path in (directory, *directory.parents) if not path.exists()]):
                     make_directory(missing, 0o755)
-
-
-def _names_of_ref(store: Store, ref: ImageRef) -> Sequence[str]:
-    """The names that a ref fixes by itself: images that Nova or Ironic fetched carry no record, but have them."""
-    return candidate_names(ref.location, ref=ref, kind=store.kind, raw_only=False) if ref.scheme == "glance" else ()
-
-
-def _names_meant(store: Store, text: str) -> Sequence[str]:
-    """The names in a cache that a path, a name or a shortened name means."""
-    if "/" in text:
-        directory, name = os.path.split(os.path.abspath(text))
-        is_here = "\0" not in text and os.path.realpath(directory) == os.path.realpath(store.root)
-        return [name] if is_here and is_image_name(name, kind=store.kind) else []
-    if is_image_name(text, kind=store.kind):
-        return [text]
-    match = _SHORTENED.fullmatch(text)
-    if match is None:
-        return []
-    beginning, suffix = match[1], match[2] or ""
-    return [
-        name
-        for name in images.names(store)
-        if name.startswith(text) or (suffix and name.startswith(beginning) and name.endswith(suffix))
-    ]

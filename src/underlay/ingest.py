@@ -41,7 +41,7 @@ from underlay.model import (
     Reason,
 )
 from underlay.naming import CacheKind, master_name, original_name
-from underlay.policy import EXEMPT_FORMATS, choose_form
+from underlay.policy.form import EXEMPT_FORMATS, choose_form
 from underlay.store import Store, images, refs, space, staging as stagings
 from underlay.store.staging import Journal, Staging
 from underlay.stream import Digests, SparseWriter, filled, served_digest, stored_digest

@@ -17,11 +17,12 @@ from pathlib import Path
 from underlay import diskinfo, filedisk, locks
 from underlay.config import Config
 from underlay.contracts import DiskBackend
-from underlay.errors import CacheMissing, DiskInUse, DiskNotFound, InvalidName, NotCached, UnderlayError
+from underlay.errors import CacheMissing, DiskExists, DiskInUse, DiskNotFound, InvalidName, NotCached, UnderlayError
 from underlay.files import keeps_attributes, make_directory, sync_directory, translated
 from underlay.model import BaseImage, DiskSpec, InstanceDisk, Problem
 from underlay.naming import is_image_name, plain_name
 from underlay.store import Store, images, roots
+from underlay.usage import openfiles
 
 _DISK_FILE = re.compile(r"disk(\..+)?", re.ASCII)
 _NOT_DISKS = frozenset({diskinfo.NAME, f"{diskinfo.NAME}.tmp"})
@@ -137,6 +138,7 @@ def _record(home: Store, store: Store, base: BaseImage, want: DiskSpec, *, disk_
     """Record the disk, or nothing at all; whether its directory had to be made."""
     directory = want.path.parent
     if scanned:
+        roots.note(store, directory.parent)
         with _directory_lock(home, directory):
             return _note(want.path, disk_format)
     try:
@@ -221,6 +223,23 @@ def remove(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_close
     return disk
 
 
+def forget(config: Config, path: Path) -> None:
+    """Forget a disk elsewhere that is gone for good, so that its base is kept for it no more.
+
+    Raises:
+        DiskExists: it is there. DiskNotFound: no disk is recorded at this path. InvalidName
+    """
+    _check_place(config, path)
+    with _disk_lock(_home(config), path):
+        if os.path.lexists(path):
+            raise DiskExists(f"{path} is there", hint="'underlay disk remove' removes it")
+        recorded = [(store, name) for store in config.caches.values() for name, disk in roots.disks(store) if disk == path]
+        if not recorded:
+            raise DiskNotFound(f"no disk is recorded at {path}", hint="'underlay prune --dry-run' names those that are missing")
+        for store, name in recorded:
+            roots.retire(store, name, path)
+
+
 def _roots_of(config: Config, disk: InstanceDisk) -> list[tuple[Store, str]]:
     """Where a root of the disk may be: in the cache that holds its base."""
     base = disk.base_path
@@ -245,34 +264,10 @@ def _refuse_open(path: Path, *, assume_closed: bool) -> None:
 
 
 def _is_open(path: Path) -> bool | None:
-    """Whether anybody has the disk open; None: not known.
-
-    Where a lease proves nothing, a process that has it open is one; that no process has proves nothing either: a machine in
-    another namespace, a loop device and another host are no processes of ours.
-    """
-    with translated(path):
-        try:
-            opened = locks.opened_elsewhere(path)
-            return (_some_process_has(os.stat(path)) or None) if opened is None else opened
-        except FileNotFoundError as error:
-            raise DiskNotFound(f"there is no disk {path}") from error
-
-
-def _some_process_has(file: os.stat_result) -> bool:
-    """Whether a process that we may look into has the file open."""
-    for directory in Path("/proc").glob("[0-9]*/fd"):
-        with suppress(FileNotFoundError, PermissionError), os.scandir(directory) as descriptors:
-            if any(_is_same(file, descriptor) for descriptor in descriptors):
-                return True
-    return False
-
-
-def _is_same(file: os.stat_result, descriptor: os.DirEntry[str]) -> bool:
     try:
-        other = descriptor.stat()
-    except OSError:  # closed meanwhile
-        return False
-    return (other.st_dev, other.st_ino) == (file.st_dev, file.st_ino)
+        return openfiles.is_open(path)
+    except CacheMissing as error:
+        raise DiskNotFound(f"there is no disk {path}") from error
 
 
 # -------------------------------------------------------------------------------------------------------------------- listing

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from underlay.errors import LockLost, LockTimeout
-from underlay.files import create, file_system
+from underlay.files import create
+from underlay.filesystems import NETWORK_KINDS, file_system
 
 _SHARED, _EXCLUSIVE, _UNLOCKED = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 _WHOLE_FILE = (0, 0)
@@ -36,9 +37,7 @@ LOCK_MODE = 0o664
 _QEMU_BYTES = (100, 200)
 
 # File systems where a lease only speaks for this host, or for this layer.
-_LEASE_PROVES_NOTHING = frozenset(
-    {"overlay", "nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p", "virtiofs", "gfs2", "ocfs2"}
-)
+_LEASE_PROVES_NOTHING = NETWORK_KINDS | {"overlay"}
 
 _held: set[int] = set()
 _forking = threading.RLock()  # reentrant: a signal's handler may fork while its thread opens a lock file

@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
+import msgspec
+
 from underlay.errors import InvalidDigest
 
 LAYOUT = 1
@@ -225,8 +227,79 @@ class InstanceDisk:
     base_path: Path | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ephemeral:
+    """An ephemeral disk that an instance was given.
+
+    Attributes:
+        guest_format: the file system that was asked for, or None for the host's default.
+    """
+
+    size_gib: int
+    guest_format: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
-class Reason:
+class KnownDisk:
+    """A file that an inventory says an instance's disks are made of.
+
+    Attributes:
+        format: as QEMU's ``-f`` wants it said, or None when the inventory does not know.
+    """
+
+    path: Path
+    format: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceRecord:
+    """One instance as its inventory has it. What is absent or not known claims nothing; the disks then decide.
+
+    Attributes:
+        name: of its domain or directory; an instance's directory is called by it or by the uuid.
+        host: that it is on, or None.
+        image_ref, kernel_id, ramdisk_id: refs of images; a bare UUID is Glance's.
+        swap_mib: each swap disk. ephemerals: each ephemeral disk.
+        disks: files that its disks are made of, whole backing chains where the inventory knows them.
+    """
+
+    uuid: str
+    name: str
+    host: str | None = None
+    image_ref: str | None = None
+    kernel_id: str | None = None
+    ramdisk_id: str | None = None
+    vm_state: str | None = None
+    task_state: str | None = None
+    os_type: str | None = None
+    swap_mib: tuple[int, ...] = ()
+    ephemerals: tuple[Ephemeral, ...] = ()
+    disks: tuple[KnownDisk, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A hold on base images of one cache.
+
+    Attributes:
+        id: what it is released by. holder: who needs the images, in their own words.
+        names: of the images. refs: what they were asked for by.
+        expires: when it ends; None for a pin.
+    """
+
+    id: str
+    holder: str
+    names: tuple[str, ...]
+    refs: tuple[str, ...]
+    made_at: datetime
+    expires: datetime | None
+
+    def holds_at(self, now: datetime) -> bool:
+        """Whether it still keeps its images."""
+        return self.expires is None or self.expires > now
+
+
+class Reason(msgspec.Struct, frozen=True, gc=False):
     """Why something was decided: a code for programs (docs/reference/reasons.md lists them), a detail for people."""
 
     code: str

@@ -18,12 +18,15 @@ from underlay.model import ImageRef
 STORED_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vpc", "vhdx")
 """Formats that a base cache keeps originals in, as QEMU calls them."""
 
-_BASE_NAMES = (
-    ("original", re.compile(rf"[0-9a-f]{{40}}(\.({'|'.join(STORED_FORMATS)}))?")),
-    ("resized", re.compile(r"[0-9a-f]{40}_(\d+|sm)", re.ASCII)),
-    ("swap", re.compile(r"swap_\d+", re.ASCII)),
-    ("ephemeral", re.compile(r"ephemeral_\d+_[^/\s]{7}", re.ASCII)),
-    ("leftover", re.compile(r".+\.(part|converted)")),
+_STEM = "[0-9a-f]{40}"
+_ORIGINAL = rf"{_STEM}(?:\.(?:{'|'.join(STORED_FORMATS)}))?"
+_RESIZED = rf"{_STEM}_(?:\d{{1,80}}|sm)"
+_SWAP = r"swap_\d{1,80}"
+_EPHEMERAL = r"ephemeral_\d{1,80}_[A-Za-z0-9.+-]{7}"
+_BASE_NAME = re.compile(
+    rf"(?P<original>{_ORIGINAL})|(?P<resized>{_RESIZED})|(?P<swap>{_SWAP})|(?P<ephemeral>{_EPHEMERAL})"
+    rf"|(?P<leftover>(?:{_ORIGINAL}|{_RESIZED}|{_SWAP}|{_EPHEMERAL})(?:\.part)?(?:\.part|\.converted))",
+    re.ASCII,
 )
 _MASTERS_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(\.converted)?")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", re.ASCII)
@@ -47,7 +50,7 @@ def original_name(version_id: str, *, ref: ImageRef, stored_format: str) -> str:
     A raw Glance image has exactly the name that Nova itself would give it; every other original carries its format as a
     suffix, which Nova's manager leaves alone.
     """
-    digest = hashlib.sha1(version_id.encode(), usedforsecurity=False).hexdigest()
+    digest = stem_of_version(version_id)
     return digest if ref.scheme == "glance" and stored_format == "raw" else f"{digest}.{stored_format}"
 
 
@@ -70,7 +73,8 @@ def kind_of_name(name: str, *, kind: CacheKind) -> str | None:
     """What a file name in a cache means: original, resized, swap, ephemeral, master or leftover; None when it is not ours."""
     if kind is CacheKind.MASTERS:
         return "master" if _MASTERS_NAME.fullmatch(name) else None
-    return next((meaning for meaning, pattern in _BASE_NAMES if pattern.fullmatch(name)), None)
+    match = _BASE_NAME.fullmatch(name)
+    return match.lastgroup if match else None
 
 
 def is_image_name(name: str, *, kind: CacheKind) -> bool:
@@ -86,6 +90,32 @@ def named_format(name: str, *, kind: CacheKind) -> str | None:
     return suffix if stem and suffix in STORED_FORMATS else None
 
 
+STEM_LENGTH = 40
+"""Characters of a base name that tell its image; what follows says which form of it this is."""
+
+
+def stem_of_version(version_id: str) -> str:
+    """The beginning that all names of a version share in a base cache: originals of any format, and resized ones."""
+    return hashlib.sha1(version_id.encode(errors="surrogateescape"), usedforsecurity=False).hexdigest()
+
+
+def swap_name(size_mib: int) -> str:
+    """Name of a swap image."""
+    return f"swap_{size_mib}"
+
+
+def ephemeral_name(size_gib: int, made_with: str) -> str:
+    """Name of an ephemeral image, by the mkfs command or the file system that it was made with."""
+    return f"ephemeral_{size_gib}_{hashlib.md5(made_with.encode(), usedforsecurity=False).hexdigest()[:7]}"
+
+
+def lock_name(name: str) -> str:
+    """Under whose lock a file of a base cache is made and removed: a leftover's is that of the image it was to become."""
+    for suffix in (".converted", ".part"):
+        name = name.removesuffix(suffix)
+    return name
+
+
 def ref_key(canonical: str) -> str:
     """Key of a ref's record and ingest: 64 hexadecimal digits."""
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -94,6 +124,13 @@ def ref_key(canonical: str) -> str:
 def path_key(path: Path) -> str:
     """Key of a disk's lock and root: 64 hexadecimal digits."""
     return hashlib.sha256(bytes(path)).hexdigest()
+
+
+def printable(text: str) -> str:
+    """A path or name for people: what does not print, or is not UTF-8, is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def plain_name(name: str, *, what: str) -> str:
@@ -151,6 +188,29 @@ class CachePaths:
         """Pins and leases."""
         return self.private / "leases"
 
+    def lease(self, lease_id: str) -> Path:
+        """One pin or lease."""
+        return self.leases / f"{plain_name(lease_id, what='a lease')}.json"
+
+    @property
+    def instances(self) -> Path:
+        """Symlinks to the directories of instances for which disks were made from this cache."""
+        return self.private / "instances"
+
+    @property
+    def hosts(self) -> Path:
+        """What each host that shares the storage uses."""
+        return self.private / "hosts"
+
+    def host(self, host: str) -> Path:
+        """What one host uses."""
+        return self.hosts / f"{plain_name(host, what='a host')}.json"
+
+    @property
+    def instance_roots(self) -> Path:
+        """What each directory of instances was when it was last looked at."""
+        return self.private / "roots.json"
+
     @property
     def tmp(self) -> Path:
         """Ingests in progress."""
@@ -160,6 +220,19 @@ class CachePaths:
     def trash(self) -> Path:
         """Images on their way out."""
         return self.private / "trash"
+
+    def trashed(self, name: str) -> Path:
+        """An image on its way out."""
+        return self.trash / plain_name(name, what="an image")
+
+    @property
+    def copies(self) -> Path:
+        """Images that were delivered as copies."""
+        return self.private / "copies"
+
+    def copy(self, key: str) -> Path:
+        """The record of one copy."""
+        return self.copies / f"{key}.json"
 
     def image(self, name: str) -> Path:
         """A base image's file."""
@@ -185,6 +258,11 @@ class CachePaths:
     def space_lock(self) -> Path:
         """The lock that spans a reservation's check and its write."""
         return self.locks / ".space"
+
+    @property
+    def records_lock(self) -> Path:
+        """The lock under which leases and what a prune notes are written; held last, so it sorts last."""
+        return self.locks / "vrecords"
 
     # Lock files stay for ever and disks come and go, so disks share a bounded number of them. A thread holds one of each kind
     # at most, so sharing can make it wait but never deadlock.

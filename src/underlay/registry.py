@@ -1,16 +1,16 @@
-"""Names to adapters: schemes to sources, backend names to backends. Third parties add theirs by entry points.
+"""Names to adapters: schemes to sources, names to backends, kinds to inventories. Third parties add theirs by entry points.
 
 The adapters that come with Underlay are imported without reading the installed packages' metadata, which costs more than the
 rest of a short command together; only a name that is not ours makes us look there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, cast
 
-from underlay.contracts import DiskBackend, ImageSource
-from underlay.errors import ExtraMissing, UnknownBackend, UnknownScheme
+from underlay.contracts import DiskBackend, ImageSource, InstanceInventory
+from underlay.errors import ConfigError, ExtraMissing, UnknownBackend, UnknownScheme
 
 _SOURCES: Mapping[str, str] = MappingProxyType(
     {
@@ -23,6 +23,13 @@ _DISKS: Mapping[str, str] = MappingProxyType(
     {
         "flat": "underlay.disks.flat:FlatBackend",
         "qcow2": "underlay.disks.qcow2:Qcow2Backend",
+    }
+)
+_INVENTORIES: Mapping[str, str] = MappingProxyType(
+    {
+        "file": "underlay.inventory.file:FileInventory",
+        "libvirt": "underlay.inventory.libvirt:LibvirtInventory",
+        "openstack": "underlay.inventory.openstack:OpenstackInventory",
     }
 )
 _ALIASES: Mapping[str, str] = MappingProxyType({"raw": "flat"})  # Nova calls the flat backend by both names
@@ -53,6 +60,25 @@ def open_backend(name: str) -> DiskBackend:
         known = ", ".join(sorted({*_DISKS, *_ALIASES, "default", *_entry_points("underlay.disks")}))
         raise UnknownBackend(f"there is no disk backend {name!r}", hint=f"known backends: {known}")
     return cast("DiskBackend", _load(location)())
+
+
+def open_inventory(text: str, *, host: str, hosts: Sequence[str]) -> InstanceInventory | None:
+    """The inventory of instances that a configuration names as ``KIND:LOCATION``; None for ``none``. No I/O.
+
+    Args:
+        hosts: every host that shares the storage, ``host`` among them.
+
+    Raises:
+        ConfigError: the hint lists the known kinds. ExtraMissing: the adapter needs something that is not installed.
+    """
+    if text == "none":
+        return None
+    kind, colon, location = text.partition(":")
+    adapter = _INVENTORIES.get(kind) or _entry_points("underlay.inventories").get(kind)
+    if adapter is None or not colon:
+        known = ", ".join(sorted({f"{one}:…" for one in (*_INVENTORIES, *_entry_points("underlay.inventories"))}))
+        raise ConfigError(f"there is no inventory of instances {text!r}", hint=f"known inventories: none, {known}")
+    return cast("InstanceInventory", _load(adapter)(location, host=host, hosts=hosts))
 
 
 def _load(location: str) -> Any:

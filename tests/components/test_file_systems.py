@@ -11,7 +11,8 @@ import pytest
 from storing import MIB
 from underlay.config import parse_config
 from underlay.errors import DiskExists, DiskInUse, InsufficientSpace
-from underlay.files import allocated_bytes, free_bytes
+from underlay.files import allocated_bytes
+from underlay.filesystems import free_bytes
 from underlay.host import Host
 from underlay.store import images
 

@@ -66,13 +66,18 @@ def _fail_at_each(scene: Scene, call: str, error: str) -> list[Outcome]:
 def _remains(scene: Scene, before: dict[str, str]) -> set[str]:
     """What a failed job left that was not there before, but for what says nothing wrong.
 
-    That is the layout of a cache, when an image was used and what its ref means; a verified download that the next call takes;
-    and a base image that is whole: when only an ingest's own directory cannot be made durable, the image was published.
+    That is the layout of a cache, when an image was used, for which instances, and what its ref means; a verified download
+    that the next call takes; and a base image that is whole: when only an ingest's own directory cannot be made durable, the
+    image was published.
     """
-    records = ("format", "locks", "used", "leases", "disks", "refs", "tmp", "trash")
+    records = ("format", "locks", "used", "leases", "disks", "instances", "refs", "tmp", "trash")
     harmless = ["instances/locks", "instances/_base/.underlay", *(f"instances/_base/.underlay/{name}" for name in records)]
     found = set(scene.tree()) - set(before) - set(harmless)
-    found -= {name for name in found if Path(name).parent.name in ("used", "refs") and not Path(name).name.startswith(".")}
+    found -= {
+        name
+        for name in found
+        if Path(name).parent.name in ("used", "refs", "instances") and not Path(name).name.startswith(".")
+    }
     if (scene.root / "instances/_base/.underlay").exists():
         found -= {f"instances/_base/{image.name}" for image in images.images(scene.store)[0]}
         found -= _kept_downloads(scene)

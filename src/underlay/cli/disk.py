@@ -126,6 +126,24 @@ def remove(
         show(Text(f"removed {removed.path}"))
 
 
+@disk.command()
+@click.argument("path", type=click.Path(path_type=Path, readable=False))
+@json_option
+@click.pass_obj
+def forget(session: Session, path: Path, as_json: bool) -> None:  # noqa: FBT001
+    """Forget the disk at PATH, outside the instances path, that is gone for good.
+
+    Its base image is kept for it as long as it is recorded: that nothing is there may only mean that its file system is not
+    mounted, or that it was renamed.
+    """
+    with session.host() as host:
+        host.forget_disk(path)
+    if as_json:
+        answer({"forgotten": str(path)})
+    else:
+        show(Text(f"forgot {path}"))
+
+
 def _answer(found: InstanceDisk, *, as_json: bool) -> None:
     if as_json:
         answer({"disk": render.disk_json(found)})

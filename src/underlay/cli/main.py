@@ -28,7 +28,18 @@ _COMMANDS: Mapping[str, str] = MappingProxyType(
         "disk": "underlay.cli.disk:disk",
         "list": "underlay.cli.look:list_images",
         "show": "underlay.cli.look:show",
-        "du": "underlay.cli.look:du",
+        "du": "underlay.cli.du:du",
+        "prune": "underlay.cli.prune:prune",
+        "reclaim": "underlay.cli.prune:reclaim",
+        "evict": "underlay.cli.prune:evict",
+        "explain": "underlay.cli.prune:explain",
+        "pin": "underlay.cli.lease:pin",
+        "unpin": "underlay.cli.lease:unpin",
+        "lease": "underlay.cli.lease:lease",
+        "release": "underlay.cli.lease:release",
+        "leases": "underlay.cli.lease:leases",
+        "hosts": "underlay.cli.hosts:hosts",
+        "precache": "underlay.cli.precache:precache",
         "check": "underlay.cli.check:check",
         "demo": "underlay.cli.demo:demo",
         "completion": "underlay.cli.completion:completion",
@@ -77,12 +88,13 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="underlay")
 @click.pass_context
 def cli(ctx: click.Context, config: Path | None, verbose: int, log_format: str) -> None:
-    """Keep operating-system disk images on this host, and make instance disks from them.
+    """Keep operating-system disk images on this host, make instance disks from them, and remove what nobody needs.
 
     \b
     underlay fetch https://example.org/debian-12.qcow2 --checksum sha512:…
     underlay disk create web-1 --image https://example.org/debian-12.qcow2 --size 20GiB
     underlay list
+    underlay prune --dry-run
     """
     from underlay.cli.session import Session
 
@@ -143,13 +155,18 @@ def _failure(error: BaseException) -> _Failure:
 def _tell(failure: _Failure, arguments: Sequence[str]) -> None:
     """Print how it ended: an answer for programs, one line for people, a line of the log for a log."""
     if "--json" in arguments:
-        error = {"code": failure.code, "message": failure.message, "hint": failure.hint}
+        error = {"code": failure.code, "message": _sound(failure.message), "hint": failure.hint and _sound(failure.hint)}
         _print(sys.stdout, json.dumps({"error": error}))
     elif _wants_json_lines(arguments):
-        line = {"level": "problem", "event": failure.code, "detail": failure.message, "hint": failure.hint}
+        line = {"level": "problem", "event": failure.code, "detail": _sound(failure.message), "hint": failure.hint}
         _print(sys.stderr, json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}))
     else:
         _print(sys.stderr, _one_line(f"underlay: {failure.message}" + (f" ({failure.hint})" if failure.hint else "")))
+
+
+def _sound(text: str) -> str:
+    """The text with bytes that are not UTF-8 escaped: JSON has no place for them."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _print(stream: IO[str], line: str) -> None:

@@ -1,8 +1,27 @@
-"""Options that several commands share."""
+"""Options and kinds of value that several commands share."""
 
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+
+from underlay.model import InstanceRecord
+
+
+def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    """A moment, aware: seconds since the epoch, or ISO 8601, which is UTC when it names no offset."""
+    if value is None:
+        return None
+    try:
+        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", value, re.ASCII):
+            return datetime.fromtimestamp(float(value), UTC)
+        moment = datetime.fromisoformat(value)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        what = f"{value!r} is no time: write seconds since the epoch, or ISO 8601 such as 2026-01-31T12:00:00Z"
+        raise click.BadParameter(what, ctx=ctx, param=param) from error
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
 wide_option = click.option("--wide", is_flag=True, help="Shorten nothing; lines may be long.")
@@ -19,3 +38,29 @@ disk_path_option = click.option(
     metavar="FILE",
     help="The disk's file, when it lies outside the instances path.",
 )
+instances_option = click.option(
+    "--instances",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
+    help="A JSON list of instances, in place of the configured inventory.",
+)
+now_option = click.option(
+    "--now",
+    callback=_moment,
+    metavar="TIME",
+    help="By which ages are told: seconds since the epoch, or ISO 8601. Without it: the clock of each cache's file system.",
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+
+
+def records_of(file: Path | None) -> list[InstanceRecord] | None:
+    """The instances of a file, or None without one.
+
+    Raises:
+        InventoryUnavailable, InvalidInventory
+    """
+    if file is None:
+        return None
+    from underlay.inventory.file import read_file
+
+    return list(read_file(file))

@@ -1,6 +1,5 @@
 """Standard output: where a command's answer goes, and what it means when it cannot."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -37,8 +36,11 @@ def silence(stream: IO[str]) -> None:
 
 def answer(payload: Mapping[str, Any]) -> None:
     """Print a command's answer for programs: one JSON object."""
+    from underlay import render
+
+    text = render.json_text(payload)
     with writing():
-        sys.stdout.write(json.dumps(payload) + "\n")
+        sys.stdout.write(text + "\n")
 
 
 def show(*things: Any, wide: bool = False) -> None:

@@ -1,6 +1,5 @@
 """What the global options amount to: a host to work on, and an observer that tells on standard error how it goes."""
 
-import json
 import sys
 import threading
 from collections.abc import Iterator
@@ -56,7 +55,7 @@ class Reporter:
         if _ORDER.index(event.level) < _ORDER.index(self.threshold):
             return
         now = render.utc_now()
-        line = json.dumps(render.event_json(event, now=now)) if self.as_json else render.event_line(event, now=now)
+        line = render.json_text(render.event_json(event, now=now)) if self.as_json else render.event_line(event, now=now)
         with self._lock, _while_heard():
             sys.stderr.write(line + "\n")
             sys.stderr.flush()

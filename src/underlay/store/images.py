@@ -6,8 +6,8 @@ The name's lock (and Nova's, beside a Nova) is held exclusively to publish and s
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,6 @@ from underlay.files import (
     adopt,
     allocated_bytes,
     create,
-    make_directory,
     open_regular,
     read_attribute,
     rename_no_replace,
@@ -31,15 +30,14 @@ from underlay.files import (
 from underlay.formats import qcow2, vmdk
 from underlay.formats.inspect import Inspector, check_virtual_size
 from underlay.model import BaseImage, Digest, ImageFacts, ImageRecord, Problem
-from underlay.naming import CacheKind, is_image_name, named_format, nova_lock
+from underlay.naming import CacheKind, is_image_name, named_format
+from underlay.store import locking
 from underlay.store.layout import Store
 from underlay.stream import BUFFER_BYTES, served_digest, stored_digest
 
 IMAGE_MODE = 0o644
 _MARKER_MODE = 0o664
 _PUBLISH_TRIES = 5
-
-_Take = Callable[[Path], AbstractContextManager[locks.Lock]]
 
 
 def find(store: Store, name: str) -> BaseImage | None:
@@ -125,7 +123,7 @@ def held(store: Store, name: str) -> Iterator[Hold]:
     Raises:
         NotCached: it is not there (any more). LockTimeout. As `find`.
     """
-    with _both_locks(store, name, lambda path: locks.shared(path, timeout=store.lock_timeout)) as taken:
+    with locking.shared(store, name) as taken:
         image = find(store, name)
         if image is None:
             raise _not_cached(store, name)
@@ -136,8 +134,11 @@ def _not_cached(store: Store, name: str) -> NotCached:
     return NotCached(f"{store.root} has no image {name}", hint="fetch it first")
 
 
-def mark_used(store: Store, name: str) -> None:
-    """Record that the image was used now; in a base cache its mtime too, where we may, so that a Nova sees the same age.
+def mark_used(store: Store, name: str, *, at_ns: int | None = None) -> None:
+    """Record that the image was used; in a base cache its mtime too, where we may, so that a Nova sees the same age.
+
+    Args:
+        at_ns: when, nanoseconds since the epoch; None for now.
 
     Raises:
         CacheNotWritable: the use cannot be recorded, so it must not happen.
@@ -145,13 +146,21 @@ def mark_used(store: Store, name: str) -> None:
     marker = store.paths.used_marker(name)
     with translated(marker):
         try:
-            os.utime(marker, follow_symlinks=False)
+            _touch(marker, at_ns)
         except FileNotFoundError:
             with suppress(FileExistsError):
                 os.close(create(marker, _MARKER_MODE))
+            _touch(marker, at_ns)
         if store.kind is CacheKind.BASE:
             with suppress(PermissionError, FileNotFoundError):
-                os.utime(store.paths.image(name), follow_symlinks=False)
+                _touch(store.paths.image(name), at_ns)
+
+
+def _touch(path: Path, at_ns: int | None) -> None:
+    if at_ns is None:
+        os.utime(path, follow_symlinks=False)
+    else:
+        os.utime(path, ns=(at_ns, at_ns), follow_symlinks=False)
 
 
 def digest_of(store: Store, image: BaseImage, algorithm: str) -> Digest | None:
@@ -179,7 +188,7 @@ def learn_digest(store: Store, name: str, digest: Digest, *, version_id: str) ->
     Raises:
         NotCached: it is not there (any more). CacheNotWritable, LockTimeout.
     """
-    with _both_locks(store, name, lambda path: locks.exclusive(path, timeout=store.lock_timeout)):
+    with locking.exclusive(store, name):
         with translated(store.paths.image(name)):
             try:
                 fd = open_regular(store.paths.image(name))
@@ -244,7 +253,7 @@ def _make_durable(store: Store, staged: Path, record: ImageRecord) -> None:
 
 def _publish_locked(store: Store, staged: Path, name: str, record: ImageRecord, *, replaces: bool) -> BaseImage:
     target = store.paths.image(name)
-    with _both_locks(store, name, lambda path: locks.exclusive(path, timeout=store.lock_timeout)) as held_locks:
+    with locking.exclusive(store, name) as held_locks:
         existing = find(store, name)
         if existing is not None and _is_equal(existing, record):
             return existing
@@ -382,19 +391,12 @@ def _last_used(store: Store, name: str, status: os.stat_result) -> datetime:
     try:
         marker = os.stat(store.paths.used_marker(name), follow_symlinks=False).st_mtime
     except FileNotFoundError:
-        return datetime.fromtimestamp(status.st_mtime, UTC)
-    newest = marker if store.kind is CacheKind.MASTERS else max(marker, status.st_mtime)
-    return datetime.fromtimestamp(newest, UTC)
+        return _moment(status.st_mtime)
+    return _moment(marker if store.kind is CacheKind.MASTERS else max(marker, status.st_mtime))
 
 
-@contextmanager
-def _both_locks(store: Store, name: str, take: _Take) -> Iterator[list[locks.Lock]]:
-    """Our lock, which excludes Underlays, then Nova's, which excludes a Nova."""
-    with ExitStack() as stack:
-        with translated(store.paths.locks):
-            taken = [stack.enter_context(take(store.paths.image_lock(name)))]
-            if store.nova_locks is not None:
-                make_directory(store.nova_locks, 0o755)
-                path = nova_lock(store.nova_locks, prefix=store.nova_lock_prefix, name=name)
-                taken.append(stack.enter_context(take(path)))
-        yield taken
+def _moment(seconds: float) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):  # a time that no calendar has, which some file systems keep
+        return datetime.max.replace(tzinfo=UTC) if seconds > 0 else datetime.min.replace(tzinfo=UTC)

@@ -1,6 +1,7 @@
 """A cache directory as a whole: its rules, its private directory, and the record that says how it is laid out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class Store:
         validation: whether images are inspected; False for kernels, ramdisks and boot ISOs.
         nova_locks: the directory of Nova's lock files when the cache lies beside a Nova, else None.
         lock_timeout: seconds to wait for an image's lock.
+        rival_lock: takes Nova's lock of a name at once or not at all, and yields whether it has it: for a process in which
+            Nova's own code takes such locks, and would lose them all when a descriptor of ours is closed (fcntl(2)).
     """
 
     root: Path
@@ -37,6 +40,7 @@ class Store:
     nova_locks: Path | None = None
     nova_lock_prefix: str = "nova-"
     lock_timeout: float = 120.0
+    rival_lock: Callable[[str], AbstractContextManager[bool]] | None = None
     paths: CachePaths = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +85,7 @@ class Store:
 
     def _directories(self) -> Sequence[tuple[Path, int]]:
         paths = self.paths
-        shared = (paths.locks, paths.used, paths.leases, paths.disks)
+        shared = (paths.locks, paths.used, paths.leases, paths.disks, paths.instances)
         return [
             *((path, _SHARED_MODE) for path in shared),
             (paths.refs, _OPEN_MODE),

@@ -3,9 +3,11 @@
 Written under the ref's ingest lock. A record may name versions that are not in the cache: it is a memory, not an inventory.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 import msgspec
 
@@ -64,13 +66,31 @@ def recall(store: Store, ref: ImageRef) -> RefRecord | None:
             content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+    record = _decoded(content)
+    return record if record is not None and record.ref == ref.canonical else None
+
+
+def all_records(store: Store) -> list[RefRecord]:
+    """What every ref was last seen to mean; what is no record of ours is left out.
+
+    Raises:
+        CacheNotWritable, StorageFailed: they may not or cannot be read.
+    """
+    with translated(store.paths.refs):
+        try:
+            with os.scandir(store.paths.refs) as entries:
+                contents = [Path(entry.path).read_bytes() for entry in entries if not entry.name.startswith(".")]
+        except FileNotFoundError:
+            return []
+    return [record for content in contents if (record := _decoded(content))]
+
+
+def _decoded(content: bytes) -> RefRecord | None:
     try:
         record = msgspec.json.decode(content, type=RefRecord)
     except (msgspec.DecodeError, msgspec.ValidationError):
         return None
-    if record.layout != LAYOUT or record.ref != ref.canonical or not record.versions or not _is_aware(record):
-        return None
-    return record
+    return record if record.layout == LAYOUT and record.versions and _is_aware(record) else None
 
 
 def _is_aware(record: RefRecord) -> bool:

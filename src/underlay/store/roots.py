@@ -1,6 +1,7 @@
 """Disks outside the scanned roots: a symlink for each keeps its base image, as a garbage collector's root does.
 
-The symlink is durable before the disk appears, so there is no moment at which a disk exists and nothing knows of it.
+The symlink is durable before the disk appears, so there is no moment at which a disk exists and nothing knows of it. It stays
+until the disk is removed or forgotten by hand: a path where nothing is may be one that is not mounted here, or was renamed.
 """
 
 import os
@@ -8,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from underlay.files import keep_directory, sync_directory, translated
+from underlay.naming import path_key
 from underlay.store.layout import Store
 
 _TRIES = 10
@@ -47,7 +49,7 @@ def _put(root: Path, disk: Path) -> None:
 
 
 def retire(store: Store, name: str, disk: Path) -> None:
-    """Forget a disk that is provably gone. Idempotent. The caller holds the disk's lock."""
+    """Forget a disk that is gone. Idempotent. The caller holds the disk's lock."""
     root = store.paths.disk_root(name, disk)
     with translated(root):
         _remove(root)
@@ -76,6 +78,52 @@ def disks(store: Store) -> list[tuple[str, Path]]:
                 with suppress(FileNotFoundError):
                     found.append((name, Path(os.readlink(store.paths.disks / name / key))))
     return found
+
+
+def note(store: Store, directory: Path) -> None:
+    """Note a directory of instances in which a disk is about to be made from this cache, durably. Idempotent.
+
+    Another configuration may share the cache, or this one may come to name another directory: the disks in it still count.
+
+    Raises:
+        CacheNotWritable, InsufficientSpace, StorageFailed
+    """
+    link = store.paths.instances / path_key(directory)
+    with translated(link):
+        if os.path.lexists(link):
+            return
+        if keep_directory(link.parent, 0o2775):
+            sync_directory(link.parent.parent)
+        with suppress(FileExistsError):
+            os.symlink(directory, link)  # crash: the note of a directory with no disk of this cache, which is read in vain
+        try:
+            sync_directory(link.parent)
+        except BaseException:  # what may not last is not taken for noted the next time
+            with suppress(OSError):
+                link.unlink()
+            raise
+
+
+def noted(store: Store) -> list[Path]:
+    """Every directory of instances in which a disk was made from this cache.
+
+    Raises:
+        CacheNotWritable, StorageFailed
+    """
+    with translated(store.paths.instances):
+        return [Path(os.readlink(store.paths.instances / key)) for key in _entries(store.paths.instances)]
+
+
+def forget_noted(store: Store, directory: Path) -> None:
+    """Forget a directory of instances. Idempotent.
+
+    Raises:
+        CacheNotWritable, StorageFailed
+    """
+    link = store.paths.instances / path_key(directory)
+    with translated(link), suppress(FileNotFoundError):
+        link.unlink()
+        sync_directory(link.parent)
 
 
 def _entries(directory: Path) -> list[str]:

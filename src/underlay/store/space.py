@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 from underlay import locks
 from underlay.errors import InsufficientSpace
-from underlay.files import file_system, free_bytes, translated
+from underlay.files import translated
+from underlay.filesystems import file_system, free_bytes
 from underlay.store import staging as stagings
 from underlay.store.layout import Store
 from underlay.store.staging import Staging

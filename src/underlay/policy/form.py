@@ -1,4 +1,4 @@
-"""Every decision, pure: facts in, a verdict with its reason out. No I/O, no clock."""
+"""In which form an image is kept: facts in, a decision with its reason out. No I/O."""
 
 from underlay.contracts import BackendTraits
 from underlay.model import Form, ImageFacts, Reason

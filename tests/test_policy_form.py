@@ -4,7 +4,7 @@ import pytest
 
 from underlay.contracts import BackendTraits
 from underlay.model import Form, ImageFacts
-from underlay.policy import EXEMPT_FORMATS, choose_form
+from underlay.policy.form import EXEMPT_FORMATS, choose_form
 
 RAW = ImageFacts(format="raw", label="gpt", virtual_size=1)
 QCOW2 = ImageFacts(format="qcow2", label="qcow2", virtual_size=1)

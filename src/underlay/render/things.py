@@ -1,0 +1,224 @@
+"""Images, disks, leases, findings and problems, for people and for programs."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from rich.tree import Tree
+
+from underlay.check import Finding
+from underlay.model import BaseImage, InstanceDisk, Lease, Level, Problem
+from underlay.naming import printable
+from underlay.render.tables import Fitted, ago, facts_table, short_name, table
+from underlay.units import format_duration, format_size
+
+_LEVELS = tuple(Level)
+_STYLES: Mapping[Level, str] = {Level.INFO: "green", Level.WARNING: "yellow", Level.PROBLEM: "red", Level.DEBUG: "dim"}
+
+
+# --------------------------------------------------------------------------------------------------------------------- JSON
+
+
+def image_json(image: BaseImage, disks: Sequence[InstanceDisk], leases: Sequence[Lease] = ()) -> dict[str, Any]:
+    """An image for programs; ``disks`` are those that are made from it, ``leases`` those that keep it, pins among them."""
+    record = image.record
+    return {
+        "name": image.name,
+        "path": str(image.path),
+        "cache": str(image.cache),
+        "recorded": record is not None,
+        "ref": record.ref if record else None,
+        "version_id": record.version_id if record else None,
+        "format": image.format,
+        "size": image.size,
+        "virtual_size": image.virtual_size,
+        "allocated": image.allocated,
+        "digests": list(record.digests) if record else [],
+        "stored_digest": record.stored if record else None,
+        "fetched_at": record.fetched_at.isoformat() if record else None,
+        "last_used": image.last_used.isoformat(timespec="seconds"),
+        "disks": [str(disk.path) for disk in disks],
+        "leases": [lease_json(lease, image.cache) for lease in leases],
+    }
+
+
+def disk_json(disk: InstanceDisk) -> dict[str, Any]:
+    """A disk for programs."""
+    return {
+        "instance": disk.instance,
+        "name": disk.name,
+        "path": str(disk.path),
+        "backend": disk.backend,
+        "format": disk.format,
+        "size": disk.size,
+        "allocated": disk.allocated,
+        "base": disk.base,
+        "base_path": str(disk.base_path) if disk.base_path else None,
+    }
+
+
+def lease_json(lease: Lease, cache: Path) -> dict[str, Any]:
+    """A lease or a pin for programs; a pin expires never."""
+    return {
+        "id": lease.id,
+        "cache": str(cache),
+        "holder": lease.holder,
+        "names": list(lease.names),
+        "refs": list(lease.refs),
+        "made_at": lease.made_at.isoformat(timespec="seconds"),
+        "expires": lease.expires.isoformat(timespec="seconds") if lease.expires else None,
+    }
+
+
+def problem_json(problem: Problem) -> dict[str, Any]:
+    """A problem for programs."""
+    return {"code": problem.code, "path": str(problem.path), "detail": problem.detail}
+
+
+def finding_json(finding: Finding) -> dict[str, Any]:
+    """A finding for programs."""
+    return {
+        "code": finding.code,
+        "level": finding.level.value,
+        "path": str(finding.path),
+        "detail": finding.detail,
+        "hint": finding.hint,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------------- tables
+
+
+def image_table(images: Sequence[BaseImage], users: Mapping[str, int], *, now: datetime, wide: bool) -> RenderableType:
+    """Images, one a row; ``users`` counts the disks made from each and its leases, by path. Wide: with whole names."""
+    if not images:
+        return Text("No images.", style="dim")
+    made = table("NAME", "REF", "FORMAT", numbers=("ON DISK", "VIRTUAL", "USERS", "LAST USED"), flexible=("REF",))
+    for image in images:
+        made.add_row(
+            image.name if wide else short_name(image.name),
+            Fitted(image.ref, keep_end=True) if image.ref else Text("unrecorded", style="yellow"),
+            image.format,
+            format_size(image.allocated),
+            format_size(image.virtual_size),
+            str(users.get(str(image.path), 0)),
+            ago(image.last_used, now=now),
+        )
+    return made
+
+
+def image_tree(
+    image: BaseImage, disks: Sequence[InstanceDisk], leases: Sequence[Lease] = (), *, now: datetime
+) -> RenderableType:
+    """One image: what is known of it, a branch for each disk that is made from it, and one for each lease and pin."""
+    users = Tree(Text(_used_by(len(disks), len(leases))))
+    for disk in disks:
+        users.add(Text(printable(f"{disk.instance}/{disk.name} ({disk.backend}) {disk.path}"), overflow="fold"))
+    for lease in leases:
+        users.add(Text(f"{_held(lease, now=now)} by {lease.holder} ({lease.id})", overflow="fold"))
+    return Group(Text(image.name, style="bold"), facts_table(_facts(image, now=now)), users)
+
+
+def _used_by(disks: int, leases: int) -> str:
+    told = [f"{number} {noun}{'s' if number > 1 else ''}" for number, noun in ((disks, "disk"), (leases, "lease")) if number]
+    return f"used by {' and '.join(told)}" if told else "used by no disk that is known"
+
+
+def _held(lease: Lease, *, now: datetime) -> str:
+    if lease.expires is None:
+        return "pinned"
+    left = (lease.expires - now).total_seconds()
+    return f"leased for another {format_duration(left)}" if left > 0 else f"was leased until {ago(lease.expires, now=now)}"
+
+
+def lease_table(leases: Sequence[tuple[Path, Lease]], *, now: datetime, wide: bool) -> RenderableType:
+    """Leases and pins, one a row, with the cache that each is in. Wide: with whole names."""
+    if not leases:
+        return Text("No leases and no pins.", style="dim")
+    made = table("ID", "HOLDER", "IMAGES", "ENDS", last=("CACHE",), flexible=("HOLDER", "IMAGES", "CACHE"))
+    for cache, lease in leases:
+        made.add_row(
+            lease.id,
+            Fitted(printable(lease.holder)),
+            Fitted(printable(", ".join(lease.names if wide else map(short_name, lease.names)))),
+            _ends(lease, now=now),
+            Fitted(printable(str(cache)), keep_end=True),
+        )
+    return made
+
+
+def released_text(leases: Sequence[tuple[Path, Lease]]) -> Text:
+    """What was let go of, in a sentence."""
+    told = "; ".join(f"{lease.id} of {lease.holder}: {', '.join(lease.names)}" for _, lease in leases)
+    return Text(printable(f"released {told}"))
+
+
+def _ends(lease: Lease, *, now: datetime) -> Text:
+    if lease.expires is None:
+        return Text("never: a pin")
+    left = (lease.expires - now).total_seconds()
+    return Text(f"in {format_duration(left)}") if left > 0 else Text("has ended", style="dim")
+
+
+def _facts(image: BaseImage, *, now: datetime) -> list[tuple[str, str]]:
+    record = image.record
+    facts = [
+        ("path", str(image.path)),
+        ("ref", record.ref if record else "unrecorded: it was not fetched by Underlay, or its file system keeps no attributes"),
+        ("format", image.format),
+        ("size", f"{format_size(image.allocated)} on disk, {format_size(image.virtual_size)} virtual"),
+    ]
+    if record:
+        facts += [
+            ("version", record.version_id),
+            *(("digest", digest) for digest in record.digests),
+            ("fetched", f"{record.fetched_at:%Y-%m-%d %H:%M:%S} UTC ({ago(record.fetched_at, now=now)})"),
+        ]
+    return [*facts, ("last used", ago(image.last_used, now=now))]
+
+
+def disk_table(disks: Sequence[InstanceDisk], *, wide: bool) -> RenderableType:
+    """Disks, one a row; one that lies outside its instance's directory is called by its path. Wide: with whole names."""
+    if not disks:
+        return Text("No disks.", style="dim")
+    made = table("INSTANCE", "NAME", "BACKEND", numbers=("SIZE", "ON DISK"), last=("BASE",), flexible=("NAME", "BASE"))
+    for disk in disks:
+        instance, name, path = (printable(text) for text in (disk.instance, disk.name, str(disk.path)))
+        elsewhere = (disk.path.parent.name, disk.path.name) != (disk.instance, disk.name)
+        base = disk.base or "-"
+        made.add_row(
+            instance,
+            Fitted(path if elsewhere or wide else name, keep_end=True),
+            disk.backend,
+            "?" if disk.size is None else format_size(disk.size),
+            format_size(disk.allocated),
+            Fitted(base if wide else short_name(base)),
+        )
+    return made
+
+
+def disk_line(disk: InstanceDisk) -> Text:
+    """One disk in a sentence."""
+    size = "an unknown size" if disk.size is None else format_size(disk.size)
+    base = f" made from {disk.base}" if disk.base else ""
+    text = f"{disk.path} ({disk.format or 'unrecorded'}, {size}, {format_size(disk.allocated)} on disk){base}"
+    return Text(printable(text))
+
+
+def findings_table(findings: Sequence[Finding]) -> RenderableType:
+    """Findings, the weightiest last, where the eye is when the command ends."""
+    made = table("LEVEL", "CODE", "WHAT", flexible=("WHAT",))
+    for finding in sorted(findings, key=lambda finding: _LEVELS.index(finding.level)):
+        hint = f" ({finding.hint})" if finding.hint else ""
+        level = Text(finding.level.value, style=_STYLES[finding.level])
+        where = "" if str(finding.path) in finding.detail else f"{finding.path}: "
+        made.add_row(level, finding.code, Text(printable(f"{where}{finding.detail}{hint}")))
+    return made
+
+
+def problem_text(problem: Problem) -> Text:
+    """A problem in one line."""
+    return Text.assemble(("problem ", "red"), f"{problem.code}: {printable(problem.detail)}")

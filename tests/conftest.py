@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,9 @@ from underlay import locks
 
 settings.register_profile("underlay", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("underlay")
+
+# A shell that starts the tests in its background lets them, and every program that they start, ignore the interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRE = "UNDERLAY_REQUIRE_COMPONENTS"
 

@@ -27,6 +27,7 @@ from underlay.errors import (
 from underlay.files import write_attribute
 from underlay.model import Digest, Event, ImageRecord, Level
 from underlay.naming import CacheKind
+from underlay.policy.form import Want
 from underlay.refs import parse_ref
 from underlay.sources.http import HttpSource
 from underlay.store import Store, images, refs
@@ -60,7 +61,7 @@ def masters(tmp_path: Path) -> Store:
 def ask(
     store: Store, source: ImageSource, *, ref: str = REF, checksum: Digest | None = None, observer: Recorder | None = None
 ) -> Ensured:
-    return Cache(name="cache", store=store).ensure(parse_ref(ref), source, observer or Recorder(), checksum=checksum)
+    return Cache(name="cache", store=store).ensure(parse_ref(ref), source, observer or Recorder(), want=Want(checksum=checksum))
 
 
 def bytes_of(ensured: Ensured) -> bytes:

@@ -145,7 +145,7 @@ def broken(tmp_path: Path) -> dict[str, str]:
     site = tmp_path / "site"
     site.mkdir()
     install(site)
-    begin = "    def describe(self, ref):\n"
+    begin = "    def describe(self, ref, *, known=()):\n"
     source = (site / "another.py").read_text()
     (site / "another.py").write_text(source.replace(begin, begin + "        raise ValueError('two\\nlines of woe')\n"))
     return dict(os.environ) | {"PYTHONPATH": os.fspath(site)}

@@ -17,6 +17,7 @@ from underlay.contracts import ByteStream
 from underlay.errors import DigestMismatch, SourceUnavailable
 from underlay.model import Digest, Event, ImageVersion, Progress
 from underlay.naming import CacheKind
+from underlay.policy.form import Want
 from underlay.refs import parse_ref
 from underlay.sources.http import HttpSource
 from underlay.store import Store
@@ -239,7 +240,7 @@ def test_who_waits_with_another_checksum_is_not_given_the_others_image(store: St
     with in_background(lambda: cache.ensure(ref, source, observer)) as first:
         observer.wait_for_progress("fetch")
         with pytest.raises(DigestMismatch):
-            cache.ensure(ref, source, Recorder(), checksum=wrong)
+            cache.ensure(ref, source, Recorder(), want=Want(checksum=wrong))
         assert "fetched" == first.result().reason.code
     assert 1 == source.opened("fake:image")
 

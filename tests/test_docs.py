@@ -83,7 +83,9 @@ def test_every_command_and_option_is_in_the_reference(pages: Pages) -> None:
 
 
 def test_no_page_names_an_option_that_does_not_exist(pages: Pages) -> None:
-    known = {option for _, command in _commands(cli, ()) for one in command.params for option in one.opts} | {"--help"}
+    known = {
+        option for _, command in _commands(cli, ()) for one in command.params for option in (*one.opts, *one.secondary_opts)
+    } | {"--help"}
     for name, page in pages.items():
         named = {literal.split()[0] for literal in _literals(page) if re.fullmatch(r"--[a-z].*", literal)}
         assert set() == {option for option in named if option not in known}, name

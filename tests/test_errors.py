@@ -93,14 +93,16 @@ def test_a_refusal_names_the_rule_and_the_image() -> None:
 
 
 def test_missing_space_is_told_in_numbers() -> None:
-    error = InsufficientSpace("/cache", needed=5, free=3, reclaimable=1)
+    error = InsufficientSpace("/cache", needed=5, free=3, reclaimable={"/cache": 1, "/other": 0})
 
-    assert "/cache has no room: needed 5 bytes, free 3 bytes, reclaimable 1 bytes" == str(error)
-    assert (5, 3, 1) == (error.needed, error.free, error.reclaimable)
+    assert "/cache has no room: needed 5 bytes, free 3 bytes, reclaimable 1 bytes in /cache, 0 bytes in /other" == str(error)
+    assert (5, 3, 1) == (error.needed, error.free, error.reclaimable["/cache"])
 
 
 def test_space_that_ran_out_unforeseen_has_no_number() -> None:
-    assert "needed more than that, free 0 bytes" in str(InsufficientSpace("/cache", needed=None, free=0, reclaimable=0))
+    assert "needed more than that, free 0 bytes, reclaimable nothing" in str(
+        InsufficientSpace("/cache", needed=None, free=0, reclaimable={})
+    )
 
 
 def test_a_disk_too_small_is_told_with_both_sizes() -> None:

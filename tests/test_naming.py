@@ -74,7 +74,7 @@ def test_candidates_are_every_name_under_which_an_image_may_be_stored() -> None:
     assert {f"{stem}.{stored}" for stored in STORED_FORMATS} == set(found)
     assert f"{stem}.raw" == found[-1]
     assert [UUID, f"{UUID}.converted"] == list(candidate_names(UUID, ref=GLANCE, kind=CacheKind.MASTERS, raw_only=False))
-    assert [f"{UUID}.converted"] == list(candidate_names(UUID, ref=GLANCE, kind=CacheKind.MASTERS, raw_only=True))
+    assert [f"{UUID}.converted", UUID] == list(candidate_names(UUID, ref=GLANCE, kind=CacheKind.MASTERS, raw_only=True))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from underlay.contracts import BackendTraits
 from underlay.model import Form, ImageFacts
-from underlay.policy.form import EXEMPT_FORMATS, choose_form
+from underlay.policy.form import EXEMPT_FORMATS, Want, choose_form
 
 RAW = ImageFacts(format="raw", label="gpt", virtual_size=1)
 QCOW2 = ImageFacts(format="qcow2", label="qcow2", virtual_size=1)
@@ -31,16 +31,16 @@ OVERLAY = BackendTraits(name="qcow2", needs_raw=False, overlays=True, disk_forma
 def test_the_form_of_an_image_and_why(
     facts: ImageFacts, label: str | None, cache: str, traits: BackendTraits | None, form: Form, code: str
 ) -> None:
-    chosen, reason = choose_form(facts, label=label, force_raw=cache == "raw-forcing", traits=traits)
+    chosen, reason = choose_form(facts, Want(traits=traits), label=label, force_raw=cache == "raw-forcing")
 
     assert (form, code) == (chosen, reason.code)
     assert reason.detail
 
 
 def test_the_reason_names_what_decided() -> None:
-    assert "force_raw_images" in choose_form(QCOW2, label=None, force_raw=True, traits=None)[1].detail
-    assert "flat" in choose_form(QCOW2, label=None, force_raw=False, traits=FLAT)[1].detail
-    assert "gpt" in choose_form(RAW, label=None, force_raw=True, traits=None)[1].detail
+    assert "force_raw_images" in choose_form(QCOW2, Want(traits=None), label=None, force_raw=True)[1].detail
+    assert "flat" in choose_form(QCOW2, Want(traits=FLAT), label=None, force_raw=False)[1].detail
+    assert "gpt" in choose_form(RAW, Want(traits=None), label=None, force_raw=True)[1].detail
 
 
 def test_kernels_ramdisks_and_their_machines_are_exempt() -> None:

@@ -34,7 +34,7 @@ class Source:
     def version_id(self, ref, sha256):
         return f"{ref.canonical}#{sha256}"
 
-    def describe(self, ref):
+    def describe(self, ref, *, known=()):
         return ImageVersion(ref=ref, size=len(CONTENT))
 
     @contextmanager

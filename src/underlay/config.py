@@ -162,6 +162,7 @@ class _Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 class _HttpOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     revalidate_after: str | int = "5min"
+    stale_if_error: bool = True
     connect_timeout: str | int = "10s"
     read_timeout: str | int = "60s"
     ca_file: str | None = None
@@ -201,6 +202,7 @@ def _config(document: _Document, origin: Path | None) -> Config:
     http = document.sources.http
     http_arguments = {
         "revalidate_after": _with_unit(parse_duration, http.revalidate_after, "sources.http.revalidate_after"),
+        "stale_if_error": http.stale_if_error,
         "connect_timeout": _positive(http.connect_timeout, "sources.http.connect_timeout"),
         "read_timeout": _positive(http.read_timeout, "sources.http.read_timeout"),
         "ca_file": None if http.ca_file is None else os.fspath(_absolute(http.ca_file, "sources.http.ca_file")),

@@ -37,6 +37,11 @@ class ImageSource(Protocol):
         """Seconds for which a description holds before the source must be asked again; 0 asks each time."""
         ...
 
+    @property
+    def stale_if_error(self) -> bool:
+        """Whether a verified image is served when the source cannot be asked (RFC 5861 has the name)."""
+        ...
+
     def fixed_id(self, ref: ImageRef) -> str | None:
         """The version id when the ref alone fixes it for ever (a Glance UUID, a manifest digest), else None. No I/O."""
         ...
@@ -45,8 +50,12 @@ class ImageSource(Protocol):
         """The version id of content whose sha256 as served is known (64 hexadecimal digits). No I/O."""
         ...
 
-    def describe(self, ref: ImageRef) -> ImageVersion:
+    def describe(self, ref: ImageRef, *, known: Sequence[str] = ()) -> ImageVersion:
         """What the ref is now, at the cost of one small request.
+
+        Args:
+            known: validators of one version that is here, newest last. When the ref still means that version, an answer with
+                one of them as its validator is enough.
 
         Raises:
             ImageNotFound, NotAuthorized, SourceRefused, SourceUnavailable (transient)

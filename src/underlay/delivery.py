@@ -4,7 +4,6 @@ The path changes in one step, from what was there to the whole image, and only w
 or the copy is made the image is held, so nobody removes it in between; afterwards the link, or the copy's record, keeps it.
 """
 
-import errno
 import math
 import os
 from collections.abc import Iterator
@@ -15,16 +14,12 @@ from pathlib import Path
 from underlay import locks
 from underlay.config import Config
 from underlay.errors import CacheMissing, InvalidName, NotCached
-from underlay.files import adopt, copy_sparse, create, is_regular, open_regular, sync_directory, translated
+from underlay.files import adopt, copy_sparse, create, is_regular, link, open_regular, sync_directory, translated
 from underlay.model import BaseImage, Reason
 from underlay.store import Store, copies, images
 from underlay.store.images import Hold
 
 _COPY_MODE = 0o644
-
-# What link(2) answers where a link cannot be, as opposed to where nothing can be written: another file system, one without
-# links, a file of another user (fs.protected_hardlinks), as many links as an inode can have.
-_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +116,8 @@ def _is_right(store: Store, hold: Hold, path: Path, there: os.stat_result) -> bo
 def _link(hold: Hold, path: Path) -> Reason | None:
     """Link the image to the path; None where no link can be."""
     with _temporary(path) as temporary, translated(path):
-        try:
-            os.link(hold.image.path, temporary, follow_symlinks=False)  # crash: a temporary, removed by the next delivery
-        except OSError as error:
-            if error.errno in _NO_LINK:
-                return None
-            raise
+        if not link(hold.image.path, temporary):  # crash: a temporary, removed by the next delivery
+            return None
         os.rename(temporary, path)  # crash: what was there, or the image
         sync_directory(path.parent)  # crash: the image for good
     return Reason("linked", "a hard link to the image")

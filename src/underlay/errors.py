@@ -4,7 +4,7 @@
 
     UnderlayError
     ├── BadInput                  what was asked for cannot be meant
-    │   ├── InvalidRef · UnknownScheme · InvalidDigest · InvalidSize · InvalidName
+    │   ├── InvalidRef · UnknownScheme · InvalidDigest · InvalidSize · InvalidName · InvalidForm
     │   └── UnknownBackend · UnknownCache · ConfigError
     ├── SourceError               where the image lives
     │   ├── ImageNotFound · NotAuthorized · SourceRefused · UntrustedCertificate
@@ -29,6 +29,7 @@ A star marks what is worth trying again (``transient``). Each leaf has an exit c
 and the HTTP status that an API answers with. A message is one line: what failed, of which thing, why; ``hint`` says what to do.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -106,6 +107,12 @@ class UnknownCache(BadInput):
     """A cache name that the configuration does not have."""
 
     code, exit_code = "unknown-cache", 17
+
+
+class InvalidForm(BadInput):
+    """A form or a format of an image that nothing can have, or that the cache never keeps."""
+
+    code, exit_code = "invalid-form", 18
 
 
 class SourceError(UnderlayError):
@@ -264,15 +271,17 @@ class InsufficientSpace(CacheError):
     """The file system has no room.
 
     Attributes:
-        needed, free, reclaimable: bytes; needed is None when the file system filled up unforeseen.
+        needed, free: bytes; needed is None when the file system filled up unforeseen.
+        reclaimable: bytes that would come free of what nobody needs, by cache directory, as far as that was looked at.
     """
 
     code, exit_code, http_status = "insufficient-space", 47, 507
 
-    def __init__(self, where: str, *, needed: int | None, free: int, reclaimable: int) -> None:
+    def __init__(self, where: str, *, needed: int | None, free: int, reclaimable: Mapping[str, int]) -> None:
         wanted = "more than that" if needed is None else f"{needed} bytes"
+        of_each = ", ".join(f"{size} bytes in {cache}" for cache, size in reclaimable.items()) or "nothing"
         super().__init__(
-            f"{where} has no room: needed {wanted}, free {free} bytes, reclaimable {reclaimable} bytes",
+            f"{where} has no room: needed {wanted}, free {free} bytes, reclaimable {of_each}",
             hint="free space on that file system, or use a cache on another one",
         )
         self.needed = needed

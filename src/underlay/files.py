@@ -54,7 +54,7 @@ def storage_error(error: OSError, where: Path, *, needed: int | None = None) -> 
     named = error.filename if isinstance(error.filename, str | os.PathLike) else where  # a call on a descriptor names a number
     what = f"{os.fspath(named)}: {os.strerror(error.errno) if error.errno else error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InsufficientSpace(os.fspath(where), needed=needed, free=_free_or_zero(where), reclaimable=0)
+        return InsufficientSpace(os.fspath(where), needed=needed, free=_free_or_zero(where), reclaimable={})
     if error.errno == errno.EROFS:
         return CacheNotWritable(what, hint="mount the file system read-write, or use another directory")
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -283,6 +283,26 @@ def rename_no_replace(source: Path, target: Path) -> None:
         raise OSError(code, os.strerror(code), os.fspath(source), None, os.fspath(target))
     os.link(source, target, follow_symlinks=False)  # crash: both names; the source lies in tmp/ and is swept
     os.unlink(source)
+
+
+# What link(2) answers where a link cannot be, as opposed to where nothing can be written: another file system, one without
+# links, a file of another user (fs.protected_hardlinks), as many links as an inode can have.
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
+
+
+def link(source: Path, target: Path) -> bool:
+    """Give a file a second name; False where no link can be.
+
+    Raises:
+        FileExistsError, OSError
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NO_LINK:
+            return False
+        raise
+    return True
 
 
 def _renameat2(source: Path, target: Path) -> int:

@@ -4,13 +4,13 @@ Everything that it does is a call further down; what it adds is which cache, whi
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from underlay import filedisk, holding, instances, lookup, registry
+from underlay import filedisk, hits, holding, instances, lookup, registry
 from underlay.cache import Cache, Ensured
 from underlay.config import Config, load_config
 from underlay.contracts import BackendTraits, DiskBackend, ImageSource, Observer
@@ -19,6 +19,7 @@ from underlay.errors import (
     CacheError,
     DiskNotFound,
     DiskUnrecorded,
+    InsufficientSpace,
     NotCached,
     OverlayRefused,
     UnknownCache,
@@ -40,16 +41,19 @@ from underlay.model import (
 )
 from underlay.naming import CacheKind
 from underlay.plan import Plan, Report, Verdict
+from underlay.policy.form import Want, check_want
 from underlay.precache import Precached, precache
 from underlay.prune.observation import Known, asked_for, known_instances, make_plan
-from underlay.prune.reclaim import make_reclaim_plan
+from underlay.prune.reclaim import Goal, free_now, make_reclaim_plan
 from underlay.prune.removal import accept_roots, apply
 from underlay.refs import is_ref, parse_ref
-from underlay.store import Store, hosts, images, registry as registry_of_hosts
+from underlay.room import make_room
+from underlay.store import Store, eviction, hosts, images, registry as registry_of_hosts
 from underlay.store.hosts import HostUse
 from underlay.units import parse_size
 
 _DELIVERIES = 5
+_ROOM_TRIES = 3
 
 
 class Silent:
@@ -68,41 +72,61 @@ class Host:
 
     config: Config
     observer: Observer
+    sources: Mapping[str, ImageSource] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, config: Config | Path | str | None = None, *, observer: Observer | None = None) -> "Host":
+    def open(
+        cls,
+        config: Config | Path | str | None = None,
+        *,
+        observer: Observer | None = None,
+        sources: Mapping[str, ImageSource] | None = None,
+    ) -> "Host":
         """A host by its configuration.
 
         Args:
             config: a configuration, the path of its file, or None for ``$UNDERLAY_CONFIG``, the system's or the user's file,
                 and without any of them the embedded default.
             observer: hears events and progress.
+            sources: by scheme, in place of those that the configuration would open.
 
         Raises:
             ConfigError
         """
         if not isinstance(config, Config):
             config = load_config(None if config is None else Path(config))
-        return cls(config, observer or Silent())
+        return cls(config, observer or Silent(), sources or {})
 
     # --------------------------------------------------------------------------------------------------------------- images
 
-    def ensure(self, ref: str | ImageRef, *, checksum: str | Digest | None = None, cache: str | None = None) -> BaseImage:
+    def ensure(
+        self,
+        ref: str | ImageRef,
+        *,
+        checksum: str | Digest | None = None,
+        cache: str | None = None,
+        disk_format: str | None = None,
+        raw: bool | None = None,
+    ) -> BaseImage:
         """Make an image present in a cache and return it; from any number of threads and processes, one fetches it.
 
         Args:
             ref: ``https://…``, ``file:///…`` or another scheme's.
             checksum: ``algorithm:hex`` of the bytes as served.
             cache: the cache's name; None for the configuration's first.
+            disk_format: what the bytes as served must be: raw (or gpt), qcow2, vmdk, vhd, vhdx, vdi, iso; a kernel or ramdisk
+                (aki, ari, ami) may be anything.
+            raw: True: in raw form; False: byte for byte as served, which a cache of masters keeps, and a base cache that does
+                not force raw; None: as the cache keeps images.
 
         Returns:
             The image: verified, durable, its use recorded.
 
         Raises:
-            InvalidRef, InvalidDigest, UnknownScheme, UnknownCache: correct the request.
+            InvalidRef, InvalidDigest, InvalidForm, UnknownScheme, UnknownCache: correct the request.
             SourceError, ImageRefused, CacheError, LockError, ToolError: see `underlay.errors`.
         """
-        return self.fetch(ref, checksum=checksum, cache=cache).image
+        return self.fetch(ref, checksum=checksum, cache=cache, disk_format=disk_format, raw=raw).image
 
     def fetch(
         self,
@@ -110,9 +134,13 @@ class Host:
         *,
         checksum: str | Digest | None = None,
         cache: str | None = None,
+        disk_format: str | None = None,
+        raw: bool | None = None,
         traits: BackendTraits | None = None,
     ) -> Ensured:
         """As `ensure`, and say how the image came to be there.
+
+        When the file system has no room, what nobody needs goes first, as by `plan_reclaim`, but nothing of this image.
 
         Args:
             traits: of the backend that the image is for; one that needs raw images gets one.
@@ -120,9 +148,20 @@ class Host:
         ref = parse_ref(ref) if isinstance(ref, str) else ref
         checksum = Digest.parse(checksum) if isinstance(checksum, str) else checksum
         chosen, source = self.cache(cache), self.source(ref.scheme)
+        want = Want(checksum=checksum, disk_format=disk_format, raw=raw, traits=traits)
+        check_want(want, kind=chosen.store.kind, force_raw=chosen.store.force_raw)
         self._make_directories()
         lease = self.config.leases.get(chosen.name)
-        return chosen.ensure(ref, source, self.observer, checksum=checksum, traits=traits, lease_seconds=lease)
+        for _ in range(_ROOM_TRIES):
+            try:
+                return chosen.ensure(ref, source, self.observer, want=want, lease_seconds=lease)
+            except InsufficientSpace as error:
+                self._make_room(error, chosen.store.root, chosen.store, ref)
+        return chosen.ensure(ref, source, self.observer, want=want, lease_seconds=lease)
+
+    def _make_room(self, error: InsufficientSpace, path: Path, store: Store, ref: ImageRef) -> None:
+        spared = {(store.root, name) for name in hits.names(store, ref)}
+        make_room(self.config, self._known(None), error, path, spared=spared, observer=self.observer)
 
     def deliver(
         self,
@@ -131,6 +170,8 @@ class Host:
         *,
         checksum: str | Digest | None = None,
         cache: str | None = None,
+        disk_format: str | None = None,
+        raw: bool | None = None,
     ) -> Delivered:
         """Put an image at a path, fetched first unless it is here: a hard link to it, or a copy where no link can be.
 
@@ -140,21 +181,30 @@ class Host:
         Args:
             path: absolute; its directory is there.
             cache: the cache's name; None for the configuration's first of masters, else for its first.
+            disk_format, raw: as for `ensure`.
 
         Raises:
             InvalidName, CacheMissing, CacheNotWritable: the path. As `ensure`.
         """
         path = Path(path)
         check_place(self.config, path)
-        name = self._masters_cache() if cache is None else cache
+        ref = parse_ref(ref) if isinstance(ref, str) else ref
+        store = self.cache(self._masters_cache() if cache is None else cache).store
+        name = next(name for name, one in self.config.caches.items() if one is store)
         for attempt in range(1, _DELIVERIES + 1):
-            ensured = self.fetch(ref, checksum=checksum, cache=name)
+            ensured = self.fetch(ref, checksum=checksum, cache=name, disk_format=disk_format, raw=raw)
             try:
-                delivered = deliver(self.config, self.store_of(ensured.image), ensured.image, path)
+                delivered = deliver(self.config, store, ensured.image, path)
             except NotCached:  # evicted, or replaced by a newer version, since it was fetched
                 if attempt == _DELIVERIES:
                     raise
+            except InsufficientSpace as error:  # where the copy goes
+                if attempt == _DELIVERIES:
+                    raise
+                self._make_room(error, path.parent, store, ref)
             else:
+                if ensured.no_store and store.kind is CacheKind.MASTERS:
+                    eviction.drop(store, ensured.image.name)
                 return replace(delivered, came=ensured.reason)
         raise AssertionError("unreachable")
 
@@ -352,7 +402,20 @@ class Host:
         Raises:
             CacheMissing, CacheNotWritable: the path cannot be looked at.
         """
-        return make_reclaim_plan(self.config, self._known(instances), need=need, path=Path(path), now=now)
+        return make_reclaim_plan(self.config, self._known(instances), Goal(path=Path(path), need=need), now=now)
+
+    def plan_free(self, amount: int, path: Path | str, *, cache: str | None = None, now: datetime | None = None) -> Plan:
+        """As `plan_reclaim`, so that ``amount`` bytes come free more than are free now on the file system of a path.
+
+        Args:
+            cache: the one that gives, by name; None for all that lie there.
+
+        Raises:
+            CacheMissing, CacheNotWritable: the path cannot be looked at.
+        """
+        goal = Goal(path=Path(path), need=free_now(Path(path)) + amount, slack=0)
+        names = None if cache is None else [cache]
+        return make_reclaim_plan(self.config, self._known(None), goal, names=names, now=now)
 
     def check_judged(self, plan: Plan) -> None:
         """Make sure that a plan judges one cache at least; what is the matter with one is in its problems.
@@ -519,6 +582,8 @@ class Host:
         Raises:
             UnknownScheme
         """
+        if scheme in self.sources:
+            return self.sources[scheme]
         return registry.open_source(scheme, self.config.sources.get(scheme, {}))
 
     def backend(self, name: str | None) -> DiskBackend:

@@ -9,22 +9,23 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from underlay import qemuimg
-from underlay.contracts import BackendTraits, ImageSource, Observer
+from underlay.contracts import ImageSource, Observer
 from underlay.errors import (
     BodyTooLong,
     BodyTruncated,
     DigestMismatch,
     ImageRefused,
     InsufficientSpace,
+    NotCached,
     StorageFailed,
     UnderlayError,
 )
-from underlay.files import allocated_bytes, create, open_regular, translated
+from underlay.files import allocated_bytes, create, link, open_regular, translated
 from underlay.formats import qcow2
 from underlay.formats.inspect import Inspector
 from underlay.model import (
@@ -41,7 +42,7 @@ from underlay.model import (
     Reason,
 )
 from underlay.naming import CacheKind, master_name, original_name
-from underlay.policy.form import EXEMPT_FORMATS, choose_form
+from underlay.policy.form import EXEMPT_FORMATS, Want, choose_form
 from underlay.store import Store, images, refs, space, staging as stagings
 from underlay.store.staging import Journal, Staging
 from underlay.stream import Digests, SparseWriter, filled, served_digest, stored_digest
@@ -58,16 +59,14 @@ class Order:
     """What an ingest is to bring, and whereto.
 
     Attributes:
-        checksum: what the bytes as served must have, beside what the source promises.
-        traits: of the backend that the image is wanted for, or None.
+        want: what is asked of the image, beside what the source promises.
         neighbours: the host's other caches, whose reservations count on the same file system.
     """
 
     store: Store
     source: ImageSource
     version: ImageVersion
-    checksum: Digest | None = None
-    traits: BackendTraits | None = None
+    want: Want = field(default_factory=Want)
     neighbours: Sequence[Store] = ()
 
     @property
@@ -78,18 +77,26 @@ class Order:
     @property
     def expected(self) -> tuple[Digest, ...]:
         """Every digest that the bytes as served must have."""
-        asked = () if self.checksum is None else (self.checksum,)
+        asked = () if self.want.checksum is None else (self.want.checksum,)
         return (*self.version.digests, *asked)
 
     @property
+    def label(self) -> str | None:
+        """What the bytes are said to be: by who asks, else by the source."""
+        return self.want.disk_format or self.version.disk_format
+
+    @property
     def exempt(self) -> bool:
-        """Whether no format rule applies: a kernel, a ramdisk, or a cache without validation."""
-        return not self.store.validation or self.version.disk_format in EXEMPT_FORMATS
+        """Whether no format rule applies: a kernel, a ramdisk, or a cache without validation.
+
+        What is to be converted is inspected all the same.
+        """
+        return self.label in EXEMPT_FORMATS or not (self.store.validation or self.want.raw)
 
     @property
     def raw_only(self) -> bool:
         """Whether nothing but a raw image will do."""
-        return self.store.force_raw or (self.traits is not None and self.traits.needs_raw)
+        return self.want.raw_only(force_raw=self.store.force_raw)
 
 
 def ingest(order: Order, staging: Staging, observer: Observer) -> BaseImage:
@@ -116,6 +123,56 @@ def ingest(order: Order, staging: Staging, observer: Observer) -> BaseImage:
     stagings.discard(staging)  # crash before this: a dead ingest, swept later; the image is published
     _tell(observer, order, "cleared")
     return image
+
+
+def convert_kept(order: Order, staging: Staging, image: BaseImage, observer: Observer) -> BaseImage | None:
+    """Bring the raw form of an image that the cache has as it was served; nothing is transferred.
+
+    The caller holds the ref's ingest lock. None when the image is gone, is another by now, or cannot be linked here: then it
+    has to be fetched. After a failure nothing is left.
+
+    Raises:
+        InsufficientSpace, CacheError, ToolError
+    """
+    stagings.restart(staging)
+    _tell(observer, order, "staged")
+    try:
+        journal = _linked(order, staging, image)
+        converted = None
+        if journal is not None:
+            staged, record = _kept_form(order, staging, journal, observer)
+            converted = _publish(order, staging, staged, record, observer)
+    except BaseException:
+        with suppress(UnderlayError, OSError):
+            stagings.discard(staging)
+        raise
+    stagings.discard(staging)  # crash before this: a dead ingest, swept later; the image is published
+    _tell(observer, order, "cleared")
+    return converted
+
+
+def _linked(order: Order, staging: Staging, image: BaseImage) -> Journal | None:
+    """The image as a verified download: a second link to it, so that nobody takes it away meanwhile."""
+    try:
+        with images.held(order.store, image.name) as hold, translated(staging.download):
+            record = hold.image.record
+            if record is None or record != image.record or not link(hold.image.path, staging.download):
+                return None
+    except NotCached:
+        return None
+    return Journal(
+        layout=LAYOUT,
+        ref=record.ref,
+        version_id=record.version_id,
+        validator=None,
+        size=record.size,
+        digests=record.digests,
+        stored=record.stored,
+        format=record.format,
+        label=record.served_format or record.format,
+        virtual_size=record.virtual_size,
+        disk_format=order.label,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- the download
@@ -166,7 +223,7 @@ def _receive(order: Order, room: "_Room", fd: int, observer: Observer) -> Journa
 
 
 def _inspector(order: Order) -> Inspector:
-    return Inspector(what=order.what, label=order.version.disk_format, virtual_size_limit=order.store.virtual_size_limit)
+    return Inspector(what=order.what, label=order.label, virtual_size_limit=order.store.virtual_size_limit)
 
 
 def _check_length(order: Order, received: int) -> None:
@@ -218,8 +275,7 @@ class _Room:
 def _form(order: Order, facts: ImageFacts) -> tuple[Form, Reason]:
     if order.exempt:
         return Form.AS_SERVED, Reason("exempt", "the image is kept as served, without inspection")
-    label, force_raw = order.version.disk_format, order.store.force_raw
-    return choose_form(facts, label=label, force_raw=force_raw, traits=order.traits)
+    return choose_form(facts, order.want, label=order.label, force_raw=order.store.force_raw)
 
 
 def _check_digests(order: Order, actual: Sequence[Digest]) -> None:
@@ -249,7 +305,7 @@ def _journal(order: Order, facts: ImageFacts, *, size: int, digests: Sequence[Di
         label=facts.label,
         virtual_size=facts.virtual_size,
         exempt=order.exempt,
-        disk_format=order.version.disk_format,
+        disk_format=order.label,
     )
 
 
@@ -273,7 +329,7 @@ def _still_serves(journal: Journal, order: Order, staging: Staging) -> bool:
 
 def _same_rules(journal: Journal, order: Order) -> bool:
     """Whether the bytes passed the rules that hold now, under the label that they have now."""
-    if (journal.exempt, journal.disk_format) != (order.exempt, order.version.disk_format):
+    if (journal.exempt, journal.disk_format) != (order.exempt, order.label):
         return False
     return order.exempt or journal.virtual_size <= order.store.virtual_size_limit
 
@@ -282,21 +338,30 @@ def _same_rules(journal: Journal, order: Order) -> bool:
 
 
 def _store(order: Order, staging: Staging, journal: Journal, observer: Observer) -> BaseImage:
+    staged, record = _kept_form(order, staging, journal, observer)
+    # Remembered first: a ref that means a version not in the cache yet does no harm, a published image that no ref means
+    # would be fetched again.
+    version, now = order.version, datetime.now(UTC)
+    validator, no_store = journal.validator, version.no_store
+    refs.remember(order.store, version.ref, journal.version_id, validator=validator, now=now, no_store=no_store)
+    _tell(observer, order, "remembered")
+    return _publish(order, staging, staged, record, observer)
+
+
+def _kept_form(order: Order, staging: Staging, journal: Journal, observer: Observer) -> tuple[Path, ImageRecord]:
+    """The file that is to be the image, converted if need be, and its record."""
     facts = ImageFacts(format=journal.format, label=journal.label, virtual_size=journal.virtual_size)
     form, reason = _form(order, facts)
     _tell(observer, order, reason.code, detail=reason.detail)
-    converted = form is Form.RAW
-    if converted:
-        record = _convert(order, staging, journal, observer)
-    else:
-        record = _record(journal, format=journal.format, size=journal.size, stored=journal.stored, as_served=True)
-    # Remembered first: a ref that means a version not in the cache yet does no harm, a published image that no ref means
-    # would be fetched again.
-    refs.remember(order.store, order.version.ref, journal.version_id, validator=journal.validator, now=datetime.now(UTC))
-    _tell(observer, order, "remembered")
+    if form is Form.RAW:
+        return staging.converted, _convert(order, staging, journal, observer)
+    record = _record(journal, format=journal.format, size=journal.size, stored=journal.stored, as_served=True)
+    return staging.download, record
+
+
+def _publish(order: Order, staging: Staging, staged: Path, record: ImageRecord, observer: Observer) -> BaseImage:
     # All is written: once the file has left for its place, a claim would count what it occupies a second time.
     stagings.drop_reservation(staging)
-    staged = staging.converted if converted else staging.download
     name = _name(order, record)
     put = images.publish_over if order.store.kind is CacheKind.MASTERS else images.publish
     image = put(order.store, staged, name, record)
@@ -377,6 +442,7 @@ def _record(journal: Journal, *, format: str, size: int, stored: str, as_served:
         digests=journal.digests,
         stored=stored,
         as_served=as_served,
+        served_format=None if journal.exempt else journal.label,
         fetched_at=datetime.now(UTC).replace(microsecond=0),
         underlay=__version__,
     )

@@ -80,6 +80,7 @@ class ImageVersion:
         digests: what the source promises of the bytes as served.
         validator: opaque; two equal validators mean the same bytes. None: the source has none.
         min_disk: the smallest disk in bytes that the source allows.
+        no_store: the source asks that nobody keep a copy (RFC 9111, 5.2.2.5).
         found_at: where the source found it, when that is not the ref's own location; may carry a signature, so it is never
             printed or stored.
     """
@@ -91,6 +92,7 @@ class ImageVersion:
     digests: tuple[Digest, ...] = ()
     validator: str | None = None
     min_disk: int = 0
+    no_store: bool = False
     properties: Mapping[str, str] = field(default_factory=dict)
     found_at: str | None = field(default=None, repr=False)
 
@@ -125,6 +127,7 @@ class ImageRecord:
         digests: of the bytes as served; sha256 always among them.
         stored: digest of the stored form (see `underlay.stream`), as ``sha256:hex``.
         as_served: the stored bytes are the served bytes, so any digest can be computed from the file.
+        served_format: what inspection found the served bytes to be, as image services say it; None: they were not inspected.
         size: bytes of the stored file. mtime_ns: of a master, unchanged since publication.
     """
 
@@ -139,6 +142,7 @@ class ImageRecord:
     as_served: bool
     fetched_at: datetime
     underlay: str
+    served_format: str | None = None
     mtime_ns: int | None = None
 
 
@@ -169,6 +173,7 @@ class BaseImage:
             without user attributes), which was inspected before it was returned.
         size: bytes of the file. allocated: bytes that it occupies. virtual_size: bytes that a guest sees.
         last_used: the newer of its mtime and its ``used`` marker.
+        served_format: what inspection found the bytes as served to be, as image services say it; None: nothing tells.
     """
 
     name: str
@@ -179,6 +184,7 @@ class BaseImage:
     allocated: int
     last_used: datetime
     record: ImageRecord | None
+    served_format: str | None = None
 
     @property
     def path(self) -> Path:

@@ -63,8 +63,9 @@ def master_name(version_id: str, *, ref: ImageRef, raw: bool) -> str:
 def candidate_names(version_id: str, *, ref: ImageRef, kind: CacheKind, raw_only: bool) -> Sequence[str]:
     """The names under which a version may be stored, best first."""
     if kind is CacheKind.MASTERS:
-        names = [master_name(version_id, ref=ref, raw=True)]
-        return names if raw_only else [master_name(version_id, ref=ref, raw=False), *names]
+        # Whatever was wanted when it came, an image that came raw is the raw form as well.
+        names = [master_name(version_id, ref=ref, raw=True), master_name(version_id, ref=ref, raw=False)]
+        return names if raw_only else names[::-1]
     formats = STORED_FORMATS[:1] if raw_only else (*STORED_FORMATS[1:], STORED_FORMATS[0])
     return [original_name(version_id, ref=ref, stored_format=stored) for stored in formats]
 

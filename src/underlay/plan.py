@@ -198,7 +198,7 @@ class Plan:
         unknowns: what could not be told.
         whole: whether it judges every file of its caches; else it says nothing of what this host needs besides.
         need, path: of a plan to reclaim: bytes that are to be free, and on whose file system. shortfall: bytes that are missing
-            from them all the same.
+            from them all the same. frees: bytes that may come free in each of the caches.
         once: taken when the plan is applied, so that it is applied once.
     """
 
@@ -216,6 +216,7 @@ class Plan:
     need: int = 0
     path: Path | None = None
     shortfall: int = 0
+    frees: Mapping[Path, int] = field(default_factory=dict)
     once: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
 

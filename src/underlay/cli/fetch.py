@@ -27,6 +27,8 @@ from underlay.units import format_size
     metavar="PATH",
     help="Put it there: a hard link, or a copy.",
 )
+@click.option("--raw/--as-served", default=None, help="In raw form, or byte for byte as served; else as the cache keeps it.")
+@click.option("--disk-format", metavar="FORMAT", help="What the bytes as served must be, such as qcow2 or raw.")
 @json_option
 @click.pass_obj
 def fetch(
@@ -35,6 +37,8 @@ def fetch(
     cache: str | None,
     checksum: str | None,
     path: Path | None,
+    raw: bool | None,  # noqa: FBT001
+    disk_format: str | None,
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Make the image REF present in a cache: fetched once, verified, inspected, durable.
@@ -45,16 +49,19 @@ def fetch(
     With --to the image is at PATH afterwards, from the configuration's first cache of masters unless --cache names another:
     as a hard link, or as a copy where no link can be. What was there is replaced in one step.
 
+    When the file system has no room, what nobody needs goes first, as by 'underlay reclaim', but nothing of this image.
+
     \b
     underlay fetch https://example.org/debian-12.qcow2 --checksum sha512:…
     underlay fetch https://example.org/debian-12.qcow2 --to /var/lib/ironic/images/node-1/disk
     """
     with session.host() as host:
         if path is None:
-            ensured, delivered = host.fetch(ref, checksum=checksum, cache=cache), None
+            ensured, delivered = host.fetch(ref, checksum=checksum, cache=cache, raw=raw, disk_format=disk_format), None
             image, came = ensured.image, ensured.reason
         else:
-            delivered = host.deliver(ref, path.absolute(), checksum=checksum, cache=cache)
+            place = path.absolute()
+            delivered = host.deliver(ref, place, checksum=checksum, cache=cache, raw=raw, disk_format=disk_format)
             image, came = delivered.image, delivered.came or delivered.reason
         leases = leases_of(image, living_leases(host))
     if as_json:

@@ -1,27 +1,98 @@
-"""In which form an image is kept: facts in, a decision with its reason out. No I/O."""
+"""In which form an image is kept, and whether one that is kept is what was asked for. Facts in, decisions out; no I/O."""
+
+from dataclasses import dataclass
 
 from underlay.contracts import BackendTraits
-from underlay.model import Form, ImageFacts, Reason
+from underlay.errors import InvalidForm
+from underlay.model import BaseImage, Digest, Form, ImageFacts, Reason
+from underlay.naming import CacheKind, named_format
 
 # Kernels and ramdisks are files to hand to a hypervisor, never disks to convert.
 EXEMPT_FORMATS = frozenset({"aki", "ari", "ami"})
+SERVED_FORMATS = frozenset({"raw", "gpt", "iso", "qcow2", "vmdk", "vhd", "vhdx", "vdi"})
+"""What inspection may find and let pass, as image services say it."""
+_RAW_LABELS = frozenset({"raw", "gpt"})  # a disk with a partition table is a raw disk, and is called either
 
 
-def choose_form(facts: ImageFacts, *, label: str | None, force_raw: bool, traits: BackendTraits | None) -> tuple[Form, Reason]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """What is asked of an image, beside its ref.
+
+    Attributes:
+        checksum: of the bytes as served.
+        disk_format: what the bytes as served must be, as image services say it; ``raw`` and ``gpt`` are one, kernels and
+            ramdisks (aki, ari, ami) may be anything.
+        raw: True: in raw form; False: byte for byte as it is served; None: as the cache keeps images.
+        traits: of the backend that it is for; one that needs raw images gets one.
+    """
+
+    checksum: Digest | None = None
+    disk_format: str | None = None
+    raw: bool | None = None
+    traits: BackendTraits | None = None
+
+    def raw_only(self, *, force_raw: bool) -> bool:
+        """Whether nothing but a raw image will do, in a cache that forces raw or not."""
+        needs_raw = self.traits is not None and self.traits.needs_raw
+        return needs_raw or (force_raw if self.raw is None else self.raw)
+
+
+def check_want(want: Want, *, kind: CacheKind, force_raw: bool) -> None:
+    """Refuse what no cache of this kind can ever answer.
+
+    Raises:
+        InvalidForm
+    """
+    if want.disk_format is not None and want.disk_format not in EXEMPT_FORMATS | SERVED_FORMATS:
+        known = ", ".join(sorted(EXEMPT_FORMATS | SERVED_FORMATS))
+        raise InvalidForm(f"{want.disk_format!r} is no disk format", hint=f"known formats: {known}")
+    if want.raw is False and want.traits is not None and want.traits.needs_raw:
+        raise InvalidForm(f"the {want.traits.name} backend reads raw images only")
+    if want.raw is False and kind is CacheKind.BASE and force_raw:
+        raise InvalidForm("this cache keeps raw images only (force_raw_images)", hint="use a cache of kind masters")
+
+
+def choose_form(facts: ImageFacts, want: Want, *, label: str | None, force_raw: bool) -> tuple[Form, Reason]:
     """Whether an image is kept raw or as it was served, and why.
 
     Args:
         facts: what inspection found.
         label: the source's disk format.
         force_raw: the cache's ``force_raw_images``.
-        traits: of the backend that the image is wanted for, or None when it is only fetched.
     """
     if label in EXEMPT_FORMATS:
         return Form.AS_SERVED, Reason("exempt", f"{label} images are kept as served")
     if facts.format == "raw":
         return Form.AS_SERVED, Reason("already-raw", f"the image is {facts.label}, which is raw to QEMU")
-    if force_raw:
+    if want.raw:
+        return Form.RAW, Reason("raw-wanted", "its raw form was asked for")
+    if force_raw and want.raw is None:
         return Form.RAW, Reason("force-raw", "the cache keeps raw images (force_raw_images)")
-    if traits is not None and traits.needs_raw:
-        return Form.RAW, Reason("backend-needs-raw", f"the {traits.name} backend reads raw images only")
+    if want.traits is not None and want.traits.needs_raw:
+        return Form.RAW, Reason("backend-needs-raw", f"the {want.traits.name} backend reads raw images only")
     return Form.AS_SERVED, Reason("as-served", f"the cache keeps {facts.format} images as they are")
+
+
+def fits(image: BaseImage, want: Want, *, kind: CacheKind, force_raw: bool) -> bool:
+    """Whether an image that a cache of this kind keeps has the form that is asked for."""
+    named_raw = named_format(image.name, kind=kind) == "raw"
+    if want.raw_only(force_raw=force_raw):
+        # A master that was not inspected is called raw too, and may be anything.
+        is_sure = kind is CacheKind.BASE or named_raw or image.served_format is not None
+        return image.format == "raw" and is_sure
+    if want.raw is False:
+        return not named_raw if image.record is None else image.record.as_served
+    return True
+
+
+def may_be_converted(image: BaseImage) -> bool:
+    """Whether an image is kept byte for byte as it was served, and passed the inspection that a tool's input has to."""
+    return image.record is not None and image.record.as_served and image.served_format is not None
+
+
+def has_format(image: BaseImage, disk_format: str | None) -> bool | None:
+    """Whether the bytes as served were of the format that is asked for; None when nothing tells."""
+    if disk_format is None or disk_format in EXEMPT_FORMATS:
+        return True
+    found = image.served_format
+    return None if found is None else found == disk_format or {found, disk_format} <= _RAW_LABELS

@@ -4,7 +4,7 @@ The rules of a prune say what nobody needs; only what really comes free counts. 
 any age but not when it was used just now.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -28,6 +28,16 @@ def candidates(verdicts: Sequence[Verdict], rules: Mapping[str, Rules], clocks: 
     """
     may_go = [one for one in verdicts if one.removes or _may_go_early(one, rules[one.cache], clocks[one.root])]
     return sorted(may_go, key=lambda verdict: (-rules[verdict.cache].priority, verdict.file.used_ns))
+
+
+def spare(verdicts: Sequence[Verdict], spared: Collection[tuple[Path, str]]) -> list[Verdict]:
+    """The verdicts when some files, by cache directory and name, are to stay: the request that wants room wants them."""
+    reason = Reason("wanted", "the request that wants the room is for it")
+    return [_spared(one, reason) if (one.root, one.file.name) in spared else one for one in verdicts]
+
+
+def _spared(verdict: Verdict, reason: Reason) -> Verdict:
+    return replace(verdict, removes=False, reasons=(reason,) if verdict.removes else (*verdict.reasons, reason))
 
 
 def plan_reclaim(

@@ -1,7 +1,10 @@
-"""Room on a file system, made by removing what nobody needs from the caches that lie on it: the plan for it."""
+"""A plan to reclaim: how much is missing on a file system, and which unused files of its caches make up for it."""
 
 import dataclasses
+from collections import Counter
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -9,35 +12,84 @@ from underlay.config import Config
 from underlay.files import translated
 from underlay.filesystems import file_system, free_bytes
 from underlay.plan import Plan, Rules, Verdict
-from underlay.policy.reclaim import candidates, plan_reclaim
+from underlay.policy.reclaim import candidates, plan_reclaim, spare
 from underlay.prune.observation import Known, make_plan
 from underlay.store import eviction
 
 _OWN_FILES = 256 << 10  # bytes that locks, markers and records may take while room is made
 
 
-def make_reclaim_plan(config: Config, known: Known, *, need: int, path: Path, now: datetime | None = None) -> Plan:
-    """A plan that leaves ``need`` bytes free on the file system of a path, as far as that can be had.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What is to be had on the file system of a path.
+
+    Attributes:
+        need: bytes that are to be free. slack: bytes more, for what is written meanwhile.
+        spared: files that stay all the same, by cache directory and name.
+    """
+
+    path: Path
+    need: int
+    slack: int = _OWN_FILES
+    spared: Collection[tuple[Path, str]] = ()
+
+
+def free_now(path: Path) -> int:
+    """Bytes that may still be written on the file system of a path.
 
     Raises:
         CacheMissing, CacheNotWritable: the path cannot be looked at.
     """
-    plan = make_plan(config, _caches_beside(config, path), known, now=now)
     with translated(path):
-        missing = need - free_bytes(path)
-    if missing > 0:
-        missing += _OWN_FILES
-    ordered = candidates(plan.verdicts, {name: config.rules.get(name, Rules()) for name in config.caches}, plan.clocks)
+        return free_bytes(path)
+
+
+def make_reclaim_plan(
+    config: Config, known: Known, goal: Goal, *, names: Sequence[str] | None = None, now: datetime | None = None
+) -> Plan:
+    """A plan that reaches a goal, as far as that can be had.
+
+    Args:
+        names: of the caches that give; None for all on the file system of the path.
+
+    Raises:
+        CacheMissing, CacheNotWritable: the path cannot be looked at.
+    """
+    plan = make_plan(config, _caches_beside(config, goal.path) if names is None else names, known, now=now)
+    missing = goal.need - free_now(goal.path)
+    slack = goal.slack if missing > 0 else 0
+    rules = {name: config.rules.get(name, Rules()) for name in config.caches}
+    verdicts = spare(plan.verdicts, goal.spared)
+    ordered = candidates(verdicts, rules, plan.clocks)
+    own = _measured(ordered, missing + slack)
+    judged, shortfall = plan_reclaim(verdicts, ordered, own, missing=missing + slack)
+    return dataclasses.replace(
+        plan,
+        verdicts=judged,
+        need=goal.need,
+        path=goal.path,
+        shortfall=max(0, shortfall - slack),
+        frees=_by_cache(plan, own),
+    )
+
+
+def _measured(ordered: Sequence[Verdict], missing: int) -> dict[tuple[Path, str], int]:
+    """What comes free with each candidate, as far down the order as it takes."""
     own: dict[tuple[Path, str], int] = {}
-    left = missing
     for verdict in ordered:
-        if left <= 0:
+        if missing <= 0:
             break
         with suppress(OSError):  # gone by now, or not ours to read: it is not counted
             own[verdict.root, verdict.file.name] = frees = _frees(verdict)
-            left -= frees
-    judged, shortfall = plan_reclaim(plan.verdicts, ordered, own, missing=missing)
-    return dataclasses.replace(plan, verdicts=judged, need=need, path=path, shortfall=max(0, shortfall - _OWN_FILES))
+            missing -= frees
+    return own
+
+
+def _by_cache(plan: Plan, own: dict[tuple[Path, str], int]) -> dict[Path, int]:
+    frees = Counter(dict.fromkeys(plan.clocks, 0))
+    for (root, _), size in own.items():
+        frees[root] += size
+    return dict(frees)
 
 
 def _caches_beside(config: Config, path: Path) -> list[str]:

@@ -3,7 +3,7 @@
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ class FileSource:
     schemes: ClassVar[frozenset[str]] = frozenset({"file"})
     allowed_paths: tuple[Path, ...] = ()
     revalidate_after: float = 0.0
+    stale_if_error: bool = True
 
     def fixed_id(self, ref: ImageRef) -> str | None:
         """None: a file may change."""
@@ -36,7 +37,7 @@ class FileSource:
         """The ref and its content's digest."""
         return content_version_id(ref, sha256)
 
-    def describe(self, ref: ImageRef) -> ImageVersion:
+    def describe(self, ref: ImageRef, *, known: Sequence[str] = ()) -> ImageVersion:
         """What the file is now; its identity and times are the validator.
 
         Raises:

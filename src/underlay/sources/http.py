@@ -7,7 +7,7 @@ of the ref's canonical spelling: what the library says may hold a whole URL, and
 
 import base64
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,8 +34,10 @@ from underlay.errors import (
 from underlay.model import ImageRef, ImageVersion
 from underlay.naming import content_version_id
 
+_ETAG, _MODIFIED = "etag:", "modified:"  # how validators begin
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEAD_REFUSED = frozenset({400, 403, 405, 501})  # 403: the signature of a presigned URL covers the method
+_NOT_MODIFIED = 304
 _TRY_LATER = frozenset({408, 425, 429})
 _EMPTY = 416  # what a range of an empty body is answered
 _LONGEST_LENGTH = 18  # digits of a length in bytes that we take for one
@@ -56,6 +58,7 @@ class HttpSource:
 
     schemes: ClassVar[frozenset[str]] = frozenset({"http", "https"})
     revalidate_after: float = 300.0
+    stale_if_error: bool = True
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
     max_redirects: int = 5
@@ -75,19 +78,37 @@ class HttpSource:
         """The ref and its content's digest."""
         return content_version_id(ref, sha256)
 
-    def describe(self, ref: ImageRef) -> ImageVersion:
+    def describe(self, ref: ImageRef, *, known: Sequence[str] = ()) -> ImageVersion:
         """What the URL serves now; a strong ETag is the validator, else Last-Modified when it is old enough to tell.
+
+        A version that is here is asked about with If-None-Match or If-Modified-Since (RFC 9110, 13.1). That nothing changed
+        since a date is believed only of a server that names the very date: content may be replaced by an older one.
 
         Raises:
             ImageNotFound, NotAuthorized, SourceRefused, UntrustedCertificate, SourceUnavailable
         """
-        with self._answer(ref, "HEAD") as (response, url):
+        if condition := _condition(known):
+            version = self._described(ref, condition, known)
+            if version is not None:
+                return version
+        version = self._described(ref, {}, ())
+        if version is None:
+            raise SourceRefused(f"{ref}: the server answers 304 although nothing was asked about")
+        return version
+
+    def _described(self, ref: ImageRef, condition: Mapping[str, str], known: Sequence[str]) -> ImageVersion | None:
+        """The description by one HEAD, or where that is refused by one GET; None when a 304 does not tell enough."""
+        with self._answer(ref, "HEAD", headers=condition) as (response, url):
+            if response.status == _NOT_MODIFIED:
+                return _unchanged(ref, response.headers, known)
             if response.status not in _HEAD_REFUSED:
                 _check_status(ref, response)
                 # A length of 0 is what a program that knows no HEAD announces for every body.
                 return _version(ref, response.headers, size=_length(response.headers) or None, url=url)
-        with self._answer(ref, "GET", headers={"Range": "bytes=0-0"}) as (response, url):
+        with self._answer(ref, "GET", headers={"Range": "bytes=0-0", **condition}) as (response, url):
             headers = response.headers
+            if response.status == _NOT_MODIFIED:
+                return _unchanged(ref, headers, known)
             if response.status == _EMPTY and _total(headers) == 0:
                 return _version(ref, headers, size=0, url=url)
             _check_status(ref, response)
@@ -172,17 +193,49 @@ class _HttpStream:
 
 def _version(ref: ImageRef, headers: Mapping[str, str], *, size: int | None, url: str) -> ImageVersion:
     found_at = None if url == ref.location else url
-    return ImageVersion(ref=ref, size=size, validator=_validator(headers, size=size), found_at=found_at)
+    validator = _validator(headers, size=size)
+    return ImageVersion(ref=ref, size=size, validator=validator, no_store=_no_store(headers), found_at=found_at)
+
+
+def _no_store(headers: Mapping[str, str]) -> bool:
+    directives = headers.get("Cache-Control", "").lower().split(",")
+    return any(directive.strip() == "no-store" for directive in directives)
+
+
+def _condition(known: Sequence[str]) -> dict[str, str]:
+    """The fields that ask whether what these validators meant has changed. A strong ETag tells more than a date."""
+    if etags := [validator.removeprefix(_ETAG) for validator in known if validator.startswith(_ETAG)]:
+        return {"If-None-Match": ", ".join(etags)}
+    dates = [_date(validator) for validator in known if validator.startswith(_MODIFIED)]
+    return {"If-Modified-Since": dates[-1]} if dates else {}
+
+
+def _unchanged(ref: ImageRef, headers: Mapping[str, str], known: Sequence[str]) -> ImageVersion | None:
+    """The version that a 304 means; None when it names no ETag and no date that is known here."""
+    etags = [validator for validator in known if validator.startswith(_ETAG)]
+    named = headers.get("ETag")
+    if etags:
+        # A server shall name the ETag (RFC 9110, 15.4.5). Where it does not, all of those asked about meant one version.
+        meant = etags[-1] if named is None else f"{_ETAG}{named}"
+        found = [meant] if meant in etags else []
+    else:
+        modified = headers.get("Last-Modified")
+        found = [validator for validator in known if validator.startswith(_MODIFIED) and _date(validator) == modified]
+    return ImageVersion(ref=ref, validator=found[-1], no_store=_no_store(headers)) if found else None
+
+
+def _date(validator: str) -> str:
+    return validator.removeprefix(_MODIFIED).partition(";")[0]
 
 
 def _validator(headers: Mapping[str, str], *, size: int | None) -> str | None:
     etag = headers.get("ETag", "")
     if etag.startswith('"'):
-        return f"etag:{etag}"
+        return f"{_ETAG}{etag}"
     modified = headers.get("Last-Modified")
     if modified is None or not _is_settled(modified, headers.get("Date")):
         return None
-    return f"modified:{modified};length:{size};{etag}"
+    return f"{_MODIFIED}{modified};length:{size};{etag}"
 
 
 def _is_other(version: ImageVersion, headers: Mapping[str, str]) -> bool:

@@ -9,11 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from underlay import locks
+from underlay.errors import UnderlayError
 from underlay.extents import own_bytes
 from underlay.files import is_regular, open_regular, rename_no_replace, sync_directory, translated
 from underlay.naming import kind_of_name
 from underlay.plan import CachedFile
-from underlay.store import staging as stagings
+from underlay.store import leases, staging as stagings
 from underlay.store.layout import Store
 from underlay.store.listing import dead_ingest, described, marker_of
 from underlay.store.locking import try_exclusive
@@ -76,6 +77,21 @@ def put_back(store: Store, name: str) -> bool:
         sync_directory(store.root)
         sync_directory(store.paths.trash)  # crash: back, for good
     return True
+
+
+def drop(store: Store, name: str) -> None:
+    """Remove a master that its source asks nobody to keep, unless it is leased or somebody is at it.
+
+    Whoever got a link or a copy has the bytes; nothing depends on a master's name. What cannot be removed now is left to a
+    prune: it answers no request.
+    """
+    with suppress(UnderlayError), try_exclusive(store, name) as taken:
+        held, unreadable = leases.leases(store)
+        if taken is None or unreadable or any(name in lease.names for lease in held):
+            return
+        with translated(store.paths.image(name)), suppress(FileNotFoundError):
+            os.unlink(store.paths.image(name))  # crash: gone, or there once more, where it answers nobody
+            sync_directory(store.root)
 
 
 def recover(store: Store) -> list[str]:

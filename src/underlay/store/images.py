@@ -316,6 +316,7 @@ def _describe(store: Store, name: str, fd: int) -> BaseImage:
         facts = _inspect(store, name, fd, status.st_size)
         assert facts.virtual_size is not None
         stored_format, virtual_size = facts.format, facts.virtual_size
+        served_format = facts.label if _is_as_served(store, name) else None
     else:
         if record.size != status.st_size:
             raise UnsafeImage(
@@ -323,7 +324,7 @@ def _describe(store: Store, name: str, fd: int) -> BaseImage:
             )
         if record.mtime_ns not in (None, status.st_mtime_ns):
             raise UnsafeImage(f"the image {name}", rule="changed", why="it was written after its publication")
-        stored_format, virtual_size = record.format, record.virtual_size
+        stored_format, virtual_size, served_format = record.format, record.virtual_size, record.served_format
     return BaseImage(
         name=name,
         cache=store.root,
@@ -333,7 +334,14 @@ def _describe(store: Store, name: str, fd: int) -> BaseImage:
         allocated=allocated_bytes(status),
         last_used=_last_used(store, name, status),
         record=record,
+        served_format=served_format,
     )
+
+
+def _is_as_served(store: Store, name: str) -> bool:
+    """Whether an unrecorded image was inspected, and has a name under which Nova and Ironic convert nothing."""
+    is_plain = named_format(name, kind=store.kind) is None
+    return store.validation and is_plain and store.kind is CacheKind.MASTERS
 
 
 def _inspect(store: Store, name: str, fd: int, size: int) -> ImageFacts:

@@ -33,6 +33,7 @@ class RefRecord:
     """A ref's history, newest version last.
 
     Attributes:
+        no_store: the source asked, of the newest, that nobody keep a copy: it answers no other request.
         unavailable_at: when its source was last asked in vain, if that was after ``checked_at``.
     """
 
@@ -41,6 +42,7 @@ class RefRecord:
     checked_at: datetime
     versions: tuple[SeenVersion, ...]
     unavailable_at: datetime | None = None
+    no_store: bool = False
 
     @property
     def newest(self) -> SeenVersion:
@@ -97,7 +99,9 @@ def _is_aware(record: RefRecord) -> bool:
     return all(time is None or time.tzinfo is not None for time in (record.checked_at, record.unavailable_at))
 
 
-def remember(store: Store, ref: ImageRef, version_id: str, *, validator: str | None, now: datetime) -> None:
+def remember(
+    store: Store, ref: ImageRef, version_id: str, *, validator: str | None, now: datetime, no_store: bool = False
+) -> None:
     """Note that the ref means this version now.
 
     Raises:
@@ -109,6 +113,7 @@ def remember(store: Store, ref: ImageRef, version_id: str, *, validator: str | N
         ref=ref.canonical,
         checked_at=now,
         versions=_with_newest(known.versions if known else (), version_id, validator),
+        no_store=no_store,
     )
     _write(store, ref, record)
 

@@ -36,7 +36,7 @@ def reserve(store: Store, staging: Staging, *, need: int, neighbours: Sequence[S
             _sweep(stores)
         free = _unclaimed(stores, staging)
         if missing > free:
-            reclaimable = reclaimable_bytes(stores)
+            reclaimable = {str(other.root): reclaimable_bytes([other]) for other in stores}
             raise InsufficientSpace(str(store.root), needed=missing, free=max(0, free), reclaimable=reclaimable)
         stagings.write_reservation(staging, need)
 

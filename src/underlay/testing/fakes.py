@@ -7,7 +7,7 @@ by an image's fields.
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -46,6 +46,7 @@ class FakeImage:
     disk_format: str | None = field(default=None, kw_only=True)
     digests: tuple[Digest, ...] = field(default=(), kw_only=True)
     min_disk: int = field(default=0, kw_only=True)
+    no_store: bool = field(default=False, kw_only=True)
     properties: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     describe_error: UnderlayError | None = field(default=None, kw_only=True)
     open_error: UnderlayError | None = field(default=None, kw_only=True)
@@ -59,13 +60,16 @@ class FakeSource:
     """An `ImageSource` over images in memory or in files, named ``fake:…``.
 
     Attributes:
-        revalidate_after: as the contract has it.
+        revalidate_after, stale_if_error: as the contract has them.
     """
 
     schemes: ClassVar[frozenset[str]] = frozenset({"fake"})
 
-    def __init__(self, images: Mapping[str, FakeImage] | None = None, *, revalidate_after: float = 0.0) -> None:
+    def __init__(
+        self, images: Mapping[str, FakeImage] | None = None, *, revalidate_after: float = 0.0, stale_if_error: bool = True
+    ) -> None:
         self.revalidate_after = revalidate_after
+        self.stale_if_error = stale_if_error
         self._lock = threading.Lock()
         self._images: dict[str, FakeImage] = {}
         self._versions: Counter[str] = Counter()
@@ -111,7 +115,7 @@ class FakeSource:
         """The image's own id, else the ref and its content's digest."""
         return self.fixed_id(ref) or content_version_id(ref, sha256)
 
-    def describe(self, ref: ImageRef) -> ImageVersion:
+    def describe(self, ref: ImageRef, *, known: Sequence[str] = ()) -> ImageVersion:
         """What the ref is now.
 
         Raises:
@@ -158,6 +162,7 @@ class FakeSource:
             digests=image.digests,
             validator=f"version:{number}" if image.validator == AUTOMATIC else image.validator,
             min_disk=image.min_disk,
+            no_store=image.no_store,
             properties=image.properties,
         )
         return image, version

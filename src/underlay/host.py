@@ -411,10 +411,10 @@ class Host:
             cache: the one that gives, by name; None for all that lie there.
 
         Raises:
-            CacheMissing, CacheNotWritable: the path cannot be looked at.
+            CacheMissing, CacheNotWritable: the path cannot be looked at. UnknownCache
         """
         goal = Goal(path=Path(path), need=free_now(Path(path)) + amount, slack=0)
-        names = None if cache is None else [cache]
+        names = None if cache is None else self._judged(cache)
         return make_reclaim_plan(self.config, self._known(None), goal, names=names, now=now)
 
     def check_judged(self, plan: Plan) -> None:

@@ -34,7 +34,7 @@ def test_one_cache_is_all_that_a_configuration_needs() -> None:
     store = config.caches["base"]
     assert (Path("/srv/base"), CacheKind.BASE, True, True) == (store.root, store.kind, store.force_raw, store.validation)
     assert (10 << 40, None, "nova-") == (store.virtual_size_limit, store.nova_locks, store.nova_lock_prefix)
-    http = {"revalidate_after": 300.0, "connect_timeout": 10.0, "read_timeout": 60.0, "ca_file": None}
+    http = {"revalidate_after": 300.0, "connect_timeout": 10.0, "read_timeout": 60.0, "ca_file": None, "stale_if_error": True}
     assert {"http": http, "https": http, "file": {"allowed_paths": ()}} == config.sources
 
 
@@ -58,6 +58,7 @@ def test_every_key_has_its_effect() -> None:
         [sources.http]
         revalidate_after = "1h"
         connect_timeout = "1.5s"
+        stale_if_error = false
         read_timeout = "2min"
         ca_file = "/etc/ca.pem"
         [sources.file]
@@ -77,7 +78,13 @@ def test_every_key_has_its_effect() -> None:
         second.virtual_size_limit,
     )
     assert (Path("/run/locks"), "other-", False) == (base.nova_locks, base.nova_lock_prefix, base.force_raw)
-    http = {"revalidate_after": 3600.0, "connect_timeout": 1.5, "read_timeout": 120.0, "ca_file": "/etc/ca.pem"}
+    http = {
+        "revalidate_after": 3600.0,
+        "connect_timeout": 1.5,
+        "read_timeout": 120.0,
+        "ca_file": "/etc/ca.pem",
+        "stale_if_error": False,
+    }
     assert http == config.sources["http"] == config.sources["https"]
     assert (Path("/srv/images"), Path("/media")) == config.sources["file"]["allowed_paths"]
 

@@ -73,19 +73,24 @@ def _leases() -> str | None:
     return None if told else "nothing tells who has a file open on the file system of temporary files (set TMPDIR)"
 
 
-@cache
-def _nova() -> str | None:
-    """The real Nova lives in a virtual environment of its own, which the first test that wants it makes."""
-    environment = Path(__file__).parent / "components/nova/nova_environment.py"
-    made = subprocess.run([sys.executable, environment], capture_output=True, text=True, check=False)
-    return None if made.returncode == 0 else made.stderr.strip()
+def _service(program: str) -> Callable[[], str | None]:
+    """A real service lives in a virtual environment of its own, which the first test that wants it makes."""
+
+    @cache
+    def missing() -> str | None:
+        environment = Path(__file__).parent / "components" / program
+        made = subprocess.run([sys.executable, environment], capture_output=True, text=True, check=False)
+        return None if made.returncode == 0 else made.stderr.strip()
+
+    return missing
 
 
 COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "root": _root,
     "strace": _strace,
     "leases": _leases,
-    "nova": _nova,
+    "ironic": _service("ironic/ironic_environment.py"),
+    "nova": _service("nova/nova_environment.py"),
     "qemu-img": _program("qemu-img", "qemu-utils"),
     "systemd-analyze": _program("systemd-analyze", "systemd"),
     "qemu-io": _program("qemu-io", "qemu-utils"),

@@ -16,6 +16,7 @@ from underlay.config import Config
 from underlay.errors import CacheMissing, InvalidName, NotCached
 from underlay.files import adopt, copy_sparse, create, is_regular, link, open_regular, sync_directory, translated
 from underlay.model import BaseImage, Reason
+from underlay.naming import CacheKind
 from underlay.store import Store, copies, images
 from underlay.store.images import Hold
 
@@ -48,11 +49,19 @@ def check_place(config: Config, path: Path) -> None:
         raise InvalidName(f"{text!r} is no place for an image", hint="use a plain absolute path")
     parent = Path(os.path.realpath(path.parent))
     for store in config.caches.values():
-        if parent.is_relative_to(os.path.realpath(store.root)):
+        if _is_ours(parent, store):
             raise InvalidName(f"{text!r} is no place for an image: {store.root} is a cache", hint="use another directory")
     with translated(path.parent):
         if not parent.is_dir():
             raise CacheMissing(f"{path.parent} is not there, so nothing can be delivered in it", hint="make the directory")
+
+
+def _is_ours(directory: Path, store: Store) -> bool:
+    """Whether nothing but a cache's own files has a place there. Below masters a provisioner may have its directories."""
+    root = Path(os.path.realpath(store.root))
+    if store.kind is CacheKind.MASTERS:
+        return directory == root or directory.is_relative_to(root / store.paths.private.name)
+    return directory.is_relative_to(root)
 
 
 def deliver(config: Config, store: Store, image: BaseImage, path: Path) -> Delivered:

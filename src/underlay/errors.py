@@ -272,12 +272,13 @@ class InsufficientSpace(CacheError):
 
     Attributes:
         needed, free: bytes; needed is None when the file system filled up unforeseen.
+        claimed: bytes that are free and that others have reserved; ``free`` is without them.
         reclaimable: bytes that would come free of what nobody needs, by cache directory, as far as that was looked at.
     """
 
     code, exit_code, http_status = "insufficient-space", 47, 507
 
-    def __init__(self, where: str, *, needed: int | None, free: int, reclaimable: Mapping[str, int]) -> None:
+    def __init__(self, where: str, *, needed: int | None, free: int, reclaimable: Mapping[str, int], claimed: int = 0) -> None:
         wanted = "more than that" if needed is None else f"{needed} bytes"
         of_each = ", ".join(f"{size} bytes in {cache}" for cache, size in reclaimable.items()) or "nothing"
         super().__init__(
@@ -287,6 +288,7 @@ class InsufficientSpace(CacheError):
         self.needed = needed
         self.free = free
         self.reclaimable = reclaimable
+        self.claimed = claimed
 
 
 class StorageFailed(CacheError):

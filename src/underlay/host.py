@@ -44,7 +44,7 @@ from underlay.plan import Plan, Report, Verdict
 from underlay.policy.form import Want, check_want
 from underlay.precache import Precached, precache
 from underlay.prune.observation import Known, asked_for, known_instances, make_plan
-from underlay.prune.reclaim import Goal, free_now, make_reclaim_plan
+from underlay.prune.reclaim import Goal, make_reclaim_plan
 from underlay.prune.removal import accept_roots, apply
 from underlay.refs import is_ref, parse_ref
 from underlay.room import make_room
@@ -53,7 +53,7 @@ from underlay.store.hosts import HostUse
 from underlay.units import parse_size
 
 _DELIVERIES = 5
-_ROOM_TRIES = 3
+_ROOM_TRIES = 10  # others may take what was made for us, and then there is as much again to be had
 
 
 class Silent:
@@ -413,7 +413,7 @@ class Host:
         Raises:
             CacheMissing, CacheNotWritable: the path cannot be looked at. UnknownCache
         """
-        goal = Goal(path=Path(path), need=free_now(Path(path)) + amount, slack=0)
+        goal = Goal(path=Path(path), amount=amount, slack=0)
         names = None if cache is None else self._judged(cache)
         return make_reclaim_plan(self.config, self._known(None), goal, names=names, now=now)
 

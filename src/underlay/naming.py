@@ -165,6 +165,11 @@ class CachePaths:
         return self.private / "format"
 
     @property
+    def ballast(self) -> Path:
+        """Room that is given up when there is none left."""
+        return self.private / "ballast"
+
+    @property
     def locks(self) -> Path:
         """Lock files; never removed by anyone."""
         return self.private / "locks"

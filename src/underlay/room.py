@@ -10,6 +10,8 @@ from underlay.prune.observation import Known
 from underlay.prune.reclaim import Goal, free_now, make_reclaim_plan
 from underlay.prune.removal import apply
 
+_RECORDS = 1 << 20  # bytes to be had where a record found no room
+
 
 def make_room(
     config: Config,
@@ -31,12 +33,14 @@ def make_room(
     Raises:
         InsufficientSpace: it cannot be had; what each cache could give is in it, and nothing was removed.
     """
-    if error.needed is None:
+    free = free_now(path)  # the request has left what it had written by now
+    need = (error.needed or _RECORDS) + error.claimed
+    if need <= free:  # a quota, or inodes: bytes are not what is missing
         raise error
-    # Of what is free, others may have reserved a part: so much more is missing as the request has found.
-    goal = Goal(path=path, need=free_now(path) + error.needed - error.free, spared=spared)
+    goal = Goal(path=path, need=need, spared=spared)
     plan = make_reclaim_plan(config, known, goal)
     if plan.shortfall > 0:
         reclaimable = {str(root): size for root, size in plan.frees.items()}
-        raise InsufficientSpace(str(path), needed=error.needed, free=error.free, reclaimable=reclaimable) from error
+        left = max(0, free - error.claimed)
+        raise InsufficientSpace(str(path), needed=error.needed, free=left, reclaimable=reclaimable) from error
     apply(config, plan, observer)

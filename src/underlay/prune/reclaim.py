@@ -24,12 +24,14 @@ class Goal:
     """What is to be had on the file system of a path.
 
     Attributes:
-        need: bytes that are to be free. slack: bytes more, for what is written meanwhile.
+        need: bytes that are to be free. amount: instead, bytes that are to come free.
+        slack: bytes more, for what is written meanwhile.
         spared: files that stay all the same, by cache directory and name.
     """
 
     path: Path
-    need: int
+    need: int = 0
+    amount: int | None = None
     slack: int = _OWN_FILES
     spared: Collection[tuple[Path, str]] = ()
 
@@ -56,7 +58,9 @@ def make_reclaim_plan(
         CacheMissing, CacheNotWritable: the path cannot be looked at.
     """
     plan = make_plan(config, _caches_beside(config, goal.path) if names is None else names, known, now=now)
-    missing = goal.need - free_now(goal.path)
+    free = free_now(goal.path)
+    need = goal.need if goal.amount is None else free + goal.amount
+    missing = need - free
     slack = goal.slack if missing > 0 else 0
     rules = {name: config.rules.get(name, Rules()) for name in config.caches}
     verdicts = spare(plan.verdicts, goal.spared)
@@ -66,7 +70,7 @@ def make_reclaim_plan(
     return dataclasses.replace(
         plan,
         verdicts=judged,
-        need=goal.need,
+        need=need,
         path=goal.path,
         shortfall=max(0, shortfall - slack),
         frees=_by_cache(plan, own),

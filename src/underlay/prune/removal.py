@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from underlay import locks
 from underlay.config import Config
 from underlay.contracts import Observer
-from underlay.errors import LockLost, PlanApplied, UnderlayError
+from underlay.errors import InsufficientSpace, LockLost, PlanApplied, UnderlayError
 from underlay.files import translated
 from underlay.filesystems import free_bytes
 from underlay.locks import Lock
@@ -28,7 +28,7 @@ from underlay.naming import lock_name
 from underlay.plan import IMAGE_KINDS, CachedFile, Inventory, Plan, Report, Rules, Usage, Verdict
 from underlay.policy.prune import merge_usage, nanoseconds, refusal
 from underlay.prune.observation import places_of
-from underlay.store import Store, copies, eviction, hosts, images, leases, listing, locking, mounts, registry, roots
+from underlay.store import Store, ballast, copies, eviction, hosts, images, leases, listing, locking, mounts, registry, roots
 from underlay.usage.backing import BackingProbe, Places
 from underlay.usage.copies import CopiesProbe
 from underlay.usage.directories import look
@@ -113,12 +113,12 @@ def _shortfall(plan: Plan) -> int:
 def _apply_to(work: _Work, store: Store, verdicts: Sequence[Verdict]) -> None:
     going = [verdict for verdict in verdicts if verdict.removes]
     try:
-        store.prepare()
-        eviction.recover(store)
-        refresh(store, verdicts, at_ns=nanoseconds(work.plan.clocks[store.root]))
-        _record(work, store, verdicts)
-        _drop_expired(work, store)
-        _forget_copies(work, store)
+        try:
+            _prepare(work, store, verdicts)
+        except InsufficientSpace:
+            if not ballast.throw_off(store.paths):
+                raise
+            _prepare(work, store, verdicts)
     except UnderlayError as error:
         # Without its records nothing of this cache goes: the next pass could not tell what was in use in this one.
         work.problems.append(Problem(error.code, store.root, error.message))
@@ -131,6 +131,17 @@ def _apply_to(work: _Work, store: Store, verdicts: Sequence[Verdict]) -> None:
     files = sorted((verdict for verdict in going if not _is_ingest(verdict.file)), key=lambda verdict: verdict.file.name)
     for start in range(0, len(files), _TOGETHER):
         _remove(work, store, files[start : start + _TOGETHER])
+    ballast.keep(store.paths)
+
+
+def _prepare(work: _Work, store: Store, verdicts: Sequence[Verdict]) -> None:
+    """Write down what the plan has seen, before anything goes."""
+    store.prepare()
+    eviction.recover(store)
+    refresh(store, verdicts, at_ns=nanoseconds(work.plan.clocks[store.root]))
+    _record(work, store, verdicts)
+    _drop_expired(work, store)
+    _forget_copies(work, store)
 
 
 def accept_roots(config: Config, store: Store) -> None:

@@ -13,6 +13,7 @@ from underlay.files import keep_directory, sync_directory, translated, write_dur
 from underlay.formats.inspect import DEFAULT_VIRTUAL_SIZE_LIMIT
 from underlay.model import LAYOUT
 from underlay.naming import CacheKind, CachePaths
+from underlay.store import ballast
 
 # Group-writable with the group kept: a member of the directory's group may lock, mark a use and root a disk, though it may
 # not touch an image.
@@ -82,6 +83,7 @@ class Store:
             with locks.exclusive(self.paths.layout_lock, timeout=self.lock_timeout):
                 if not self.check():
                     write_durably(self.paths.format, msgspec.json.encode(self._format()), mode=0o644)  # crash: laid out
+                    ballast.keep(self.paths)
 
     def _directories(self) -> Sequence[tuple[Path, int]]:
         paths = self.paths

@@ -37,7 +37,10 @@ def reserve(store: Store, staging: Staging, *, need: int, neighbours: Sequence[S
         free = _unclaimed(stores, staging)
         if missing > free:
             reclaimable = {str(other.root): reclaimable_bytes([other]) for other in stores}
-            raise InsufficientSpace(str(store.root), needed=missing, free=max(0, free), reclaimable=reclaimable)
+            claimed = free_bytes(store.root) - free
+            raise InsufficientSpace(
+                str(store.root), needed=missing, free=max(0, free), reclaimable=reclaimable, claimed=max(0, claimed)
+            )
         stagings.write_reservation(staging, need)
 
 

@@ -174,6 +174,120 @@ def test_a_last_modified_beside_a_date_that_cannot_be_read_is_not_trusted(date: 
         assert describe(server.url("/a.img")).validator is None
 
 
+# ----------------------------------------------------------------------------------------- what is known already is asked about
+
+
+def asked_again(server: Server, *known: str, source: HttpSource | None = None) -> ImageVersion:
+    """The description when a version with these validators is here."""
+    return (source or HttpSource()).describe(parse_ref(server.url("/a.img")), known=known)
+
+
+def conditions(server: Server) -> list[tuple[str, str | None, str | None]]:
+    """Of each request its method and its conditions."""
+    fields = ("if-none-match", "if-modified-since")
+    return [(request.method, *(request.headers.get(field) for field in fields)) for request in server.requests]  # type: ignore[misc]
+
+
+MODIFIED = "modified:Fri, 17 May 2024 12:30:45 GMT;length:None;"
+DATE = "Fri, 17 May 2024 12:30:45 GMT"
+
+
+def test_a_known_etag_is_asked_about_and_a_304_means_the_version_that_had_it() -> None:
+    with serving({"/a.img": Served(BODY, etag='"2"')}) as server:
+        version = asked_again(server, 'etag:"1"', 'etag:"2"', MODIFIED)
+        assert [("HEAD", '"1", "2"', None)] == conditions(server)
+        assert 304 == server.requests[0].status
+    assert ('etag:"2"', None) == (version.validator, version.size)
+
+
+def test_another_etag_is_described_in_the_same_request() -> None:
+    with serving({"/a.img": Served(BODY, etag='"3"')}) as server:
+        version = asked_again(server, 'etag:"1"', 'etag:"2"')
+        assert 1 == len(server.requests)
+    assert ('etag:"3"', len(BODY)) == (version.validator, version.size)
+
+
+def test_a_304_without_an_etag_means_the_version_that_was_asked_about() -> None:
+    with serving({"/a.img": Served(status=304)}) as server:
+        assert 'etag:"2"' == asked_again(server, 'etag:"1"', 'etag:"2"').validator
+
+
+@pytest.mark.parametrize("etag", ['"3"', 'W/"1"', ""])
+def test_a_304_that_names_an_etag_nobody_asked_about_is_asked_again_without_a_condition(etag: str) -> None:
+    answers = [Served(status=304, headers={"ETag": etag}), Served(BODY, etag='"3"')]
+    with serving({"/a.img": answers}) as server:
+        assert 'etag:"3"' == asked_again(server, 'etag:"1"').validator
+        assert [("HEAD", '"1"', None), ("HEAD", None, None)] == conditions(server)
+
+
+def test_a_settled_date_is_asked_about_and_a_304_that_names_it_is_believed() -> None:
+    with serving({"/a.img": Served(BODY, last_modified=LONG_AGO, chunked=True)}) as server:
+        validator = describe(server.url("/a.img")).validator
+        assert MODIFIED == validator
+        assert MODIFIED == asked_again(server, MODIFIED).validator
+        assert ("HEAD", None, DATE) == conditions(server)[-1]
+        assert 304 == server.requests[-1].status
+
+
+@pytest.mark.parametrize("named", [None, "Fri, 17 May 2024 12:30:44 GMT", "Thu, 01 Jan 1970 00:00:00 GMT", "yesterday"])
+def test_a_304_that_does_not_name_the_date_is_asked_again_without_a_condition(named: str | None) -> None:
+    older = Served(BODY, last_modified=LONG_AGO - timedelta(days=1))
+    answers = [Served(status=304, headers={} if named is None else {"Last-Modified": named}), older]
+    with serving({"/a.img": answers}) as server:
+        version = asked_again(server, MODIFIED)
+        assert [("HEAD", None, DATE), ("HEAD", None, None)] == conditions(server)
+    assert (len(BODY), True) == (version.size, version.validator not in (None, MODIFIED))
+
+
+def test_a_304_to_a_request_without_a_condition_is_an_error() -> None:
+    with serving({"/a.img": Served(status=304)}) as server:
+        with pytest.raises(SourceRefused, match="304"):
+            asked_again(server)
+        with pytest.raises(SourceRefused, match="304"):
+            asked_again(server, MODIFIED)
+        assert 3 == len(server.requests)
+
+
+def test_validators_of_another_kind_are_not_asked_about() -> None:
+    with serving({"/a.img": Served(BODY, etag='"1"')}) as server:
+        asked_again(server, "stat:1:2:3", "automatic")
+        assert [("HEAD", None, None)] == conditions(server)
+
+
+def test_where_head_is_refused_the_get_carries_the_condition() -> None:
+    with serving({"/a.img": Served(BODY, etag='"1"', head_status=405)}) as server:
+        assert 'etag:"1"' == asked_again(server, 'etag:"1"').validator
+        assert [("HEAD", '"1"', None), ("GET", '"1"', None)] == conditions(server)
+        assert 0 == server.sent("/a.img")
+
+
+def test_the_condition_goes_along_a_redirect() -> None:
+    with serving({"/a.img": redirect("/b.img"), "/b.img": Served(BODY, etag='"1"')}) as server:
+        assert 'etag:"1"' == asked_again(server, 'etag:"1"').validator
+        assert [("HEAD", '"1"', None)] * 2 == conditions(server)
+
+
+@pytest.mark.parametrize(
+    ("header", "answer"),
+    [
+        ("no-store", True),
+        ("max-age=60, NO-STORE", True),
+        ("private,no-store", True),
+        ("no-cache", False),
+        ("max-age=0, must-revalidate", False),
+        ("x-no-store, no-stores", False),
+        ("", False),
+    ],
+)
+def test_whether_a_copy_may_be_kept_is_heard(header: str, *, answer: bool) -> None:
+    kept = {"Cache-Control": header}
+    with serving({"/a.img": Served(BODY, etag='"1"', headers=kept)}) as server:
+        assert answer == describe(server.url("/a.img")).no_store
+        assert answer == asked_again(server, 'etag:"1"').no_store
+        server.serve("/a.img", Served(BODY, etag='"1"', headers=kept, head_status=405))
+        assert answer == describe(server.url("/a.img")).no_store
+
+
 # ---------------------------------------------------------------------------------------------------- from the HEAD to the GET
 
 

@@ -271,7 +271,7 @@ class InsufficientSpace(CacheError):
     """The file system has no room.
 
     Attributes:
-        needed, free: bytes; needed is None when the file system filled up unforeseen.
+        where: the path that has no room. needed, free: bytes; needed is None when the file system filled up unforeseen.
         claimed: bytes that are free and that others have reserved; ``free`` is without them.
         reclaimable: bytes that would come free of what nobody needs, by cache directory, as far as that was looked at.
     """
@@ -285,6 +285,7 @@ class InsufficientSpace(CacheError):
             f"{where} has no room: needed {wanted}, free {free} bytes, reclaimable {of_each}",
             hint="free space on that file system, or use a cache on another one",
         )
+        self.where = where
         self.needed = needed
         self.free = free
         self.reclaimable = reclaimable

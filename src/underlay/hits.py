@@ -6,7 +6,7 @@ that lacks the form only, because raw is wanted and it is kept as it was served,
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from underlay.contracts import ImageSource, Observer
@@ -101,7 +101,7 @@ def unchanged(ask: Ask, version: ImageVersion) -> Found | None:
     found = _find(ask, version_id) if version_id else None
     if found is None or version_id is None:
         return None
-    matches = _is_asked_for(ask, found.image)
+    matches = _is_asked_for(_labelled(ask, version), found.image)
     if matches is None:
         return None
     if not matches:
@@ -109,6 +109,11 @@ def unchanged(ask: Ask, version: ImageVersion) -> Found | None:
     with suppress(CacheNotWritable):  # a user of the image who may not write here asks again each time
         refs.remember(ask.store, ask.ref, version_id, validator=version.validator, now=datetime.now(UTC))
     return found
+
+
+def _labelled(ask: Ask, version: ImageVersion) -> Ask:
+    """The request with the format that the source says, unless it says one itself."""
+    return replace(ask, want=replace(ask.want, disk_format=ask.want.disk_format or version.disk_format))
 
 
 def names(store: Store, ref: ImageRef) -> set[str]:
@@ -173,10 +178,15 @@ def _is_version(ask: Ask, image: BaseImage, wanted_id: str) -> bool:
 
 def _is_asked_for(ask: Ask, image: BaseImage) -> bool | None:
     """Whether the image has the checksum and the format that are asked for; None when what is stored does not tell."""
-    told = (_has_format(ask, image), _has_digest(ask, image))
+    told = (_is_inspected(ask, image), _has_format(ask, image), _has_digest(ask, image))
     if False in told:
         return False
     return None if None in told else True
+
+
+def _is_inspected(ask: Ask, image: BaseImage) -> bool | None:
+    """Whether the image passed the rules that this request has; None when it came by one to which none applied."""
+    return True if ask.order.exempt or image.record is None or image.served_format is not None else None
 
 
 def _has_format(ask: Ask, image: BaseImage) -> bool | None:

@@ -44,7 +44,7 @@ from underlay.plan import Plan, Report, Verdict
 from underlay.policy.form import Want, check_want
 from underlay.precache import Precached, precache
 from underlay.prune.observation import Known, asked_for, known_instances, make_plan
-from underlay.prune.reclaim import Goal, make_reclaim_plan
+from underlay.prune.reclaim import Goal, free_now, make_reclaim_plan
 from underlay.prune.removal import accept_roots, apply
 from underlay.refs import is_ref, parse_ref
 from underlay.room import make_room
@@ -402,7 +402,8 @@ class Host:
         Raises:
             CacheMissing, CacheNotWritable: the path cannot be looked at.
         """
-        return make_reclaim_plan(self.config, self._known(instances), Goal(path=Path(path), need=need), now=now)
+        goal = Goal(path=Path(path), missing=need - free_now(Path(path)))
+        return make_reclaim_plan(self.config, self._known(instances), goal, now=now)
 
     def plan_free(self, amount: int, path: Path | str, *, cache: str | None = None, now: datetime | None = None) -> Plan:
         """As `plan_reclaim`, so that ``amount`` bytes come free more than are free now on the file system of a path.
@@ -413,7 +414,7 @@ class Host:
         Raises:
             CacheMissing, CacheNotWritable: the path cannot be looked at. UnknownCache
         """
-        goal = Goal(path=Path(path), amount=amount, slack=0)
+        goal = Goal(path=Path(path), missing=amount, slack=0)
         names = None if cache is None else self._judged(cache)
         return make_reclaim_plan(self.config, self._known(None), goal, names=names, now=now)
 

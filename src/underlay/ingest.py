@@ -249,6 +249,7 @@ class _Room:
     order: Order
     staging: Staging
     observer: Observer
+    stays: bool = False
     claimed: int = 0
 
     def claim(self, need: int, *, received: int = 0) -> None:
@@ -259,17 +260,31 @@ class _Room:
         """
         if need <= self.claimed:
             return
-        try:
+        if self.order.version.size is not None or received <= self.claimed:
             self._reserve(need)
-        except InsufficientSpace:
-            if self.order.version.size is not None or received <= self.claimed:
-                raise
+            return
+        with suppress(InsufficientSpace):
+            self._reserve(need)
+            return
+        with suppress(InsufficientSpace):
             self._reserve(received)
+            return
+        self._reserve(_GROWTH * received)  # which says how much is missing, as far as can be told
 
     def _reserve(self, need: int) -> None:
-        space.reserve(self.order.store, self.staging, need=need + _SMALL_FILES, neighbours=self.order.neighbours)
+        try:
+            space.reserve(self.order.store, self.staging, need=need + _SMALL_FILES, neighbours=self.order.neighbours)
+        except InsufficientSpace as error:
+            raise error if self.stays else _from_the_start(error, stagings.allocated(self.staging)) from error
         self.claimed = need
         _tell(self.observer, self.order, "reserved", size=need)
+
+
+def _from_the_start(error: InsufficientSpace, had: int) -> InsufficientSpace:
+    """The same of an ingest that is given up with all that it had: that is free then, and needed again."""
+    assert error.needed is not None
+    needed, free = error.needed + had, error.free + had
+    return InsufficientSpace(error.where, needed=needed, free=free, reclaimable=error.reclaimable, claimed=error.claimed)
 
 
 def _form(order: Order, facts: ImageFacts) -> tuple[Form, Reason]:
@@ -372,7 +387,7 @@ def _publish(order: Order, staging: Staging, staged: Path, record: ImageRecord, 
 def _convert(order: Order, staging: Staging, journal: Journal, observer: Observer) -> ImageRecord:
     _keep_download(staging, journal)
     _tell(observer, order, "download-durable")
-    _Room(order, staging, observer).claim(_converted_peak(staging, journal))
+    _Room(order, staging, observer, stays=True).claim(_converted_peak(staging, journal))
     meter = _Meter(order.what, journal.virtual_size, staging, observer)
     meter.advance("convert", 0)
     with translated(staging.directory, needed=journal.virtual_size):

@@ -266,6 +266,11 @@ class CachePaths:
         return self.locks / ".space"
 
     @property
+    def room_lock(self) -> Path:
+        """The lock under which one at a time makes room on the file system."""
+        return self.locks / ".room"
+
+    @property
     def records_lock(self) -> Path:
         """The lock under which leases and what a prune notes are written; held last, so it sorts last."""
         return self.locks / "vrecords"

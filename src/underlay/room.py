@@ -1,14 +1,17 @@
 """Room for a request that found none: what nobody needs goes, if that is enough; else nothing goes, and the error says why."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from underlay import locks
 from underlay.config import Config
 from underlay.contracts import Observer
-from underlay.errors import InsufficientSpace
+from underlay.errors import InsufficientSpace, UnderlayError
 from underlay.prune.observation import Known
-from underlay.prune.reclaim import Goal, free_now, make_reclaim_plan
+from underlay.prune.reclaim import Goal, caches_beside, free_now, make_reclaim_plan
 from underlay.prune.removal import apply
+from underlay.store import Store, space
 
 _RECORDS = 1 << 20  # bytes to be had where a record found no room
 
@@ -24,7 +27,8 @@ def make_room(
 ) -> None:
     """Free what was missing on the file system of a path, by the rules of a reclaim.
 
-    Nothing is held for the request meanwhile: who comes between takes part in the same reservations, and it asks again.
+    One at a time makes room on a file system. Nothing is held for the request: it takes part in the reservations, and asks
+    again.
 
     Args:
         error: what the request found.
@@ -33,14 +37,30 @@ def make_room(
     Raises:
         InsufficientSpace: it cannot be had; what each cache could give is in it, and nothing was removed.
     """
-    free = free_now(path)  # the request has left what it had written by now
+    stores = [config.caches[name] for name in caches_beside(config, path)]
     need = (error.needed or _RECORDS) + error.claimed
-    if need <= free:  # a quota, or inodes: bytes are not what is missing
+    # The system refused, though there is room: a quota, or inodes. A reservation that failed has told of each cache.
+    if not error.reclaimable and need <= free_now(path):
         raise error
-    goal = Goal(path=path, need=need, spared=spared)
-    plan = make_reclaim_plan(config, known, goal)
-    if plan.shortfall > 0:
-        reclaimable = {str(root): size for root, size in plan.frees.items()}
-        left = max(0, free - error.claimed)
-        raise InsufficientSpace(str(path), needed=error.needed, free=left, reclaimable=reclaimable) from error
-    apply(config, plan, observer)
+    with _one_at_a_time(stores):
+        # First what is free: what others write in between is then missed, and the request asks again; else it is missing twice.
+        left = free_now(path)
+        left -= space.claimed(stores)
+        missing = (error.needed or _RECORDS) - left
+        if missing <= 0:  # others have made it while we waited for our turn
+            return
+        plan = make_reclaim_plan(config, known, Goal(path=path, missing=missing, spared=spared))
+        if plan.shortfall > 0:
+            reclaimable = {str(root): size for root, size in plan.frees.items()}
+            raise InsufficientSpace(str(path), needed=error.needed, free=max(0, left), reclaimable=reclaimable) from error
+        apply(config, plan, observer)
+
+
+@contextmanager
+def _one_at_a_time(stores: Sequence[Store]) -> Iterator[None]:
+    """A plan sees nothing of what another is removing just now, neither as free nor as what may go."""
+    with ExitStack() as stack:
+        for store in sorted(stores, key=lambda store: store.root):
+            with suppress(UnderlayError, OSError):  # not laid out, or not ours
+                stack.enter_context(locks.exclusive(store.paths.room_lock, timeout=store.lock_timeout))
+        yield

@@ -32,7 +32,9 @@ class Want:
     traits: BackendTraits | None = None
 
     def raw_only(self, *, force_raw: bool) -> bool:
-        """Whether nothing but a raw image will do, in a cache that forces raw or not."""
+        """Whether nothing but a raw image will do, in a cache that forces raw or not. A kernel is never converted."""
+        if self.disk_format in EXEMPT_FORMATS:
+            return False
         needs_raw = self.traits is not None and self.traits.needs_raw
         return needs_raw or (force_raw if self.raw is None else self.raw)
 

@@ -24,14 +24,12 @@ class Goal:
     """What is to be had on the file system of a path.
 
     Attributes:
-        need: bytes that are to be free. amount: instead, bytes that are to come free.
-        slack: bytes more, for what is written meanwhile.
+        missing: bytes that are to come free. slack: bytes more, for what is written meanwhile.
         spared: files that stay all the same, by cache directory and name.
     """
 
     path: Path
-    need: int = 0
-    amount: int | None = None
+    missing: int
     slack: int = _OWN_FILES
     spared: Collection[tuple[Path, str]] = ()
 
@@ -57,22 +55,20 @@ def make_reclaim_plan(
     Raises:
         CacheMissing, CacheNotWritable: the path cannot be looked at.
     """
-    plan = make_plan(config, _caches_beside(config, goal.path) if names is None else names, known, now=now)
-    free = free_now(goal.path)
-    need = goal.need if goal.amount is None else free + goal.amount
-    missing = need - free
-    slack = goal.slack if missing > 0 else 0
+    plan = make_plan(config, caches_beside(config, goal.path) if names is None else names, known, now=now)
+    need = free_now(goal.path) + goal.missing
+    wanted = goal.missing + (goal.slack if goal.missing > 0 else 0)
     rules = {name: config.rules.get(name, Rules()) for name in config.caches}
     verdicts = spare(plan.verdicts, goal.spared)
     ordered = candidates(verdicts, rules, plan.clocks)
-    own = _measured(ordered, missing + slack)
-    judged, shortfall = plan_reclaim(verdicts, ordered, own, missing=missing + slack)
+    own = _measured(ordered, wanted)
+    judged, shortfall = plan_reclaim(verdicts, ordered, own, missing=wanted)
     return dataclasses.replace(
         plan,
         verdicts=judged,
         need=need,
         path=goal.path,
-        shortfall=max(0, shortfall - slack),
+        shortfall=max(0, shortfall - (wanted - goal.missing)),
         frees=_by_cache(plan, own),
     )
 
@@ -96,7 +92,7 @@ def _by_cache(plan: Plan, own: dict[tuple[Path, str], int]) -> dict[Path, int]:
     return dict(frees)
 
 
-def _caches_beside(config: Config, path: Path) -> list[str]:
+def caches_beside(config: Config, path: Path) -> list[str]:
     """The names of the caches on the file system of a path."""
     with translated(path):
         key = file_system(path).key

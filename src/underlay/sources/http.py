@@ -206,7 +206,8 @@ def _condition(known: Sequence[str]) -> dict[str, str]:
     """The fields that ask whether what these validators meant has changed. A strong ETag tells more than a date."""
     if etags := [validator.removeprefix(_ETAG) for validator in known if validator.startswith(_ETAG)]:
         return {"If-None-Match": ", ".join(etags)}
-    dates = [_date(validator) for validator in known if validator.startswith(_MODIFIED)]
+    # Where a length is known, a plain question is answered with it too, and costs no more.
+    dates = [_date(one) for one in known if one.startswith(_MODIFIED) and ";length:None;" in one]
     return {"If-Modified-Since": dates[-1]} if dates else {}
 
 

@@ -256,7 +256,7 @@ def _publish_locked(store: Store, staged: Path, name: str, record: ImageRecord, 
     with locking.exclusive(store, name) as held_locks:
         existing = find(store, name)
         if existing is not None and _is_equal(existing, record):
-            return existing
+            return _with_findings(store, existing, record)
         if existing is not None and not replaces:
             raise _conflict(target)
         mark_used(store, name)  # crash: a marker without an image, which protects nothing
@@ -294,6 +294,20 @@ def _conflict(target: Path) -> ImageConflict:
     return ImageConflict(
         f"{target} exists and is a different image", hint="look at it with 'underlay show'; nothing was replaced"
     )
+
+
+def _with_findings(store: Store, existing: BaseImage, record: ImageRecord) -> BaseImage:
+    """An equal image that was never inspected gets what inspection has found by now; its bytes are the same."""
+    if existing.record is None or existing.record.served_format is not None or record.served_format is None:
+        return existing
+    with translated(existing.path):
+        fd = open_regular(existing.path)
+        try:
+            write_attribute(fd, encode_record(replace(record, mtime_ns=existing.record.mtime_ns)))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    return find(store, existing.name) or existing
 
 
 def _is_equal(existing: BaseImage, record: ImageRecord) -> bool:

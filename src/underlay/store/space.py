@@ -44,6 +44,12 @@ def reserve(store: Store, staging: Staging, *, need: int, neighbours: Sequence[S
         stagings.write_reservation(staging, need)
 
 
+def claimed(stores: Sequence[Store]) -> int:
+    """Bytes that living ingests of these caches are still to allocate."""
+    usable = [store for store in stores if _is_ours(store)]
+    return sum(stagings.outstanding(one) for store in usable for one, alive in stagings.ingests(store) if alive)
+
+
 def reclaimable_bytes(stores: Sequence[Store]) -> int:
     """Bytes that dead ingests occupy."""
     return sum(stagings.allocated(dead) for store in stores for dead, alive in stagings.ingests(store) if not alive)

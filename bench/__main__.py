@@ -4,13 +4,14 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from bench import rows
 from bench.measure import Row, machine, measure, table
-from bench.tree import Tree
+from bench.tree import build
 from underlay.testing.bootimage import write_raw
 from underlay.units import format_size, parse_size
 
@@ -38,29 +39,58 @@ def main() -> None:
 
 
 def _results(directory: Path, arguments: argparse.Namespace) -> Iterator[Mapping[str, object]]:
-    image = directory / "image.img"
+    image = directory / "served" / "image.img"
+    image.parent.mkdir()
     size = parse_size(arguments.size)
     write_raw(image, size=size, message="bench", payload=size - (1 << 20))
-    small = directory / "small.img"
+    small = image.with_name("small.img")
     write_raw(small, size=1 << 20, message="bench")
-    with rows.serving(image) as url:
-        for row in _rows(directory, url, small):
-            if not arguments.rows or any(row.name.startswith(asked) for asked in arguments.rows):
-                print(f"measuring {row.name} …", file=sys.stderr)
-                yield measure(row, rounds=arguments.rounds)
+    with rows.serving(image.parent) as url:
+        for beginning, make in _groups(directory, url, small).items():
+            if not _may_be_asked_for(beginning, arguments.rows):
+                continue
+            for row in make():
+                if not arguments.rows or any(row.name.startswith(asked) for asked in arguments.rows):
+                    print(f"measuring {row.name} …", file=sys.stderr)
+                    yield measure(row, rounds=arguments.rounds)
 
 
-def _rows(directory: Path, url: str, small: Path) -> Iterator[Row]:
-    yield rows.miss(directory, url)
-    yield rows.hit(directory, small)
-    yield from rows.start_up(directory, small)
-    yield rows.lock(directory)
-    yield from rows.prune_linear(directory)
-    yield rows.backing(Tree(directory / "pass-10000", directory / "pass-10000" / "instances.json"))
-    # The real Nova lives where the tests keep it, which take it from the package index the first time.
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests/components/nova"))
-    with import_module("nova_environment").running() as nova:
+def _groups(directory: Path, url: str, small: Path) -> Mapping[str, Callable[[], Iterable[Row]]]:
+    """What makes rows, by the beginning of their names: what nobody asks for is not built."""
+    return {
+        "miss": lambda: [rows.miss(directory, f"{url}/image.img")],
+        "hit": lambda: [rows.hit(directory, small)],
+        "start-up": lambda: rows.start_up(directory, small),
+        "lock": lambda: [rows.lock(directory)],
+        "prune, 10": lambda: rows.prune_linear(directory),
+        "backing": lambda: [rows.backing(build(directory / "backing", instances=1000, files=1000))],
+        "prune, 100 instances": lambda: _against_nova(directory),
+        "deliver": lambda: _against_ironic(directory, f"{url}/small.img"),
+        "scan": lambda: rows.scan(directory),
+    }
+
+
+def _may_be_asked_for(beginning: str, asked: Sequence[str]) -> bool:
+    return not asked or any(one.startswith(beginning) or beginning.startswith(one) for one in asked)
+
+
+# The real services live where the tests keep them, which take them from the package index the first time.
+
+
+def _against_nova(directory: Path) -> Iterator[Row]:
+    with _component("nova", "nova_environment").running() as nova:
         yield rows.prune_against_nova(directory, nova)
+
+
+def _against_ironic(directory: Path, url: str) -> Iterator[Row]:
+    ironic = _component("ironic", "ironic_environment").IRONIC
+    with import_module("environment").running(ironic, Path(__file__).with_name("ironic_side.py")) as runner:
+        yield from rows.deliver(directory, url, runner)
+
+
+def _component(name: str, module: str) -> Any:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests/components" / name))
+    return import_module(module)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,37 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.measure import Contender, Row, command
-from bench.tree import Tree, build
+from bench.tree import Tree, build, build_masters
 from underlay import Host
 from underlay.config import Config, parse_config
 from underlay.locks import exclusive
+from underlay.naming import CacheKind
+from underlay.store import Store, listing
 from underlay.usage.directories import header
 
 if TYPE_CHECKING:
+    from environment import Runner
     from nova_environment import Nova
 
 _LOCK_CYCLES = 2000
 _DISKS = 10
+_DELIVERIES = 20
+_MASTERS = 100_000
+# What `find` is asked to tell, by our own listing: of every master that nobody has, its name, its size and its last use.
+_SCAN = """
+import sys
+from pathlib import Path
+from underlay.naming import CacheKind
+from underlay.store import Store, listing
+
+files = listing.files(Store(root=Path(sys.argv[1]), kind=CacheKind.MASTERS))
+print("\\n".join([f"{file.name} {file.size} {file.used_ns}" for file in files if file.links == 1]))
+"""
 
 
 def configuration(directory: Path, name: str) -> Config:
@@ -43,12 +59,12 @@ def configuration(directory: Path, name: str) -> Config:
 
 
 @contextmanager
-def serving(image: Path) -> Iterator[str]:
-    """Serve one directory from a process of its own; the URL of ``image``."""
-    argv = [sys.executable, "-m", "bench.serve", os.fspath(image.parent)]
+def serving(served: Path) -> Iterator[str]:
+    """Serve one directory from a process of its own; its URL."""
+    argv = [sys.executable, "-m", "bench.serve", os.fspath(served)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        yield f"{server.stdout.readline().strip()}/{image.name}"  # leaving closes its input, which ends it
+        yield server.stdout.readline().strip()  # leaving closes its input, which ends it
 
 
 def miss(directory: Path, url: str) -> Row:
@@ -220,3 +236,113 @@ def prune_memory(directory: Path) -> int:
     )
     file = directory / "pass-100000" / "underlay.toml"
     return int(subprocess.run([sys.executable, "-c", code, file], check=True, capture_output=True, text=True).stdout)
+
+
+def deliver(directory: Path, url: str, ironic: "Runner") -> Sequence[Row]:
+    """A hit delivered by hard link, in processes that run: durable and without a request, against Ironic's with its HEAD."""
+    host = Host.open(_masters(directory / "deliver", revalidate_after="1h"))
+    places = {side: directory / side for side in ("ours", "ironic", "bare")}
+    for place in places.values():
+        place.mkdir()
+    numbers = count()
+
+    def ours(name: str, come: str) -> None:
+        delivered = host.deliver(url, places["ours"] / name)
+        assert ("hit", come) == (delivered.came and delivered.came.code, delivered.reason.code)
+
+    def peer(name: str) -> None:
+        ironic.ask(masters=str(directory / "deliver" / "ironic"), href=url, path=str(places["ironic"] / name))
+
+    def contender(name: str, side: str, run: Callable[[int], object]) -> Contender:
+        return Contender(name=name, run=run, prepare=lambda _: _empty(places[side]), repeat=_DELIVERIES)
+
+    host.deliver(url, places["ours"] / "there")
+    peer("there")
+    link = Contender(name="link, rename, fsync", run=_linker(places["bare"]), repeat=_DELIVERIES)
+    durable, fetch = "Host.deliver (durable)", "ironic 39.0.0, fetch_image"
+    again = contender(durable, "ours", lambda turn: ours(f"{turn % _DELIVERIES}", "linked"))
+    anywhere = contender(durable, "ours", lambda _: ours(f"new-{next(numbers)}", "linked"))
+    theirs = contender(fetch, "ironic", lambda turn: peer(f"{turn % _DELIVERIES}"))
+    there = Contender(name="Host.deliver", run=lambda _: ours("there", "delivered"), repeat=_DELIVERIES)
+    theirs_there = Contender(name=fetch, run=lambda _: peer("there"), repeat=_DELIVERIES)
+    source = "1 ms at most; Ironic asks the server first"
+    return [
+        Row(name="deliver, a hit", ours=again, peer=theirs, goal=None, source=source),
+        Row(name="deliver, at a path never used", ours=anywhere, peer=theirs, goal=None, source=f"{source}; makes a lock file"),
+        Row(name="deliver, there already", ours=there, peer=theirs_there, goal=None, source=source),
+        Row(name="deliver, over the disk's part", ours=again, peer=link, goal=None, source="what a durable link costs"),
+    ]
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.name != "there":
+            path.unlink()
+
+
+def _linker(directory: Path) -> Callable[[int], None]:
+    """A durable hard link by the system calls alone."""
+    image = directory / "image"
+    image.write_bytes(bytes(512))
+
+    def run(turn: int) -> None:
+        temporary = directory / f".{turn}"
+        os.link(image, temporary)
+        os.rename(temporary, directory / f"{turn}")
+        target = os.open(directory, os.O_RDONLY)
+        os.fsync(target)
+        os.close(target)
+
+    return run
+
+
+def _masters(root: Path, *, revalidate_after: str) -> Config:
+    """A host with a cache of masters below ``root``."""
+    (root / "masters").mkdir(parents=True)
+    text = f"""
+        [instances]
+        path = "{root}/instances"
+        [caches.masters]
+        kind = "masters"
+        path = "{root}/masters"
+        [sources.http]
+        revalidate_after = "{revalidate_after}"
+    """
+    return parse_config(text, origin=root / "underlay.toml")
+
+
+def scan(directory: Path) -> Iterator[Row]:
+    """All masters of a cache, process to process, and the listing alone over the least that Python can do."""
+    for marked in (False, True):
+        root = build_masters(directory / f"masters-{marked}", files=_MASTERS, marked=marked)
+        yield Row(
+            name="scan, 100k masters" + (", marked" if marked else ""),
+            ours=_command("store.listing, a line each", sys.executable, "-c", _SCAN, root),
+            peer=_command("find -links 1 -printf", "find", root, "-links", "1", "-printf", "%f %s %T@\n"),
+            goal=1.3,
+            source="process to process" + ("; find reads the markers too" if marked else ""),
+        )
+        if not marked:
+            yield _scan_in_process(root)
+
+
+def _scan_in_process(root: Path) -> Row:
+    store = Store(root=root, kind=CacheKind.MASTERS)
+
+    def peer(_: int) -> None:
+        directory = os.open(root, os.O_RDONLY)
+        for name in os.listdir(directory):
+            os.stat(name, dir_fd=directory, follow_symlinks=False)
+        os.close(directory)
+
+    return Row(
+        name="scan, in process",
+        ours=Contender(name="store.listing.files", run=lambda _: len(listing.files(store))),
+        peer=Contender(name="listdir, stat each", run=peer),
+        goal=None,
+        source="the least that Python can do",
+    )
+
+
+def _command(name: str, *argv: str | os.PathLike[str]) -> Contender:
+    return Contender(name=name, run=lambda _: command(*argv))

@@ -1,10 +1,11 @@
-"""A host of Nova's of any size: instances with an overlay each, and a cache full of base files, written without qemu-img."""
+"""A host of any size: Nova's instances with an overlay each and a cache full of base files, or a cache of masters."""
 
 import hashlib
 import json
 import os
 import struct
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +49,7 @@ def build(root: Path, *, instances: int, files: int) -> Tree:
     names = [hashlib.sha1(str(number).encode(), usedforsecurity=False).hexdigest() for number in range(files)]
     moment = time.time() - _HOUR
     for name in names:
-        fd = os.open(tree.cache / name, os.O_CREAT | os.O_WRONLY, 0o644)
-        os.ftruncate(fd, 512)
-        os.close(fd)
-        os.utime(tree.cache / name, (moment, moment))
+        _write_file(tree.cache / name, moment)
     records = []
     for number in range(instances):
         uuid = f"{number:08x}-0000-4000-8000-000000000000"
@@ -68,6 +66,27 @@ def build(root: Path, *, instances: int, files: int) -> Tree:
         encoding="utf-8",
     )
     return tree
+
+
+def build_masters(root: Path, *, files: int, marked: bool) -> Path:
+    """Write a cache of masters that nobody has: as Ironic leaves one, or with a marker each, as our deliveries leave it."""
+    used = root / ".underlay" / "used"
+    used.mkdir(parents=True)
+    moment = time.time() - _HOUR
+    for number in range(files):
+        stem = uuid.uuid5(uuid.NAMESPACE_URL, f"http://images/{number}")
+        name = f"{stem}.converted" if number % 2 else str(stem)
+        _write_file(root / name, moment)
+        if marked:
+            (used / name).touch()
+    return root
+
+
+def _write_file(path: Path, moment: float) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+    os.ftruncate(fd, 512)
+    os.close(fd)
+    os.utime(path, (moment, moment))
 
 
 def _write_overlay(disk: Path, base: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from underlay.delivery import Delivered
 from underlay.errors import CacheMissing, ImageNotFound, InvalidName
 from underlay.host import Host
 from underlay.model import Reason
+from underlay.refs import parse_ref
 from underlay.store import Store, copies
+from underlay.testing.fakes import Recorder
 
 Mounted = Callable[..., Path]
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -66,6 +69,17 @@ def test_what_is_right_already_is_left_as_it_is(machine: Machine, host: Host, re
     again = host.deliver(ref, str(path))
     assert "delivered" == again.reason.code
     assert before == path.parent.stat().st_mtime_ns
+
+
+@pytest.mark.component("leases")
+def test_an_image_that_is_about_to_be_delivered_is_evicted_by_nobody(machine: Machine, host: Host, ref: str) -> None:
+    cache = host.cache("masters")
+    with ExitStack() as holding:
+        image = cache.ensure(parse_ref(ref), host.source("file"), Recorder(), holding=holding).image
+        kept = host.apply(host.plan_evict(str(image.path)))
+        assert [["open"]] == [[reason.code for reason in verdict.reasons] for verdict in kept.verdicts]
+    gone = host.apply(host.plan_evict(str(image.path)))
+    assert [image.path] == gone.removed
 
 
 def test_another_file_there_is_replaced_in_one_step(machine: Machine, host: Host, ref: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,7 +35,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def asking(store: Store, source: FakeSource, **want: object) -> Ask:
-    return Ask(store=store, ref=REF, source=source, observer=Recorder(), want=Want(**want))  # type: ignore[arg-type]
+    asked = Want(**want)  # type: ignore[arg-type]
+    return Ask(store=store, ref=REF, source=source, observer=Recorder(), want=asked, holding=ExitStack())
 
 
 def brought(store: Store, source: FakeSource, **want: object) -> Found:

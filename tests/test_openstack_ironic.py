@@ -1119,24 +1119,6 @@ def test_clean_ups_and_deliveries_at_once_do_not_fail_each_other(site: Site) -> 
             one.result()
 
 
-@leases
-def test_a_clean_up_beside_a_delivery_leaves_what_was_published_just_now(site: Site) -> None:
-    """Nothing tells that a master is wanted between its publication and its delivery."""
-    site.server.serve(PATH, Served(CONTENT, etag='"1"', stall_after=100))
-    site.node()
-    with ThreadPoolExecutor(1) as pool:
-        delivery = pool.submit(site.cache().fetch_image, site.href, os.fspath(site.node()))
-        site.server.wait_until_sent(PATH, 100)
-        old, new = site.master("old", age=60), site.master("new", age=0)
-        site.cache(size=0, ttl=0).clean_up()
-        assert (False, True) == (old.exists(), new.exists())
-        site.server.resume()
-        delivery.result()
-    site.cache(size=0, ttl=0).clean_up()
-    assert not new.exists()
-    assert CONTENT == site.node().read_bytes()
-
-
 def test_so_many_images_are_transferred_at_a_time_as_ironic_says() -> None:
     source = FakeSource({f"fake:{number}": FakeImage(b"x" * 64, piece=8, delay=0.005) for number in range(8)})
     limited: ImageSource = ConductorSource(source, threading.Semaphore(3))

@@ -968,6 +968,7 @@ def test_what_is_freed_is_what_was_not_shared(tmp_path: Path, mounted: Callable[
         file.write(os.urandom(MIB))
         os.fsync(file.fileno())
     aged(path, 2 * DAY)
+    store_of(host).prepare()
     os.sync()
     free = os.statvfs(target).f_bfree
 

@@ -52,6 +52,10 @@ def test_names_of_the_grammar_are_listed_by_kind_and_no_others(store: Store) -> 
     assert sorted(KINDS) == [file.name for file in found]
 
 
+def test_a_directory_with_nothing_in_it_has_no_files(tmp_path: Path) -> None:
+    assert [] == listing.files(Store(root=tmp_path, kind=CacheKind.MASTERS))
+
+
 @pytest.mark.parametrize("kind", ["directory", "link", "dangling", "fifo", "socket"])
 def test_what_is_no_plain_file_is_not_judged(store: Store, tmp_path: Path, kind: str) -> None:
     path = store.root / STEM
@@ -231,6 +235,21 @@ def test_the_last_use_of_a_master_is_its_marker_once_there_is_one(tmp_path: Path
     store.paths.used_marker(name).touch()
     os.utime(store.paths.used_marker(name), ns=(0, 5_000_000_000))
     assert [5_000_000_000] == [file.used_ns for file in listing.files(store)]
+
+
+def test_a_marker_counts_for_its_master_only_and_one_without_a_master_for_none(tmp_path: Path) -> None:
+    store = laid_out(tmp_path / "cache", kind=CacheKind.MASTERS)
+    names = [f"{digit * 8}-1111-4111-8111-111111111111" for digit in "cab"]
+    for name in names[:2]:
+        (store.root / name).write_bytes(b"x")
+        os.utime(store.root / name, ns=(0, 9_000_000_000))
+    for name in names[1:]:
+        store.paths.used_marker(name).touch()
+        os.utime(store.paths.used_marker(name), ns=(0, 5_000_000_000))
+
+    found = [(file.name, file.used_ns) for file in listing.files(store)]
+
+    assert [(names[1], 5_000_000_000), (names[0], 9_000_000_000)] == found
 
 
 def list_in_a_child(root: str) -> None:

@@ -5,13 +5,13 @@ ingest. The raw form of an image that is here as it was served is made from that
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from underlay import hits
 from underlay.contracts import ImageSource, Observer
-from underlay.errors import CacheError, CacheNotWritable, LockError, NotCached, SourceUnavailable
+from underlay.errors import CacheError, CacheMissing, CacheNotWritable, LockError, NotCached, SourceUnavailable
 from underlay.hits import Ask, Found, version_id
 from underlay.ingest import convert_kept, ingest
 from underlay.model import BaseImage, Event, ImageRef, Level, Reason
@@ -64,32 +64,36 @@ class Cache:
         *,
         want: Want = ANYTHING,
         lease_seconds: float | None = None,
+        holding: ExitStack | None = None,
     ) -> Ensured:
         """Make the image present and mark it used. Safe from any number of threads and processes: one of them fetches.
 
         Args:
             want: what the image must be; on a hit it is told from what was recorded.
             lease_seconds: how long the image is leased to whoever fetched it; None: not at all.
+            holding: keeps the image until it is closed; None: it may be evicted from the return on.
 
         Raises:
             SourceError, ImageRefused, CacheError, LockError, ToolError
         """
         self.store.prepare()
-        ask = Ask(
-            store=self.store,
-            ref=ref,
-            source=source,
-            observer=observer,
-            want=want,
-            neighbours=self.neighbours,
-            lease_seconds=lease_seconds,
-        )
-        for _ in range(_TRIES):
-            ensured = _ensure(ask)
-            if _use(ask, ensured):
-                _learn(ask, ensured.image)
-                observer.event(_event(ensured, ref))
-                return ensured
+        with ExitStack() as ours:
+            ask = Ask(
+                store=self.store,
+                ref=ref,
+                source=source,
+                observer=observer,
+                want=want,
+                holding=holding or ours,
+                neighbours=self.neighbours,
+                lease_seconds=lease_seconds,
+            )
+            for _ in range(_TRIES):
+                ensured = _ensure(ask)
+                if _use(ask, ensured):
+                    _learn(ask, ensured.image)
+                    observer.event(_event(ensured, ref))
+                    return ensured
         raise NotCached(f"{ref} goes from {self.store.root} as soon as it is there", hint="something else removes files there")
 
 
@@ -101,6 +105,7 @@ def _ensure(ask: Ask) -> Ensured:
         _sweep(ask, found.image)
         return Ensured(found.image, Reason("hit", "it is in the cache"))
     with stagings.turn(ask.store, ask.ref, ask.observer) as staging:
+        ask = replace(ask, waits=True)
         # Whoever held the lock before us may have done the work since we asked.
         another = Reason("hit", "another fetch of it has just ended")
         ensured = _served(ask, staging, hits.fresh(ask, checked_since=since), another)
@@ -135,13 +140,14 @@ def _use(ask: Ask, ensured: Ensured) -> bool:
     """Mark the image used under its lock; False when it was evicted since we looked, or replaced by another version."""
     image = ensured.image
     try:
+        images.keep_open(image.path, ask.holding)
         with images.held(ask.store, image.name) as hold:
             if version_id(hold.image) != version_id(image):
                 return False
             images.mark_used(ask.store, image.name)
             if ask.lease_seconds is not None and not ensured.no_store:
                 _lease(ask, hold, ask.lease_seconds)
-    except NotCached:
+    except (NotCached, CacheMissing):
         return False
     return True
 

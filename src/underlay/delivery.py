@@ -79,6 +79,8 @@ def deliver(config: Config, store: Store, image: BaseImage, path: Path) -> Deliv
         images.mark_used(store, image.name)
         there = _there(path)
         if there is not None and _is_right(store, hold, path, there):
+            with translated(path):
+                sync_directory(path.parent)  # whoever put it there may have died before this
             return Delivered(path, hold.image, Reason("delivered", "it is there already"))
         reason = _link(hold, path) or _copy(store, hold, path)
         hold.confirm()

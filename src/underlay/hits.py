@@ -5,7 +5,7 @@ that lacks the form only, because raw is wanted and it is kept as it was served,
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -15,7 +15,7 @@ from underlay.ingest import Order
 from underlay.model import BaseImage, ImageRef, ImageVersion
 from underlay.naming import CacheKind, candidate_names
 from underlay.policy.form import Want, fits, has_format, may_be_converted
-from underlay.store import Store, images, refs
+from underlay.store import Store, images, locking, refs
 from underlay.store.refs import RefRecord
 
 
@@ -24,8 +24,10 @@ class Ask:
     """A request to one cache.
 
     Attributes:
+        holding: keeps the image that answers from eviction, until it is closed.
         neighbours: the host's other caches.
         lease_seconds: how long the image is leased to who asks, or None.
+        waits: whether to wait for an image that is on its way out: it may come back.
     """
 
     store: Store
@@ -33,8 +35,10 @@ class Ask:
     source: ImageSource
     observer: Observer
     want: Want
+    holding: ExitStack
     neighbours: Sequence[Store] = ()
     lease_seconds: float | None = None
+    waits: bool = False
 
     @property
     def order(self) -> Order:
@@ -45,6 +49,7 @@ class Ask:
             version=ImageVersion(ref=self.ref),
             want=self.want,
             neighbours=self.neighbours,
+            holding=self.holding,
         )
 
 
@@ -152,7 +157,7 @@ def _find(ask: Ask, wanted_id: str) -> Found | None:
     kind, force_raw = ask.store.kind, ask.store.force_raw
     raw_only = ask.want.raw_only(force_raw=force_raw)
     for name in candidate_names(wanted_id, ref=ask.ref, kind=kind, raw_only=raw_only):
-        image = images.find(ask.store, name)
+        image = _look(ask, name)
         if image is None or not fits(image, ask.want, kind=kind, force_raw=force_raw):
             continue
         if _is_version(ask, image, wanted_id):
@@ -160,10 +165,17 @@ def _find(ask: Ask, wanted_id: str) -> Found | None:
     return _find_served(ask, wanted_id) if raw_only else None
 
 
+def _look(ask: Ask, name: str) -> BaseImage | None:
+    if not ask.waits:
+        return images.find(ask.store, name)
+    with locking.shared(ask.store, name):
+        return images.find(ask.store, name)
+
+
 def _find_served(ask: Ask, wanted_id: str) -> Found | None:
     """The image of this version as it was served, if it was inspected, so that it may be opened to be converted."""
     for name in candidate_names(wanted_id, ref=ask.ref, kind=ask.store.kind, raw_only=False):
-        image = images.find(ask.store, name)
+        image = _look(ask, name)
         if image is not None and image.format != "raw" and version_id(image) == wanted_id and may_be_converted(image):
             return Found(image, converts=True)
     return None

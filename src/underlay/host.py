@@ -5,7 +5,7 @@ Everything that it does is a call further down; what it adds is which cache, whi
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -54,6 +54,14 @@ from underlay.units import parse_size
 
 _DELIVERIES = 5
 _ROOM_TRIES = 10  # others may take what was made for us, and then there is as much again to be had
+
+
+def _ref(ref: str | ImageRef) -> ImageRef:
+    return parse_ref(ref) if isinstance(ref, str) else ref
+
+
+def _digest(checksum: str | Digest | None) -> Digest | None:
+    return Digest.parse(checksum) if isinstance(checksum, str) else checksum
 
 
 class Silent:
@@ -145,19 +153,22 @@ class Host:
         Args:
             traits: of the backend that the image is for; one that needs raw images gets one.
         """
-        ref = parse_ref(ref) if isinstance(ref, str) else ref
-        checksum = Digest.parse(checksum) if isinstance(checksum, str) else checksum
-        chosen, source = self.cache(cache), self.source(ref.scheme)
-        want = Want(checksum=checksum, disk_format=disk_format, raw=raw, traits=traits)
-        check_want(want, kind=chosen.store.kind, force_raw=chosen.store.force_raw)
+        want = Want(checksum=_digest(checksum), disk_format=disk_format, raw=raw, traits=traits)
+        with ExitStack() as holding:
+            return self._ensured(_ref(ref), self.cache(cache), want, holding)
+
+    def _ensured(self, ref: ImageRef, cache: Cache, want: Want, holding: ExitStack) -> Ensured:
+        """The image, kept until ``holding`` is closed; room is made for it as often as others take what was made."""
+        source, store = self.source(ref.scheme), cache.store
+        check_want(want, kind=store.kind, force_raw=store.force_raw)
         self._make_directories()
-        lease = self.config.leases.get(chosen.name)
+        lease = self.config.leases.get(cache.name)
         for _ in range(_ROOM_TRIES):
             try:
-                return chosen.ensure(ref, source, self.observer, want=want, lease_seconds=lease)
+                return cache.ensure(ref, source, self.observer, want=want, lease_seconds=lease, holding=holding)
             except InsufficientSpace as error:
-                self._make_room(error, chosen.store.root, chosen.store, ref)
-        return chosen.ensure(ref, source, self.observer, want=want, lease_seconds=lease)
+                self._make_room(error, store.root, store, ref)
+        return cache.ensure(ref, source, self.observer, want=want, lease_seconds=lease, holding=holding)
 
     def _make_room(self, error: InsufficientSpace, path: Path, store: Store, ref: ImageRef) -> None:
         spared = {(store.root, name) for name in hits.names(store, ref)}
@@ -188,25 +199,24 @@ class Host:
         """
         path = Path(path)
         check_place(self.config, path)
-        ref = parse_ref(ref) if isinstance(ref, str) else ref
-        store = self.cache(self._masters_cache() if cache is None else cache).store
-        name = next(name for name, one in self.config.caches.items() if one is store)
-        for attempt in range(1, _DELIVERIES + 1):
-            ensured = self.fetch(ref, checksum=checksum, cache=name, disk_format=disk_format, raw=raw)
+        ref, chosen = _ref(ref), self.cache(self._masters_cache() if cache is None else cache)
+        want = Want(checksum=_digest(checksum), disk_format=disk_format, raw=raw)
+        for _ in range(_DELIVERIES - 1):
             try:
-                delivered = deliver(self.config, store, ensured.image, path)
-            except NotCached:  # evicted, or replaced by a newer version, since it was fetched
-                if attempt == _DELIVERIES:
-                    raise
+                return self._delivered(ref, chosen, want, path)
+            except NotCached:  # replaced by a newer version since it was fetched
+                continue
             except InsufficientSpace as error:  # where the copy goes
-                if attempt == _DELIVERIES:
-                    raise
-                self._make_room(error, path.parent, store, ref)
-            else:
-                if ensured.no_store and store.kind is CacheKind.MASTERS:
-                    eviction.drop(store, ensured.image.name)
-                return replace(delivered, came=ensured.reason)
-        raise AssertionError("unreachable")
+                self._make_room(error, path.parent, chosen.store, ref)
+        return self._delivered(ref, chosen, want, path)
+
+    def _delivered(self, ref: ImageRef, cache: Cache, want: Want, path: Path) -> Delivered:
+        with ExitStack() as holding:
+            ensured = self._ensured(ref, cache, want, holding)
+            delivered = deliver(self.config, cache.store, ensured.image, path)
+        if ensured.no_store and cache.store.kind is CacheKind.MASTERS:
+            eviction.drop(cache.store, ensured.image.name)
+        return replace(delivered, came=ensured.reason)
 
     def _masters_cache(self) -> str | None:
         return next((name for name, store in self.config.caches.items() if store.kind is CacheKind.MASTERS), None)

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +61,7 @@ class Order:
     Attributes:
         want: what is asked of the image, beside what the source promises.
         neighbours: the host's other caches, whose reservations count on the same file system.
+        holding: keeps what is published from eviction, until it is closed; None: nobody needs it yet.
     """
 
     store: Store
@@ -68,6 +69,7 @@ class Order:
     version: ImageVersion
     want: Want = field(default_factory=Want)
     neighbours: Sequence[Store] = ()
+    holding: ExitStack | None = None
 
     @property
     def what(self) -> str:
@@ -378,6 +380,8 @@ def _publish(order: Order, staging: Staging, staged: Path, record: ImageRecord, 
     # All is written: once the file has left for its place, a claim would count what it occupies a second time.
     stagings.drop_reservation(staging)
     name = _name(order, record)
+    if order.holding is not None:
+        images.keep_open(staged, order.holding)
     put = images.publish_over if order.store.kind is CacheKind.MASTERS else images.publish
     image = put(order.store, staged, name, record)
     _tell(observer, order, "published", level=Level.INFO, name=name, size=image.size)

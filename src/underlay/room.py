@@ -11,7 +11,7 @@ from underlay.errors import InsufficientSpace, UnderlayError
 from underlay.prune.observation import Known
 from underlay.prune.reclaim import Goal, caches_beside, free_now, make_reclaim_plan
 from underlay.prune.removal import apply
-from underlay.store import Store, space
+from underlay.store import Store, ballast, eviction, space
 
 _RECORDS = 1 << 20  # bytes to be had where a record found no room
 
@@ -42,6 +42,9 @@ def make_room(
     # The system refused, though there is room: a quota, or inodes. A reservation that failed has told of each cache.
     if not error.reclaimable and need <= free_now(path):
         raise error
+    if error.needed is None:  # not even a lock file may have room
+        for store in stores:
+            ballast.throw_off(store.paths)
     with _one_at_a_time(stores):
         # First what is free: what others write in between is then missed, and the request asks again; else it is missing twice.
         left = free_now(path)
@@ -49,7 +52,10 @@ def make_room(
         missing = (error.needed or _RECORDS) - left
         if missing <= 0:  # others have made it while we waited for our turn
             return
-        plan = make_reclaim_plan(config, known, Goal(path=path, missing=missing, spared=spared))
+        goal = Goal(path=path, missing=missing, spared=spared)
+        plan = make_reclaim_plan(config, known, goal)
+        if plan.shortfall > 0 and _recover(stores):
+            plan = make_reclaim_plan(config, known, goal)
         if plan.shortfall > 0:
             reclaimable = {str(root): size for root, size in plan.frees.items()}
             raise InsufficientSpace(str(path), needed=error.needed, free=max(0, left), reclaimable=reclaimable) from error
@@ -64,3 +70,12 @@ def _one_at_a_time(stores: Sequence[Store]) -> Iterator[None]:
             with suppress(UnderlayError, OSError):  # not laid out, or not ours
                 stack.enter_context(locks.exclusive(store.paths.room_lock, timeout=store.lock_timeout))
         yield
+
+
+def _recover(stores: Sequence[Store]) -> bool:
+    """Whether a crash had left something in the trash, where no plan sees it; it is back in its cache."""
+    recovered: list[str] = []
+    for store in stores:
+        with suppress(UnderlayError):
+            recovered += eviction.recover(store)
+    return bool(recovered)

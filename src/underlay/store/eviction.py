@@ -92,6 +92,7 @@ def drop(store: Store, name: str) -> None:
         with translated(store.paths.image(name)), suppress(FileNotFoundError):
             os.unlink(store.paths.image(name))  # crash: gone, or there once more, where it answers nobody
             sync_directory(store.root)
+            os.unlink(store.paths.used_marker(name))  # crash: a marker without an image, which protects nothing
 
 
 def recover(store: Store) -> list[str]:
@@ -139,7 +140,10 @@ def _without_ctime(file: CachedFile) -> tuple[object, ...]:
 
 def _recover(store: Store, name: str) -> bool:
     with translated(store.paths.trashed(name)):
-        status = os.lstat(store.paths.trashed(name))
+        try:
+            status = os.lstat(store.paths.trashed(name))
+        except FileNotFoundError:  # another pass has destroyed it, or put it back, since we listed it
+            return False
     if not is_regular(status):
         return False
     if put_back(store, name):

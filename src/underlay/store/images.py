@@ -7,7 +7,7 @@ The name's lock (and Nova's, beside a Nova) is held exclusively to publish and s
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,6 +132,18 @@ def held(store: Store, name: str) -> Iterator[Hold]:
 
 def _not_cached(store: Store, name: str) -> NotCached:
     return NotCached(f"{store.root} has no image {name}", hint="fetch it first")
+
+
+def keep_open(path: Path, holding: ExitStack) -> None:
+    """Have a file open until ``holding`` is closed: whoever evicts looks who has it open, also after a rename.
+
+    Nothing is left of it when the process dies.
+
+    Raises:
+        CacheMissing, CacheNotWritable, StorageFailed
+    """
+    with translated(path):
+        holding.callback(os.close, open_regular(path))
 
 
 def mark_used(store: Store, name: str, *, at_ns: int | None = None) -> None:

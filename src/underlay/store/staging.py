@@ -210,15 +210,19 @@ def outstanding(staging: Staging) -> int:
 
 
 def allocated(staging: Staging) -> int:
-    """Bytes that the ingest's image files occupy, which is what its claim is for; its records are not counted."""
+    """Bytes that the ingest's image files occupy, which is what its claim is for.
+
+    Its records are not counted, and not what it shares with a master from which it makes the raw form.
+    """
     return sum(_allocated(path) for path in (staging.download, staging.converted))
 
 
 def _allocated(path: Path) -> int:
     try:
-        return allocated_bytes(path.stat(follow_symlinks=False))
+        status = path.stat(follow_symlinks=False)
     except FileNotFoundError:
         return 0
+    return allocated_bytes(status) if status.st_nlink == 1 else 0
 
 
 def ingests(store: Store) -> list[tuple[Staging, bool]]:

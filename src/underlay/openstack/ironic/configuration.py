@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from underlay.config import Config
-from underlay.naming import CacheKind, CachePaths
+from underlay.naming import CacheKind
 from underlay.openstack.ironic.options import Options
 from underlay.openstack.ironic.registry import _cache_cleanup_list, made
 from underlay.plan import Rules
@@ -20,7 +20,7 @@ class Masters:
 
     Attributes:
         size: bytes, or None for any. ttl: seconds, or None for ever. inspects: whether its images are inspected.
-        priority: that of the highest gives up its images first. keep_recent: seconds for which what was used stays.
+        priority: that of the highest gives up its images first.
     """
 
     root: Path
@@ -28,7 +28,6 @@ class Masters:
     ttl: float | None = None
     inspects: bool = True
     priority: int = 0
-    keep_recent: float = 0.0
 
     @classmethod
     def at(cls, path: str | None, *, size: int | None, ttl: float | None, inspects: bool) -> "Masters | None":
@@ -45,11 +44,6 @@ class Masters:
     def name(self) -> str:
         """What the cache is called in a configuration."""
         return os.fspath(self.root)
-
-    @property
-    def deliveries(self) -> Path:
-        """The lock that whoever delivers from here shares, and that a clean-up has alone when nobody does."""
-        return CachePaths(self.root).image_lock("deliveries")
 
     def is_same(self, other: "Masters") -> bool:
         """Whether both are one directory."""
@@ -87,8 +81,5 @@ def configuration(masters: Masters, options: Options, *, others: Iterable[Master
         sources={},
         instances=masters.root,  # which is not read, as no cache is
         use_cow_images=False,
-        rules={
-            one.name: Rules(ttl=one.ttl, max_size=one.size, keep_recent=one.keep_recent, priority=one.priority)
-            for one in caches
-        },
+        rules={one.name: Rules(ttl=one.ttl, max_size=one.size, keep_recent=0, priority=one.priority) for one in caches},
     )

@@ -4,7 +4,6 @@ Names, parameters and units are Ironic's. Nothing is decided here: its options b
 core does the rest.
 """
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from underlay import locks
 from underlay.errors import UnderlayError
 from underlay.host import Host
 from underlay.model import BaseImage
@@ -27,8 +25,6 @@ from underlay.openstack.ironic.sources import located, permitted_formats, source
 from underlay.openstack.ironic.watch import Watch, tell
 from underlay.policy.form import EXEMPT_FORMATS
 from underlay.units import format_size
-
-_DELIVERY = 5.0  # seconds that it may take from a master's publication to its delivery; if it takes longer, it is fetched again
 
 
 class ImageCache:
@@ -102,8 +98,7 @@ class ImageCache:
             sources = sources_of(options, validated=self._is_validated(options), context=ctx, auth=image_auth_data)
             host = Host(configuration(masters, options, others=registered_masters(options)), watch, sources)
             cache, disk_format = masters.name, expected_format
-            with _delivering(host, masters):
-                delivered = host.deliver(ref, path, checksum=checksum, cache=cache, disk_format=disk_format, raw=raw)
+            delivered = host.deliver(ref, path, checksum=checksum, cache=cache, disk_format=disk_format, raw=raw)
         if delivered.came is not None and delivered.came.code in ("fetched", "made-raw"):
             with logged(self):
                 self.clean_up()
@@ -122,12 +117,10 @@ class ImageCache:
         if masters is None:
             return
         try:
-            with _alone(masters) as is_alone:
-                masters = masters if is_alone else replace(masters, keep_recent=_DELIVERY)
-                if amount is not None:
-                    _free(masters, amount)
-                    masters = replace(masters, ttl=None)  # what is merely old may stay then
-                _prune(masters)
+            if amount is not None:
+                _free(masters, amount)
+                masters = replace(masters, ttl=None)  # what is merely old may stay then
+            _prune(masters)
         except (UnderlayError, OSError) as error:
             LOG.error("The image cache %s could not be cleaned up: %s", masters.root, error)
 
@@ -149,24 +142,6 @@ class ImageCache:
             return
         with TemporaryDirectory(prefix=".underlay-", dir=os.path.dirname(path)) as directory:
             yield Masters(root=Path(directory), inspects=not self._disable_validation)
-
-
-@contextmanager
-def _delivering(host: Host, masters: Masters) -> Iterator[None]:
-    """Hold off clean-ups that would take a master between its publication and its delivery, which nothing tells yet."""
-    host.cache(masters.name).store.prepare()
-    with locks.shared(masters.deliveries, timeout=math.inf):
-        yield
-
-
-@contextmanager
-def _alone(masters: Masters) -> Iterator[bool]:
-    """Whether nobody delivers from these masters, and if so keep it so. Deliveries wait then; they are never waited for."""
-    if not masters.deliveries.parent.is_dir():  # nothing was ever delivered
-        yield True
-        return
-    with locks.try_exclusive(masters.deliveries) as lock:
-        yield lock is not None
 
 
 def _free(masters: Masters, amount: int) -> None:

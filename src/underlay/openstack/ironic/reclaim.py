@@ -115,7 +115,8 @@ def _need(host: Host, href: str, options: Options) -> _Need:
     store = host.cache(None).store
     with translated(href, where=os.fspath(store.root)):
         ref = located(read_ref(href), options)
-        ask = Ask(store=store, ref=ref, source=host.source(ref.scheme), observer=host.observer, want=Want())
+        source, holding = host.source(ref.scheme), ExitStack()  # nothing is fetched, so nothing is held
+        ask = Ask(store=store, ref=ref, source=source, observer=host.observer, want=Want(), holding=holding)
         found = hits.fresh(ask, checked_since=datetime.now(UTC))
         version = None if found is not None else _described(ask)
         if version is None or (found := hits.unchanged(ask, version)) is not None:

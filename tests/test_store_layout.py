@@ -18,6 +18,7 @@ from underlay.store import Store
 MODES = {
     ".underlay": 0o755,
     ".underlay/format": 0o644,
+    ".underlay/ballast": 0o600,
     ".underlay/locks": 0o2775,
     ".underlay/used": 0o2775,
     ".underlay/leases": 0o2775,

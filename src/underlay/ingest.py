@@ -277,15 +277,16 @@ class _Room:
         try:
             space.reserve(self.order.store, self.staging, need=need + _SMALL_FILES, neighbours=self.order.neighbours)
         except InsufficientSpace as error:
-            raise error if self.stays else _from_the_start(error, stagings.allocated(self.staging)) from error
+            if self.stays or error.needed is None:
+                raise
+            raise _from_the_start(error, error.needed, stagings.allocated(self.staging)) from error
         self.claimed = need
         _tell(self.observer, self.order, "reserved", size=need)
 
 
-def _from_the_start(error: InsufficientSpace, had: int) -> InsufficientSpace:
+def _from_the_start(error: InsufficientSpace, missing: int, had: int) -> InsufficientSpace:
     """The same of an ingest that is given up with all that it had: that is free then, and needed again."""
-    assert error.needed is not None
-    needed, free = error.needed + had, error.free + had
+    needed, free = missing + had, error.free + had
     return InsufficientSpace(error.where, needed=needed, free=free, reclaimable=error.reclaimable, claimed=error.claimed)
 
 
@@ -380,10 +381,8 @@ def _publish(order: Order, staging: Staging, staged: Path, record: ImageRecord, 
     # All is written: once the file has left for its place, a claim would count what it occupies a second time.
     stagings.drop_reservation(staging)
     name = _name(order, record)
-    if order.holding is not None:
-        images.keep_open(staged, order.holding)
     put = images.publish_over if order.store.kind is CacheKind.MASTERS else images.publish
-    image = put(order.store, staged, name, record)
+    image = put(order.store, staged, name, record, holding=order.holding)
     _tell(observer, order, "published", level=Level.INFO, name=name, size=image.size)
     return image
 

@@ -158,10 +158,13 @@ class Scene:
         assert CONTENT == guest_bytes(self.disk, disk.format)
 
     def tree(self) -> dict[str, str]:
-        """Everything below the directory but lock files: what kind of file it is, its mode, and of images the content."""
+        """Everything below the directory but lock files: what kind of file it is, its mode, and of images the content.
+
+        The ballast is left out: it is no harm when there was no room for it.
+        """
         found = {}
         for path in sorted(self.root.rglob("*")):
-            if path.parent.name != "locks":
+            if path.parent.name != "locks" and path.name != "ballast":
                 name = os.fspath(path.relative_to(self.root))
                 found[name] = stat.filemode(path.lstat().st_mode) + _content(path)
         return found

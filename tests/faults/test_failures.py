@@ -117,7 +117,8 @@ def test_a_name_that_may_not_last_is_taken_back(tmp_path: Path, workers: Jobs) -
 def test_a_full_file_system_is_told_and_nothing_is_left(tmp_path: Path, workers: Jobs, call: str) -> None:
     outcomes = _fail_at_each(_scene(tmp_path, workers, "served"), call, "ENOSPC")
     assert outcomes
-    assert {FULL} == _errors(outcomes)
+    without_ballast = {"none"} if call == "linkat" else set()  # a cache does without, so nothing is told
+    assert {FULL} | without_ballast == _errors(outcomes)
 
 
 @pytest.mark.parametrize("call", ["pwrite64", "fsetxattr", "renameat2", "rename", "ftruncate"])

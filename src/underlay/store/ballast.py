@@ -6,7 +6,7 @@ To remove a file safely takes a lock file, a marker, a record: without a block f
 import os
 from contextlib import suppress
 
-from underlay.files import create
+from underlay.files import create, open_regular
 from underlay.naming import CachePaths
 
 BALLAST_BYTES = 256 << 10
@@ -14,13 +14,12 @@ BALLAST_BYTES = 256 << 10
 
 def keep(paths: CachePaths) -> None:
     """Take the ballast on again, if there is room and we may; it is no harm when there is none."""
-    path = paths.ballast
     with suppress(OSError):
-        fd = create(path, 0o600)  # crash: an empty or partial ballast, thrown off like a whole one
+        with suppress(FileExistsError):
+            os.close(create(paths.ballast, 0o600))  # crash: an empty ballast, which the next who keeps it fills
+        fd = open_regular(paths.ballast, os.O_RDWR)
         try:
             os.posix_fallocate(fd, 0, BALLAST_BYTES)
-        except OSError:
-            os.unlink(path)
         finally:
             os.close(fd)
 

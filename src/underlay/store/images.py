@@ -215,33 +215,42 @@ def learn_digest(store: Store, name: str, digest: Digest, *, version_id: str) ->
                 os.close(fd)
 
 
-def publish(store: Store, staged: Path, name: str, record: ImageRecord) -> BaseImage:
+def publish(store: Store, staged: Path, name: str, record: ImageRecord, *, holding: ExitStack | None = None) -> BaseImage:
     """Make a staged file the image of this name, in one step that replaces nothing.
 
     The staged file lies on the cache's file system, is complete, and is ours alone. An equal image that is there already is
     returned; the staged file then stays where it is.
 
+    Args:
+        holding: keeps the image from eviction, until it is closed.
+
     Raises:
         ImageConflict: a different image has the name. NotAnImage. LockTimeout. InsufficientSpace, StorageFailed.
     """
-    return _publish(store, staged, name, record, replaces=False)
+    return _publish(store, staged, name, record, holding, replaces=False)
 
 
-def publish_over(store: Store, staged: Path, name: str, record: ImageRecord) -> BaseImage:
+def publish_over(store: Store, staged: Path, name: str, record: ImageRecord, *, holding: ExitStack | None = None) -> BaseImage:
     """As `publish`, but a master of another version is replaced; hard links to it keep the old bytes.
 
     Raises:
         as `publish`, but never ImageConflict
     """
-    return _publish(store, staged, name, record, replaces=True)
+    return _publish(store, staged, name, record, holding, replaces=True)
 
 
-def _publish(store: Store, staged: Path, name: str, record: ImageRecord, *, replaces: bool) -> BaseImage:
+def _publish(
+    store: Store, staged: Path, name: str, record: ImageRecord, holding: ExitStack | None, *, replaces: bool
+) -> BaseImage:
     with translated(staged):
         _make_durable(store, staged, _with_mtime(record, staged) if store.kind is CacheKind.MASTERS else record)
     for attempt in range(1, _PUBLISH_TRIES + 1):
         try:
-            return _publish_locked(store, staged, name, record, replaces=replaces)
+            with locking.exclusive(store, name) as held_locks:
+                image = _publish_locked(store, staged, name, record, held_locks, replaces=replaces)
+                if holding is not None:
+                    keep_open(image.path, holding)
+                return image
         except LockLost:
             # Nova removed its lock file while we held it: somebody may hold a new one, so take that and look again.
             if attempt == _PUBLISH_TRIES:
@@ -263,24 +272,25 @@ def _make_durable(store: Store, staged: Path, record: ImageRecord) -> None:
         os.close(fd)
 
 
-def _publish_locked(store: Store, staged: Path, name: str, record: ImageRecord, *, replaces: bool) -> BaseImage:
+def _publish_locked(
+    store: Store, staged: Path, name: str, record: ImageRecord, held_locks: Sequence[locks.Lock], *, replaces: bool
+) -> BaseImage:
     target = store.paths.image(name)
-    with locking.exclusive(store, name) as held_locks:
-        existing = find(store, name)
-        if existing is not None and _is_equal(existing, record):
-            return _with_findings(store, existing, record)
-        if existing is not None and not replaces:
-            raise _conflict(target)
-        mark_used(store, name)  # crash: a marker without an image, which protects nothing
-        for lock in held_locks:
-            lock.confirm()
-        with translated(target):
-            _put_over(staged, target) if replaces else _put_new(staged, target)
-            sync_directory(staged.parent)
-        image = find(store, name)
-        if image is None:
-            raise NotCached(f"{target} vanished as it was published", hint="something else removes files there")
-        return image
+    existing = find(store, name)
+    if existing is not None and _is_equal(existing, record):
+        return _with_findings(store, existing, record)
+    if existing is not None and not replaces:
+        raise _conflict(target)
+    mark_used(store, name)  # crash: a marker without an image, which protects nothing
+    for lock in held_locks:
+        lock.confirm()
+    with translated(target):
+        _put_over(staged, target) if replaces else _put_new(staged, target)
+        sync_directory(staged.parent)
+    image = find(store, name)
+    if image is None:
+        raise NotCached(f"{target} vanished as it was published", hint="something else removes files there")
+    return image
 
 
 def _put_new(staged: Path, target: Path) -> None:

@@ -82,8 +82,8 @@ class Store:
             sync_directory(self.root)
             with locks.exclusive(self.paths.layout_lock, timeout=self.lock_timeout):
                 if not self.check():
-                    write_durably(self.paths.format, msgspec.json.encode(self._format()), mode=0o644)  # crash: laid out
                     ballast.keep(self.paths)
+                    write_durably(self.paths.format, msgspec.json.encode(self._format()), mode=0o644)  # crash: laid out
 
     def _directories(self) -> Sequence[tuple[Path, int]]:
         paths = self.paths

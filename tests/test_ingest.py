@@ -393,10 +393,10 @@ def test_an_image_without_bytes_is_refused(store: Store) -> None:
 
 @pytest.mark.component("qemu-img")
 def test_a_label_that_the_content_contradicts_is_refused(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(FormatMismatch, match="labelled raw, but its content is qcow2"):
+    with pytest.raises(FormatMismatch, match="expected to be raw, but its content is qcow2"):
         fetch(store, serving(converted(tmp_path, bytes(MIB)), disk_format="raw"))
     assert_nothing_left(store)
-    with pytest.raises(FormatMismatch, match="labelled qcow2, but its content is raw"):
+    with pytest.raises(FormatMismatch, match="expected to be qcow2, but its content is raw"):
         fetch(store, serving(os.urandom(MIB), disk_format="qcow2"))
     assert_nothing_left(store)
 

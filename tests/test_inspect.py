@@ -546,7 +546,7 @@ def test_a_vdi_cut_short_is_refused_though_qemu_img_would_read_zeros(missing: in
 def test_a_label_that_the_content_contradicts_is_refused(label: str, found: str, tmp_path: Path) -> None:
     image = corpus.small(tmp_path / "image", found)
 
-    with pytest.raises(FormatMismatch, match=f"^{WHAT} is labelled {label}, but its content is {found}$"):
+    with pytest.raises(FormatMismatch, match=f"^{WHAT} is expected to be {label}, but its content is {found}$"):
         inspect(image.read_bytes(), label=label)
 
 

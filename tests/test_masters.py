@@ -821,14 +821,17 @@ def test_a_wrong_checksum_on_a_hit_delivers_nothing_and_a_right_one_costs_no_tra
     assert 1 == site.server.bodies(PATH)
 
 
-def test_a_master_whose_length_changed_on_disk_is_not_delivered(site: Site) -> None:
-    site.raw()
+@pytest.mark.parametrize("change", ["length", "time"])
+def test_a_master_that_was_changed_on_disk_is_not_delivered_but_fetched_anew(site: Site, change: str) -> None:
+    content = site.raw().read_bytes()
     host = site.host()
-    image = host.fetch(site.url, cache="masters").image
-    os.truncate(image.path, MIB)
-    with pytest.raises(UnsafeImage):
-        host.deliver(site.url, site.node)
-    assert not site.node.exists()
+    earlier = site.node.with_name("earlier")
+    image = host.deliver(site.url, earlier).image
+    os.truncate(earlier, MIB) if change == "length" else os.utime(earlier)
+    assert ("fetched", "linked") == how(host.deliver(site.url, site.node))
+    assert content == site.node.read_bytes() == image.path.read_bytes()
+    assert not earlier.samefile(image.path)  # who changed it keeps it
+    assert ("hit", "delivered") == how(host.deliver(site.url, site.node))
 
 
 def test_a_directory_that_is_not_there_is_told_before_anything_is_asked(site: Site) -> None:

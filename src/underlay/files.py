@@ -301,7 +301,7 @@ def link(source: Path, target: Path) -> bool:
     except OSError as error:
         if error.errno in _NO_LINK:
             return False
-        raise
+        raise OSError(error.errno, os.strerror(error.errno or 0), os.fspath(target)) from error  # which is what cannot be made
     return True
 
 

@@ -167,9 +167,9 @@ def _find(ask: Ask, wanted_id: str) -> Found | None:
 
 def _look(ask: Ask, name: str) -> BaseImage | None:
     if not ask.waits:
-        return images.find(ask.store, name)
+        return images.find_unchanged(ask.store, name)
     with locking.shared(ask.store, name):
-        return images.find(ask.store, name)
+        return images.find_unchanged(ask.store, name)
 
 
 def _find_served(ask: Ask, wanted_id: str) -> Found | None:

@@ -167,11 +167,11 @@ class Host:
             try:
                 return cache.ensure(ref, source, self.observer, want=want, lease_seconds=lease, holding=holding)
             except InsufficientSpace as error:
-                self._make_room(error, store.root, store, ref)
+                self._make_room(error, store.root, ref)
         return cache.ensure(ref, source, self.observer, want=want, lease_seconds=lease, holding=holding)
 
-    def _make_room(self, error: InsufficientSpace, path: Path, store: Store, ref: ImageRef) -> None:
-        spared = {(store.root, name) for name in hits.names(store, ref)}
+    def _make_room(self, error: InsufficientSpace, path: Path, ref: ImageRef) -> None:
+        spared = {(one.root, name) for one in self.config.caches.values() for name in hits.names(one, ref)}
         make_room(self.config, self._known(None), error, path, spared=spared, observer=self.observer)
 
     def deliver(
@@ -207,7 +207,7 @@ class Host:
             except NotCached:  # replaced by a newer version since it was fetched
                 continue
             except InsufficientSpace as error:  # where the copy goes
-                self._make_room(error, path.parent, chosen.store, ref)
+                self._make_room(error, path.parent, ref)
         return self._delivered(ref, chosen, want, path)
 
     def _delivered(self, ref: ImageRef, cache: Cache, want: Want, path: Path) -> Delivered:

@@ -50,7 +50,7 @@ from underlay.version import __version__
 
 _PROGRESS_INTERVAL = 0.2  # seconds
 _UNKNOWN_STEP = 64 << 20  # bytes reserved at a time when the source does not announce a size
-_GROWTH = 2  # a compressed image is taken to hold twice its size, until its tables have arrived and tell exactly
+_GROWTH = 2  # of what has come of an image of unknown size, so much may yet come
 _SMALL_FILES = 256 << 10  # bytes claimed beside an image's own, for our records and the file system's
 
 
@@ -240,8 +240,8 @@ def _peak(order: Order, facts: ImageFacts | None, *, received: int) -> int:
     download = -(-received // _UNKNOWN_STEP) * _UNKNOWN_STEP if announced is None else announced
     if facts is None or _form(order, facts)[0] is Form.AS_SERVED:
         return download
-    estimate = _GROWTH * download
-    return download + (estimate if facts.virtual_size is None else min(estimate, facts.virtual_size))
+    # The raw form is taken to hold as much as the download, until all its tables are here and tell exactly.
+    return download + (download if facts.virtual_size is None else min(download, facts.virtual_size))
 
 
 @dataclass(slots=True)

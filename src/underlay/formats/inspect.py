@@ -126,7 +126,8 @@ class Inspector:
         if self.label in (None, self._found) or {self.label, self._found} <= _RAW_LABELS:
             return
         raise FormatMismatch(
-            f"{self.what} is labelled {self.label}, but its content is {self._found}", hint="correct its label"
+            f"{self.what} is expected to be {self.label}, but its content is {self._found}",
+            hint="correct its label, or what is asked for",
         )
 
     def _may_be_fixed_vhd(self) -> bool:

@@ -88,7 +88,9 @@ def apply(config: Config, plan: Plan, observer: Observer) -> Report:
         for verdict in plan.verdicts:
             names.setdefault(verdict.root, set()).add(verdict.file.name)
     work = _Work(config, plan, observer, {}, list(plan.problems), names)
-    for name, store in config.caches.items():
+    # In the order in which a reclaim takes: it stops as soon as it has enough.
+    by_priority = sorted(config.caches.items(), key=lambda cache: -config.rules.get(cache[0], Rules()).priority)
+    for name, store in by_priority:
         if store.root in plan.clocks:
             _apply_to(work, store, [verdict for verdict in plan.verdicts if verdict.cache == name])
     changed = work.changed
@@ -128,9 +130,14 @@ def _apply_to(work: _Work, store: Store, verdicts: Sequence[Verdict]) -> None:
     for verdict in going:
         if _is_ingest(verdict.file):
             _remove_ingest(work, store, verdict)
-    files = sorted((verdict for verdict in going if not _is_ingest(verdict.file)), key=lambda verdict: verdict.file.name)
-    for start in range(0, len(files), _TOGETHER):
-        _remove(work, store, files[start : start + _TOGETHER])
+    files = [verdict for verdict in going if not _is_ingest(verdict.file)]
+    if work.plan.path is None:
+        files.sort(key=lambda verdict: verdict.file.name)
+        for start in range(0, len(files), _TOGETHER):
+            _remove(work, store, files[start : start + _TOGETHER])
+    else:
+        for verdict in sorted(files, key=lambda verdict: verdict.file.used_ns):
+            _remove_unless_enough(work, store, verdict)
     ballast.keep(store.paths)
 
 
@@ -248,6 +255,14 @@ def _remove_ingest(work: _Work, store: Store, verdict: Verdict) -> None:
         work.keep(verdict, Reason("locked", "somebody works on it now, or has since it was judged"))
     else:
         work.gone(verdict, freed)
+
+
+def _remove_unless_enough(work: _Work, store: Store, verdict: Verdict) -> None:
+    """Remove a file for its room, unless there is room enough by now."""
+    if _shortfall(work.plan) > 0:
+        _remove(work, store, [verdict])
+    else:
+        work.keep(verdict, Reason("enough", "there is room enough without its removal"))
 
 
 def _remove(work: _Work, store: Store, verdicts: Sequence[Verdict]) -> None:

@@ -67,6 +67,9 @@ def plan_tables(plan: Plan, report: Report | None, *, where: Path, wide: bool) -
         is_note = problem.code == "no-inventory"  # as it was configured
         yield Text(f"note {problem.code}: {printable(problem.detail)}") if is_note else problem_text(problem)
     yield Text(_sum(going, staying, report))
+    if shortfall := plan.shortfall if report is None else report.shortfall:
+        wanted = f"{format_size(plan.need)} that are to be free"
+        yield Text(f"missing: {format_size(shortfall)} of the {wanted}; nothing else there may go", style="bold red")
 
 
 def _problems(plan: Plan, report: Report | None, where: Path) -> list[Problem]:

@@ -68,6 +68,16 @@ def find(store: Store, name: str) -> BaseImage | None:
             os.close(fd)
 
 
+def find_unchanged(store: Store, name: str) -> BaseImage | None:
+    """As `find`, but a master that somebody has changed since its publication is none: the next fetch replaces it."""
+    try:
+        return find(store, name)
+    except UnsafeImage as error:
+        if store.kind is CacheKind.MASTERS and error.rule == "changed":
+            return None
+        raise
+
+
 def names(store: Store) -> list[str]:
     """The names in the cache that are an image's, sorted; whether images stand there is not looked at.
 
@@ -276,7 +286,7 @@ def _publish_locked(
     store: Store, staged: Path, name: str, record: ImageRecord, held_locks: Sequence[locks.Lock], *, replaces: bool
 ) -> BaseImage:
     target = store.paths.image(name)
-    existing = find(store, name)
+    existing = find_unchanged(store, name)
     if existing is not None and _is_equal(existing, record):
         return _with_findings(store, existing, record)
     if existing is not None and not replaces:

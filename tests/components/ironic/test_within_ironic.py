@@ -632,7 +632,7 @@ def test_the_guide_s_program_puts_our_module_in_the_place_of_ironic_s(site: Site
     guide = (Path(__file__).parents[3] / "docs/guides/ironic-drop-in.md").read_text(encoding="utf-8")
     program = guide.partition("```python\n")[2].partition("```")[0]
     assert "sys.modules" in program
-    put, _, _ = program.partition("from ironic.cmd")
+    put, _, _ = program.partition("from ironic.command")
     check = """
 from ironic.drivers.modules import deploy_utils, image_utils
 from ironic.common import pxe_utils
@@ -647,6 +647,10 @@ print("in place")
     environment = {**os.environ, "PYTHONPATH": os.fspath(Path(__file__).parents[3] / "src"), "PYTHONWARNINGS": "ignore"}
     ended = subprocess.run([IRONIC.python(), "-c", put + check], capture_output=True, text=True, env=environment, check=False)
     assert "in place\n" == ended.stdout, ended.stderr
+    version = subprocess.run(
+        [IRONIC.python(), "-c", program, "--version"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert "39.0.0" in version.stdout, version.stderr
 
 
 # --------------------------------------------------------------------------------------------------------------- many at a time

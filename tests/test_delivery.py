@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -17,6 +18,7 @@ from underlay.delivery import Delivered
 from underlay.errors import CacheMissing, ImageNotFound, InvalidName
 from underlay.host import Host
 from underlay.model import Reason
+from underlay.naming import path_key
 from underlay.refs import parse_ref
 from underlay.store import Store, copies
 from underlay.testing.fakes import Recorder
@@ -80,6 +82,18 @@ def test_an_image_that_is_about_to_be_delivered_is_evicted_by_nobody(machine: Ma
         assert [["open"]] == [[reason.code for reason in verdict.reasons] for verdict in kept.verdicts]
     gone = host.apply(host.plan_evict(str(image.path)))
     assert [image.path] == gone.removed
+
+
+def test_what_a_dead_delivery_left_goes_with_the_next_and_what_a_living_one_works_on_stays(
+    machine: Machine, host: Host, ref: str
+) -> None:
+    path = machine.root / "nodes/disk"
+    own = f".{path_key(path)[:16]}-{crc32(os.uname().nodename.encode()):08x}-"
+    dead, living = (path.with_name(f"{own}{process}-1.underlay") for process in (2**22 + 1, os.getpid()))  # above pid_max
+    for left in (dead, living):
+        left.write_bytes(b"a part of it")
+    host.deliver(ref, path)
+    assert {"disk", living.name} == set(os.listdir(path.parent))
 
 
 def test_another_file_there_is_replaced_in_one_step(machine: Machine, host: Host, ref: str) -> None:

@@ -821,6 +821,17 @@ def test_a_wrong_checksum_on_a_hit_delivers_nothing_and_a_right_one_costs_no_tra
     assert 1 == site.server.bodies(PATH)
 
 
+def test_a_master_that_ironic_made_is_fetched_once_more_and_known_from_then_on(site: Site) -> None:
+    content = site.raw().read_bytes()
+    host = site.host()
+    image = host.fetch(site.url, cache="masters").image
+    image.path.unlink()
+    image.path.write_bytes(content)  # without a record, as Ironic leaves it
+    found = [host.fetch(site.url, cache="masters") for _ in range(3)]
+    assert ["fetched", "hit", "hit"] == [one.reason.code for one in found]
+    assert 2 == site.server.bodies(PATH)
+
+
 @pytest.mark.parametrize("change", ["length", "time"])
 def test_a_master_that_was_changed_on_disk_is_not_delivered_but_fetched_anew(site: Site, change: str) -> None:
     content = site.raw().read_bytes()

@@ -111,6 +111,15 @@ def test_what_is_in_use_or_was_used_just_now_stays(room: Room, tmp_path: Path) -
     assert recent.exists()
 
 
+@pytest.mark.component("leases")
+def test_what_a_program_has_open_stays_and_the_next_goes_in_its_place(room: Room) -> None:
+    older, newer = room.put(room.first, age=2 * DAY), room.put(room.first, age=DAY)
+    with older.open("rb"):
+        report = room.host.apply(room.plan(WANTED))
+    assert [newer] == report.removed
+    assert older.exists()
+
+
 def test_a_base_keeps_its_minimum_age(room: Room) -> None:
     young, old = room.put(room.base, age=2 * HOUR), room.put(room.base, age=2 * DAY)
     assert [old] == going(room.plan(100 * MIB))

@@ -151,6 +151,12 @@ def test_nothing_is_no_validator() -> None:
         assert describe(server.url("/a.img")).validator is None
 
 
+def test_a_date_that_no_calendar_has_is_no_validator() -> None:
+    odd = {"Last-Modified": "Tue, 17 May 2022 12:30:45 +999999999999999999999"}
+    with serving({"/a.img": Served(BODY, headers=odd)}) as server:
+        assert describe(server.url("/a.img")).validator is None
+
+
 def test_an_old_last_modified_is_a_validator_together_with_the_length_and_a_weak_etag() -> None:
     served = Served(BODY, last_modified=LONG_AGO, etag='W/"1"')
     with serving({"/a": served, "/b": replace(served, etag='W/"2"'), "/c": replace(served, body=BODY[1:])}) as server:

@@ -6,17 +6,19 @@ or the copy is made the image is held, so nobody removes it in between; afterwar
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 from underlay import locks
 from underlay.config import Config
 from underlay.errors import CacheMissing, InvalidName, NotCached
 from underlay.files import adopt, copy_sparse, create, is_regular, link, open_regular, sync_directory, translated
 from underlay.model import BaseImage, Reason
-from underlay.naming import CacheKind
+from underlay.naming import CacheKind, path_key
 from underlay.store import Store, copies, images
 from underlay.store.images import Hold
 
@@ -156,11 +158,22 @@ def _copy(store: Store, hold: Hold, path: Path) -> Reason:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.underlay")
-    with suppress(OSError):
-        os.unlink(temporary)  # what a crash left; the path's lock is ours
+    # Its own name each time: whoever has another configuration may have another lock for this path.
+    own = f".{path_key(path)[:16]}-{crc32(os.uname().nodename.encode()):08x}-"
+    _sweep(path.parent, own)
+    temporary = path.with_name(f"{own}{os.getpid()}-{threading.get_native_id()}.underlay")
     try:
         yield temporary
     finally:
         with suppress(OSError):
             os.unlink(temporary)
+
+
+def _sweep(directory: Path, own: str) -> None:
+    """Remove what deliveries to this path left whose processes have died on this host."""
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            process = name.removeprefix(own).partition("-")[0]
+            if name.startswith(own) and name.endswith(".underlay") and not os.path.exists(f"/proc/{process}"):
+                with suppress(OSError):
+                    os.unlink(directory / name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from underlay.contracts import ImageSource, Observer
-from underlay.errors import CacheMissing, CacheNotWritable, DigestMismatch, FormatMismatch
+from underlay.errors import CacheMissing, CacheNotWritable, DigestMismatch, FormatMismatch, InsufficientSpace
 from underlay.ingest import Order
 from underlay.model import BaseImage, ImageRef, ImageVersion
 from underlay.naming import CacheKind, candidate_names
@@ -111,7 +111,8 @@ def unchanged(ask: Ask, version: ImageVersion) -> Found | None:
         return None
     if not matches:
         raise _mismatch(ask, found.image)
-    with suppress(CacheNotWritable):  # a user of the image who may not write here asks again each time
+    # Who may not write here, or finds no room for it, asks again each time.
+    with suppress(CacheNotWritable, InsufficientSpace):
         refs.remember(ask.store, ask.ref, version_id, validator=version.validator, now=datetime.now(UTC))
     return found
 

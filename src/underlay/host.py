@@ -202,18 +202,19 @@ class Host:
         ref, chosen = _ref(ref), self.cache(self._masters_cache() if cache is None else cache)
         want = Want(checksum=_digest(checksum), disk_format=disk_format, raw=raw)
         for _ in range(_DELIVERIES - 1):
-            try:
+            with suppress(NotCached):  # replaced by a newer version since it was fetched
                 return self._delivered(ref, chosen, want, path)
-            except NotCached:  # replaced by a newer version since it was fetched
-                continue
-            except InsufficientSpace as error:  # where the copy goes
-                self._make_room(error, path.parent, ref)
         return self._delivered(ref, chosen, want, path)
 
     def _delivered(self, ref: ImageRef, cache: Cache, want: Want, path: Path) -> Delivered:
         with ExitStack() as holding:
             ensured = self._ensured(ref, cache, want, holding)
-            delivered = deliver(self.config, cache.store, ensured.image, path)
+            try:
+                delivered = deliver(self.config, cache.store, ensured.image, path)
+            except InsufficientSpace as error:  # where the copy goes, or in the cache for the copy's record
+                is_in_cache = Path(error.where).is_relative_to(cache.store.root)
+                self._make_room(error, cache.store.root if is_in_cache else path.parent, ref)
+                delivered = deliver(self.config, cache.store, ensured.image, path)
         if ensured.no_store and cache.store.kind is CacheKind.MASTERS:
             eviction.drop(cache.store, ensured.image.name)
         return replace(delivered, came=ensured.reason)

@@ -1,5 +1,6 @@
 """Room for a request that found none: what nobody needs goes, if that is enough; else nothing goes, and the error says why."""
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -45,28 +46,34 @@ def make_room(
     if error.needed is None:  # not even a lock file may have room
         for store in stores:
             ballast.throw_off(store.paths)
-    with _one_at_a_time(stores):
-        # First what is free: what others write in between is then missed, and the request asks again; else it is missing twice.
-        left = free_now(path)
-        left -= space.claimed(stores)
-        missing = (error.needed or _RECORDS) - left
-        if missing <= 0:  # others have made it while we waited for our turn
-            return
-        goal = Goal(path=path, missing=missing, spared=spared)
-        plan = make_reclaim_plan(config, known, goal)
-        if plan.shortfall > 0 and _recover(stores):
+    try:
+        with _one_at_a_time(stores):
+            # First what is free: what others write in between is then missed, and the request asks again.
+            left = free_now(path)
+            left -= space.claimed(stores)
+            missing = (error.needed or _RECORDS) - left
+            if missing <= 0:  # others have made it while we waited for our turn
+                return
+            goal = Goal(path=path, missing=missing, spared=spared)
             plan = make_reclaim_plan(config, known, goal)
-        if plan.shortfall > 0:
-            reclaimable = {str(root): size for root, size in plan.frees.items()}
-            raise InsufficientSpace(str(path), needed=error.needed, free=max(0, left), reclaimable=reclaimable) from error
-        apply(config, plan, observer)
+            if plan.shortfall > 0 and _recover(stores):
+                plan = make_reclaim_plan(config, known, goal)
+            if plan.shortfall > 0:
+                reclaimable = {str(root): size for root, size in plan.frees.items()}
+                raise InsufficientSpace(str(path), needed=error.needed, free=max(0, left), reclaimable=reclaimable) from error
+            apply(config, plan, observer)
+    finally:
+        for store in stores:
+            ballast.keep(store.paths)
 
 
 @contextmanager
 def _one_at_a_time(stores: Sequence[Store]) -> Iterator[None]:
     """A plan sees nothing of what another is removing just now, neither as free nor as what may go."""
     with ExitStack() as stack:
-        for store in sorted(stores, key=lambda store: store.root):
+        # By identity: two names may lead to one directory, whose lock a thread cannot take twice.
+        by_directory = {os.path.realpath(store.root): store for store in stores}
+        for _, store in sorted(by_directory.items()):
             with suppress(UnderlayError, OSError):  # not laid out, or not ours
                 stack.enter_context(locks.exclusive(store.paths.room_lock, timeout=store.lock_timeout))
         yield

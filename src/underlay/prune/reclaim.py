@@ -15,6 +15,7 @@ from underlay.plan import Plan, Rules, Verdict
 from underlay.policy.reclaim import candidates, plan_reclaim, spare
 from underlay.prune.observation import Known, make_plan
 from underlay.store import eviction
+from underlay.usage import openfiles
 
 _OWN_FILES = 256 << 10  # bytes that locks, markers and records may take while room is made
 
@@ -80,9 +81,15 @@ def _measured(ordered: Sequence[Verdict], missing: int) -> dict[tuple[Path, str]
         if missing <= 0:
             break
         with suppress(OSError):  # gone by now, or not ours to read: it is not counted
+            if _is_perhaps_open(verdict):
+                continue  # it would be kept as it is about to go; the next one goes in its place
             own[verdict.root, verdict.file.name] = frees = _frees(verdict)
             missing -= frees
     return own
+
+
+def _is_perhaps_open(verdict: Verdict) -> bool:
+    return "/" not in verdict.file.name and openfiles.opened([verdict.path])[verdict.path] is not False
 
 
 def _by_cache(plan: Plan, own: dict[tuple[Path, str], int]) -> dict[Path, int]:

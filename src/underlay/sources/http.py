@@ -254,7 +254,7 @@ def _is_settled(modified: str, date: str | None) -> bool:
     """Whether a Last-Modified is strong: older than the answer by more than its own resolution (RFC 9110, 8.8.2.2)."""
     try:
         return date is not None and parsedate_to_datetime(date) - parsedate_to_datetime(modified) > timedelta(seconds=1)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -329,13 +329,16 @@ def _conflict(target: Path) -> ImageConflict:
 
 
 def _with_findings(store: Store, existing: BaseImage, record: ImageRecord) -> BaseImage:
-    """An equal image that was never inspected gets what inspection has found by now; its bytes are the same."""
-    if existing.record is None or existing.record.served_format is not None or record.served_format is None:
+    """An equal image without a record, or never inspected, gets what is known by now; its bytes are the same."""
+    if existing.record is None and store.kind is CacheKind.BASE:  # whose name tells its version
+        return existing
+    if existing.record is not None and (existing.record.served_format is not None or record.served_format is None):
         return existing
     with translated(existing.path):
         fd = open_regular(existing.path)
         try:
-            write_attribute(fd, encode_record(replace(record, mtime_ns=existing.record.mtime_ns)))
+            is_master = store.kind is CacheKind.MASTERS
+            write_attribute(fd, encode_record(_with_mtime(record, existing.path) if is_master else record))
             os.fsync(fd)
         finally:
             os.close(fd)

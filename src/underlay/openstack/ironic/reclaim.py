@@ -22,11 +22,10 @@ from underlay.openstack.ironic.registry import logged, registered
 from underlay.openstack.ironic.sources import located, sources_of
 from underlay.openstack.ironic.watch import Watch
 from underlay.policy.form import EXEMPT_FORMATS, Want
+from underlay.store import images
 from underlay.units import format_size
 
 _RAW = EXEMPT_FORMATS | {"raw", "gpt", "iso"}
-_HOLDER = "underlay.openstack.ironic"
-_HOLD = 600.0  # seconds; a hold ends by itself when its process dies
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +145,7 @@ def _kept(host: Host, names: Sequence[str] | frozenset[str]) -> Iterator[None]:
     """Keep masters for as long as room is made."""
     with ExitStack() as stack:
         for name in names:
-            with suppress(UnderlayError):  # gone by now, or not to be held: then it may have to be fetched
-                for lease in host.lease(name, holder=_HOLDER, seconds=_HOLD):
-                    stack.callback(_release, host, lease.id)
+            with suppress(UnderlayError):  # gone by now: then it has to be fetched
+                # As good as a lease, and takes no block of a file system that is full.
+                images.keep_open(host.cache(None).store.paths.image(name), stack)
         yield
-
-
-def _release(host: Host, lease: str) -> None:
-    with suppress(UnderlayError):  # it ends by itself
-        host.release(lease, holder=_HOLDER)

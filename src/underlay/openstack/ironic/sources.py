@@ -202,8 +202,14 @@ class ServiceSource:
             yield stream
 
     def _write(self, ref: ImageRef, writer: socket.socket) -> None:
-        with writer, writer.makefile("wb") as file:
-            self._service(ref).download(ref.location, file)
+        with writer:
+            try:
+                with writer.makefile("wb") as file:
+                    self._service(ref).download(ref.location, file)
+            finally:
+                # A process that was forked meanwhile has the socket too; the end is told whoever has it.
+                with suppress(OSError):
+                    writer.shutdown(socket.SHUT_WR)
 
     def _service(self, ref: ImageRef) -> Any:
         try:

@@ -39,6 +39,15 @@ def asking(store: Store, source: FakeSource, **want: object) -> Ask:
     return Ask(store=store, ref=REF, source=source, observer=Recorder(), want=asked, holding=ExitStack())
 
 
+def test_a_kernel_by_its_source_s_word_needs_no_further_question(tmp_path: Path) -> None:
+    source = FakeSource({"fake:image": FakeImage(b"\x7fELF and so on", id="7", disk_format="aki")}, revalidate_after=0)
+    store = laid_out(tmp_path / "kernels", kind=CacheKind.MASTERS, force_raw=False)
+    cache = Cache(name="kernels", store=store)
+    found = [cache.ensure(REF, source, Recorder()).reason.code for _ in range(3)]
+    assert ["fetched", "hit", "hit"] == found
+    assert 1 == source.described("fake:image")
+
+
 def brought(store: Store, source: FakeSource, **want: object) -> Found:
     """An image that is there by way of a fetch."""
     ensured = Cache(name="cache", store=store).ensure(REF, source, Recorder(), want=Want(**want))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from underlay.errors import CacheMissing, CacheNotWritable, DigestMismatch, Form
 from underlay.ingest import Order
 from underlay.model import BaseImage, ImageRef, ImageVersion
 from underlay.naming import CacheKind, candidate_names
-from underlay.policy.form import Want, fits, has_format, may_be_converted
+from underlay.policy.form import Want, fits, has_format, is_inspected, may_be_converted
 from underlay.store import Store, images, locking, refs
 from underlay.store.refs import RefRecord
 
@@ -199,7 +199,11 @@ def _is_asked_for(ask: Ask, image: BaseImage) -> bool | None:
 
 def _is_inspected(ask: Ask, image: BaseImage) -> bool | None:
     """Whether the image passed the rules that this request has; None when it came by one to which none applied."""
-    return True if ask.order.exempt or image.record is None or image.served_format is not None else None
+    if ask.order.exempt or image.record is None or is_inspected(image):
+        return True
+    # A source that fixes an image by its ref has labelled it for ever.
+    is_kernel = image.served_format is not None and ask.source.fixed_id(ask.ref) is not None
+    return True if is_kernel and ask.want.disk_format is None and not ask.want.raw else None
 
 
 def _has_format(ask: Ask, image: BaseImage) -> bool | None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -374,6 +374,9 @@ def _kept_form(order: Order, staging: Staging, journal: Journal, observer: Obser
     if form is Form.RAW:
         return staging.converted, _convert(order, staging, journal, observer)
     record = _record(journal, format=journal.format, size=journal.size, stored=journal.stored, as_served=True)
+    label = order.version.disk_format
+    if journal.exempt and label in EXEMPT_FORMATS and order.want.disk_format in (None, label):
+        record = replace(record, served_format=label)  # its source says so, not only who asks
     return staging.download, record
 
 

@@ -127,7 +127,8 @@ class ImageRecord:
         digests: of the bytes as served; sha256 always among them.
         stored: digest of the stored form (see `underlay.stream`), as ``sha256:hex``.
         as_served: the stored bytes are the served bytes, so any digest can be computed from the file.
-        served_format: what inspection found the served bytes to be, as image services say it; None: they were not inspected.
+        served_format: what inspection found the served bytes to be, as image services say it; aki, ari or ami: a kernel or
+            ramdisk by its source's word, which was not inspected; None: nothing is known.
         size: bytes of the stored file. mtime_ns: of a master, unchanged since publication.
     """
 

@@ -80,7 +80,7 @@ def fits(image: BaseImage, want: Want, *, kind: CacheKind, force_raw: bool) -> b
     named_raw = named_format(image.name, kind=kind) == "raw"
     if want.raw_only(force_raw=force_raw):
         # A master that was not inspected is called raw too, and may be anything.
-        is_sure = kind is CacheKind.BASE or named_raw or image.served_format is not None
+        is_sure = kind is CacheKind.BASE or named_raw or is_inspected(image)
         return image.format == "raw" and is_sure
     if want.raw is False:
         return not named_raw if image.record is None else image.record.as_served
@@ -89,12 +89,17 @@ def fits(image: BaseImage, want: Want, *, kind: CacheKind, force_raw: bool) -> b
 
 def may_be_converted(image: BaseImage) -> bool:
     """Whether an image is kept byte for byte as it was served, and passed the inspection that a tool's input has to."""
-    return image.record is not None and image.record.as_served and image.served_format is not None
+    return image.record is not None and image.record.as_served and is_inspected(image)
+
+
+def is_inspected(image: BaseImage) -> bool:
+    """Whether inspection has found what the bytes as served are, as opposed to a source's word that it is a kernel."""
+    return image.served_format is not None and image.served_format not in EXEMPT_FORMATS
 
 
 def has_format(image: BaseImage, disk_format: str | None) -> bool | None:
     """Whether the bytes as served were of the format that is asked for; None when nothing tells."""
     if disk_format is None or disk_format in EXEMPT_FORMATS:
         return True
-    found = image.served_format
+    found = image.served_format if is_inspected(image) else None
     return None if found is None else found == disk_format or {found, disk_format} <= _RAW_LABELS

@@ -170,7 +170,7 @@ def _make_room(verdicts: list[Verdict], inventory: Inventory, now_ns: int) -> li
     total = sum(verdict.file.allocated for verdict in verdicts) - going
     free = inventory.free + going
     over = 0 if rules.max_size is None else total - rules.max_size
-    short = 0 if rules.free_low is None or free >= rules.free_low else (rules.free_high or rules.free_low) - free
+    short = 0 if rules.free_low is None or free >= rules.free_low else max(rules.free_high or 0, rules.free_low) - free
     if over <= 0 and short <= 0:
         return verdicts
     chosen: dict[str, Reason] = {}

@@ -14,6 +14,7 @@ from underlay.config import Config, embedded_config, load_config, parse_config
 from underlay.errors import ConfigError
 from underlay.naming import CacheKind
 from underlay.plan import Rules
+from underlay.web import Web
 
 ORIGIN = Path("/etc/underlay/underlay.toml")
 CACHE = '[caches.base]\nkind = "base"\npath = "/srv/base"\n'
@@ -34,8 +35,9 @@ def test_one_cache_is_all_that_a_configuration_needs() -> None:
     store = config.caches["base"]
     assert (Path("/srv/base"), CacheKind.BASE, True, True) == (store.root, store.kind, store.force_raw, store.validation)
     assert (10 << 40, None, "nova-") == (store.virtual_size_limit, store.nova_locks, store.nova_lock_prefix)
-    http = {"revalidate_after": 300.0, "connect_timeout": 10.0, "read_timeout": 60.0, "ca_file": None, "stale_if_error": True}
+    http = {"revalidate_after": 300.0, "stale_if_error": True, "web": Web()}
     assert {"http": http, "https": http, "file": {"allowed_paths": ()}} == config.sources
+    assert Web() == config.web
 
 
 def test_every_key_has_its_effect() -> None:
@@ -60,7 +62,12 @@ def test_every_key_has_its_effect() -> None:
         connect_timeout = "1.5s"
         stale_if_error = false
         read_timeout = "2min"
+        low_speed_limit = "8KiB"
+        low_speed_time = "30s"
+        parallel = 4
         ca_file = "/etc/ca.pem"
+        client_cert = "/etc/client.pem"
+        client_key = "/etc/client.key"
         [sources.file]
         allowed_paths = ["/srv/images", "/media"]
         [disks]
@@ -78,13 +85,18 @@ def test_every_key_has_its_effect() -> None:
         second.virtual_size_limit,
     )
     assert (Path("/run/locks"), "other-", False) == (base.nova_locks, base.nova_lock_prefix, base.force_raw)
-    http = {
-        "revalidate_after": 3600.0,
-        "connect_timeout": 1.5,
-        "read_timeout": 120.0,
-        "ca_file": "/etc/ca.pem",
-        "stale_if_error": False,
-    }
+    web = Web(
+        connect_timeout=1.5,
+        read_timeout=120.0,
+        low_speed_limit=8 << 10,
+        low_speed_time=30.0,
+        parallel=4,
+        ca_file="/etc/ca.pem",
+        client_cert="/etc/client.pem",
+        client_key="/etc/client.key",
+    )
+    assert web == config.web
+    http = {"revalidate_after": 3600.0, "stale_if_error": False, "web": web}
     assert http == config.sources["http"] == config.sources["https"]
     assert (Path("/srv/images"), Path("/media")) == config.sources["file"]["allowed_paths"]
 

@@ -1205,10 +1205,10 @@ def test_certificates_and_time_outs_are_those_of_the_options(tmp_path: Path) -> 
     options = Options(webserver_verify_ca=os.fspath(file), webserver_verify_timeout=3, webserver_connection_timeout=7)
     source = http_source(options)
     assert (os.fspath(file), 3.0, 7.0, 0.0) == (
-        source.ca_file, source.connect_timeout, source.read_timeout, source.revalidate_after
+        source.web.ca_file, source.web.connect_timeout, source.web.read_timeout, source.revalidate_after
     )  # fmt: skip
     for text in ("True", "yes", "1", os.fspath(tmp_path / "missing.pem")):
-        assert None is http_source(Options(webserver_verify_ca=text)).ca_file
+        assert None is http_source(Options(webserver_verify_ca=text)).web.ca_file
 
 
 @leases

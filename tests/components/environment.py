@@ -24,7 +24,7 @@ OUR_REQUIREMENTS = (
     "msgspec>=0.18",
     "oslo.utils[image-inspection]>=9.1",
     "rich>=13",
-    "urllib3>=2.2",
+    "urllib3>=2.3",
 )
 INSTALL_LIMIT = 900.0  # seconds
 PATIENCE = 120.0

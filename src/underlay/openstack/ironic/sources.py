@@ -31,6 +31,7 @@ from underlay.openstack.ironic.options import Options
 from underlay.policy.form import EXEMPT_FORMATS
 from underlay.sources.file import FileSource
 from underlay.sources.http import HttpSource
+from underlay.web import Web
 
 _TRUE = frozenset({"1", "t", "true", "on", "y", "yes"})
 _FALSE = frozenset({"0", "f", "false", "off", "n", "no"})
@@ -101,9 +102,11 @@ def http_source(options: Options) -> HttpSource:
     is_file = not _is_false(verify) and verify.lower() not in _TRUE and Path(verify).exists()
     return HttpSource(
         revalidate_after=0.0,
-        connect_timeout=float(options.webserver_verify_timeout),
-        read_timeout=float(options.webserver_connection_timeout),
-        ca_file=verify if is_file else None,
+        web=Web(
+            connect_timeout=float(options.webserver_verify_timeout),
+            read_timeout=float(options.webserver_connection_timeout),
+            ca_file=verify if is_file else None,
+        ),
     )
 
 

@@ -1,0 +1,92 @@
+"""The ``[sources]`` tables: each source's options as they are written, and the arguments that they are to its adapter."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from underlay.config import environment, values
+from underlay.config.credentials import read_credentials
+from underlay.web import Web
+
+_Parallel = Annotated[int, msgspec.Meta(ge=1, le=8)]
+
+
+class HttpTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that is asked for over HTTP, whatever the source."""
+
+    revalidate_after: str | int = "5min"
+    stale_if_error: bool = True
+    connect_timeout: str | int = "10s"
+    read_timeout: str | int = "60s"
+    low_speed_limit: str | int = "1KiB"
+    low_speed_time: str | int = "60s"
+    parallel: _Parallel = 1
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    credentials_file: str | None = None
+    use_proxies: bool = True
+
+
+class FileTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Files of this host."""
+
+    allowed_paths: list[str] = []
+
+
+class SourceTables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table for each kind of source."""
+
+    http: HttpTable = HttpTable()
+    file: FileTable = FileTable()
+
+
+def web_of(table: HttpTable) -> Web:
+    """The client for everything that speaks HTTP.
+
+    Raises:
+        WrongValue; ConfigError: the credentials file.
+    """
+    proxies, no_proxy = environment.proxies() if table.use_proxies else ({}, ())
+    if table.client_key is not None and table.client_cert is None:
+        raise values.WrongValue("sources.http.client_key", "a key alone tells nobody who we are", hint="set client_cert")
+    return Web(
+        connect_timeout=values.positive(table.connect_timeout, "sources.http.connect_timeout"),
+        read_timeout=values.positive(table.read_timeout, "sources.http.read_timeout"),
+        low_speed_limit=values.size(table.low_speed_limit, "sources.http.low_speed_limit"),
+        low_speed_time=values.positive(table.low_speed_time, "sources.http.low_speed_time"),
+        parallel=table.parallel,
+        ca_file=_file(table.ca_file, "sources.http.ca_file"),
+        client_cert=_file(table.client_cert, "sources.http.client_cert"),
+        client_key=_file(table.client_key, "sources.http.client_key"),
+        credentials=_credentials(table),
+        proxies=proxies,
+        no_proxy=no_proxy,
+    )
+
+
+def arguments_of(tables: SourceTables, web: Web) -> dict[str, Mapping[str, Any]]:
+    """For each scheme, the arguments of its source.
+
+    Raises:
+        WrongValue
+    """
+    http = {
+        "revalidate_after": values.duration(tables.http.revalidate_after, "sources.http.revalidate_after"),
+        "stale_if_error": tables.http.stale_if_error,
+        "web": web,
+    }
+    allowed = tuple(values.absolute(path, "sources.file.allowed_paths") for path in tables.file.allowed_paths)
+    return {"http": http, "https": http, "file": {"allowed_paths": allowed}}
+
+
+def _file(text: str | None, key: str) -> str | None:
+    path = values.optional_path(text, key)
+    return None if path is None else str(path)
+
+
+def _credentials(table: HttpTable) -> Mapping[str, Any]:
+    path: Path | None = values.optional_path(table.credentials_file, "sources.http.credentials_file")
+    return {} if path is None else read_credentials(path)

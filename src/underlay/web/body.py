@@ -1,0 +1,115 @@
+"""A body as it is sent, from any byte on, of exactly the version that was described; one that stalls is given up.
+
+Where a server does not serve from a byte on, the body is read from its beginning and what comes before that byte is dropped.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from underlay.contracts import ByteStream
+from underlay.errors import SourceChanged
+from underlay.web.client import Answer, Web, host_of
+from underlay.web.pace import Pace
+from underlay.web.ranges import Wanted, check_version, open_ranges
+from underlay.web.status import check_status
+from underlay.web.validators import range_condition, whole_length
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_PIECE = 1 << 20
+_NOT_SATISFIABLE = 416
+
+
+@contextmanager
+def open_body(
+    web: Web,
+    what: str,
+    url: str,
+    *,
+    offset: int = 0,
+    size: int | None = None,
+    validator: str | None = None,
+    headers: Mapping[str, str] = _NOTHING,
+    given_for: str | None = None,
+    otherwise: str | None = None,
+) -> Iterator[ByteStream]:
+    """The bytes of a body from ``offset`` on.
+
+    Args:
+        size: bytes of the whole body, when they are known.
+        validator: of the version that is wanted (`underlay.web.validators`), when there is one.
+        headers, given_for: as for `Web.answer`.
+        otherwise: a URL to ask when ``url`` answers with an error.
+
+    Raises:
+        SourceChanged: the server has another version. As `Web.answer` and `check_status`; while it is read:
+        SourceUnavailable, BodyTruncated.
+    """
+    wanted = Wanted(what=what, url=url, size=size, validator=validator, headers=headers, given_for=given_for or url)
+    if web.parallel > 1 and size is not None and size - offset > web.range_size:
+        with open_ranges(web, wanted, offset) as ranges:
+            if ranges is not None:
+                yield ranges
+                return
+    if otherwise is not None:
+        with _answered(web, wanted, offset) as answer:
+            if answer.status < 400 or answer.status == _NOT_SATISFIABLE:
+                yield _stream(web, wanted, answer, offset)
+                return
+        wanted = replace(wanted, url=otherwise)
+    with _answered(web, wanted, offset) as answer:
+        yield _stream(web, wanted, answer, offset)
+
+
+@contextmanager
+def _answered(web: Web, wanted: Wanted, offset: int) -> Iterator[Answer]:
+    ranged = {"Range": f"bytes={offset}-", **range_condition(wanted.validator)} if offset else {}
+    headers = {**wanted.headers, **ranged}
+    with web.answer(wanted.what, "GET", wanted.url, headers=headers, given_for=wanted.given_for) as answer:
+        yield answer
+
+
+def _stream(web: Web, wanted: Wanted, answer: Answer, offset: int) -> ByteStream:
+    if answer.status == _NOT_SATISFIABLE:
+        if offset and offset in (wanted.size, whole_length(answer.headers)):
+            return _Nothing()
+        raise SourceChanged(f"{wanted.what} is not served from byte {offset} on any more", hint="try again")
+    check_status(wanted.what, answer)
+    if answer.status == 206 and not offset:
+        raise SourceChanged(f"{wanted.what} is served in part only, although all of it was asked for")
+    check_version(wanted, answer, start=offset)
+    pace = Pace(wanted.what, host_of(answer.url), web.low_speed_limit, web.low_speed_time)
+    stream = _Body(answer, pace)
+    if answer.status == 200:
+        _drop(stream, offset, wanted.what)
+    return stream
+
+
+def _drop(stream: "_Body", length: int, what: str) -> None:
+    buffer = memoryview(bytearray(min(length, _PIECE)))
+    while length:
+        received = stream.readinto(buffer[:length])
+        if not received:
+            raise SourceChanged(f"{what} has become shorter than it was", hint="try again")
+        length -= received
+
+
+@dataclass(slots=True)
+class _Body:
+    answer: Answer
+    pace: Pace
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        began = time.monotonic()
+        length = self.answer.readinto(buffer)
+        if length:
+            self.pace.check(length, time.monotonic() - began)
+        return length
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing:
+    def readinto(self, _buffer: memoryview, /) -> int:
+        return 0

@@ -1,0 +1,283 @@
+"""A client of web servers by urllib3: bounded redirects, never from https to http, credentials for one host only, no decoding.
+
+The library is imported with the first request, because a command that finds its image cached needs none.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urljoin, urlsplit
+
+from underlay.errors import SourceRefused
+from underlay.web.credentials import DEFAULT_PORTS, Credential, credential_for, is_same_server, without_userinfo
+from underlay.web.status import check_status, printable, translated
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse, PoolManager
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_URL_CHARACTERS = "".join(chr(code) for code in range(0x21, 0x7F))  # what a redirect's URL may hold as it stands
+_ALWAYS = MappingProxyType({"Accept-Encoding": "identity", "User-Agent": "underlay"})
+_PAST_CACHES = MappingProxyType({"Cache-Control": "no-cache", "Pragma": "no-cache"})  # RFC 9111, 5.2.1.4 and 5.4
+_SECRET_FIELDS = frozenset({"authorization", "x-auth-token", "cookie"})
+_CONNECTIONS = 8  # kept open to one host
+_PIECE = 64 << 10
+
+
+@dataclass(slots=True)
+class Pools:
+    """The connections of one client: those of each proxy, and those without one. Safe to share between threads."""
+
+    _pools: "dict[str | None, PoolManager]" = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def of(self, web: "Web", proxy: str | None) -> "PoolManager":
+        """The connections through this proxy; None: without one."""
+        with self._lock:
+            if proxy not in self._pools:
+                self._pools[proxy] = _pool(web, proxy)
+            return self._pools[proxy]
+
+
+def _pool(web: "Web", proxy: str | None) -> "PoolManager":
+    import urllib3
+
+    timeout = urllib3.Timeout(connect=web.connect_timeout, read=web.read_timeout)
+    make = urllib3.PoolManager if proxy is None else partial(urllib3.ProxyManager, **_through(proxy))
+    return make(
+        timeout=timeout,
+        retries=False,
+        cert_reqs="CERT_REQUIRED",
+        ca_certs=web.ca_file,
+        cert_file=web.client_cert,
+        key_file=web.client_key,
+        maxsize=_CONNECTIONS,
+    )
+
+
+def _through(proxy: str) -> dict[str, Any]:
+    credential = credential_for(proxy, {})
+    headers = {} if credential is None else {"Proxy-Authorization": credential.header}
+    return {"proxy_url": without_userinfo(proxy), "proxy_headers": headers}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Web:
+    """A client of web servers. Safe to share between threads.
+
+    Attributes:
+        connect_timeout, read_timeout: seconds; the latter between two pieces of a body.
+        low_speed_limit, low_speed_time: a body of fewer bytes a second than the limit over so many seconds has stalled.
+        ca_file: certificates to trust instead of the system's. client_cert, client_key: files that tell a server who we are.
+        proxies: URLs by the scheme of what is asked for. no_proxy: hosts and domains that are asked directly; ``*``: all.
+        credentials: by ``host:port`` or ``host``, in lower case.
+        parallel, range_size: how many ranges of a body are asked for at once, and bytes of each; 1: the body in one request.
+    """
+
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    low_speed_limit: int = 1024
+    low_speed_time: float = 60.0
+    max_redirects: int = 5
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    no_proxy: tuple[str, ...] = ()
+    credentials: Mapping[str, Credential] = field(default_factory=dict, repr=False)
+    parallel: int = 1
+    range_size: int = 4 << 20
+    _pools: "Pools" = field(default_factory=Pools, init=False, repr=False, compare=False)
+
+    @contextmanager
+    def answer(
+        self, what: str, method: str, url: str, *, headers: Mapping[str, str] = _ALWAYS, given_for: str | None = None
+    ) -> Iterator["Answer"]:
+        """The answer behind all redirects. Its status is not judged: see `check_status`.
+
+        Args:
+            what: how messages call the thing that is asked for.
+            url: may have credentials in it, which are sent and never told.
+            headers: further fields; an Authorization, X-Auth-Token or Cookie goes to the server that it was given for alone.
+            given_for: the URL whose server credentials and such fields are for, when it is not ``url``.
+
+        Raises:
+            SourceRefused, SourceUnavailable, UntrustedCertificate, ConfigError: the certificates.
+        """
+        answer = self._answer(what, method, url, headers, given_for or url)
+        try:
+            yield answer
+        finally:
+            answer.close()
+
+    def _answer(self, what: str, method: str, url: str, headers: Mapping[str, str], given_for: str) -> "Answer":
+        for _ in range(self.max_redirects + 1):
+            credential = credential_for(given_for, self.credentials) if is_same_server(given_for, url) else None
+            answer = self._request(what, method, url, _fields(headers, credential, is_same_server(given_for, url)), credential)
+            if answer.status not in _REDIRECTS:
+                return answer
+            answer.close()
+            url = _redirected(what, url, answer.headers.get("Location", ""))
+        raise SourceRefused(f"{what} redirects more than {self.max_redirects} times")
+
+    def _request(self, what: str, method: str, url: str, headers: dict[str, str], credential: Credential | None) -> "Answer":
+        host = host_of(url)
+        with translated(what, host, self):
+            response = self._pools.of(self, self._proxy_for(url)).request(
+                method,
+                without_userinfo(url),
+                headers=headers,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        shown = _shown(headers, credential)
+        return Answer(what=what, url=url, shown=shown, response=response, files=self)
+
+    def _proxy_for(self, url: str) -> str | None:
+        proxy = self.proxies.get(urlsplit(url).scheme)
+        return None if proxy is None or _is_among(url, self.no_proxy) else proxy
+
+    def document(self, what: str, url: str, *, limit: int, headers: Mapping[str, str] = _ALWAYS, fresh: bool = False) -> bytes:
+        """A small document, whole.
+
+        Args:
+            limit: bytes that it may have at most.
+            fresh: caches on the way are asked to ask the server.
+
+        Raises:
+            ImageNotFound, NotAuthorized, SourceUnavailable, SourceRefused, UntrustedCertificate, BodyTruncated
+        """
+        asked = {**headers, **_PAST_CACHES} if fresh else headers
+        with self.answer(what, "GET", url, headers=asked) as answer:
+            check_status(what, answer)
+            answer.check_encoding()
+            return answer.read(limit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer of a server.
+
+    Attributes:
+        url: of the last request, behind all redirects; may carry a signature, so it is never printed.
+        shown: which credential was sent, as messages say it; None without one.
+    """
+
+    what: str
+    url: str = field(repr=False)
+    shown: str | None
+    response: "BaseHTTPResponse" = field(repr=False)
+    files: Web = field(repr=False)
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        return self.response.status
+
+    @property
+    def reason(self) -> str:
+        """What the server calls its status."""
+        return self.response.reason or ""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The fields; names in any case."""
+        return self.response.headers
+
+    def check_encoding(self) -> None:
+        """Make sure that the body is sent as it is.
+
+        Raises:
+            SourceRefused
+        """
+        encoding = self.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            raise SourceRefused(
+                f"{self.what} is sent with the content encoding {printable(encoding)} although none was asked for"
+            )
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """What has come of the body, at least a byte of it; 0 at its end.
+
+        Raises:
+            SourceUnavailable, BodyTruncated
+        """
+        with translated(self.what, host_of(self.url), self.files):
+            piece = self.response.read1(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def read(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            SourceRefused: it has more than ``limit`` bytes. SourceUnavailable, BodyTruncated
+        """
+        body, buffer = bytearray(), memoryview(bytearray(_PIECE))
+        while length := self.readinto(buffer):
+            body += buffer[:length]
+            if len(body) > limit:
+                raise SourceRefused(f"{self.what} has more than {limit} bytes, which is no such document")
+        return bytes(body)
+
+    def cut(self) -> None:
+        """End the reading of another thread: what it waits for comes no more."""
+        with suppress(OSError, ValueError, RuntimeError):  # it has ended by itself
+            self.response.shutdown()
+
+    def close(self) -> None:
+        """Let go of it.
+
+        Only a body that is known to be read to its end leaves a connection that can be used again, and the library takes the
+        next request on it only when the end has been looked for.
+        """
+        self.response.drain_conn() if self.response.length_remaining == 0 else self.response.close()
+
+
+def host_of(url: str) -> str:
+    """The host of a URL with its port, for messages."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def _is_among(url: str, hosts: Sequence[str]) -> bool:
+    """Whether a URL's host, with its port or without, is named, or is in a domain that is."""
+    host, place = urlsplit(url).hostname or "", host_of(url).lower()
+    names = [name.strip().lower().lstrip(".") for name in hosts]
+    return any(name == "*" or name in (host, place) or (name and host.endswith(f".{name}")) for name in names)
+
+
+def _fields(headers: Mapping[str, str], credential: Credential | None, is_meant: bool) -> dict[str, str]:  # noqa: FBT001
+    sent = {name: value for name, value in headers.items() if is_meant or name.lower() not in _SECRET_FIELDS}
+    ours = {} if credential is None else {"Authorization": credential.header}
+    return {**_ALWAYS, **ours, **sent}
+
+
+def _shown(headers: Mapping[str, str], credential: Credential | None) -> str | None:
+    if credential is not None and headers.get("Authorization") == credential.header:
+        return credential.origin
+    return None
+
+
+def _redirected(what: str, url: str, location: str) -> str:
+    target = _target(url, location) if location else None
+    if target is None:
+        raise SourceRefused(f"{what} redirects to something that is no web address")
+    if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
+        raise SourceRefused(f"{what} redirects from https to http", hint="use a URL that stays with https")
+    return without_userinfo(target)
+
+
+def _target(url: str, location: str) -> str | None:
+    try:
+        # A header's bytes beyond ASCII are the URL's own, unquoted; the library reads them as Latin-1.
+        target = urljoin(url, quote(location.encode("latin-1"), safe=_URL_CHARACTERS))
+        parts = urlsplit(target)
+        _ = parts.port
+    except ValueError:
+        return None
+    return target if parts.hostname and parts.scheme in DEFAULT_PORTS else None

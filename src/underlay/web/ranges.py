@@ -1,0 +1,188 @@
+"""One body by several ranges at once: for far servers, each of whose connections is slow. In order, within bounded memory.
+
+A range that takes much longer than the others is asked for once more on another connection, and the first to be whole counts.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+
+from underlay.contracts import ByteStream
+from underlay.errors import BodyTruncated, SourceChanged, SourceUnavailable
+from underlay.web.client import Answer, Web, host_of
+from underlay.web.pace import Pace
+from underlay.web.status import check_status
+from underlay.web.validators import first_byte, is_other, range_condition, whole_length
+
+_STRAGGLES = 3.0  # times as long as the others
+_PATIENCE = 0.5  # seconds at least before a range is called a straggler
+_REMEMBERED = 16  # ranges whose durations tell how long one takes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A body that is wanted: see `underlay.web.body.open_body`."""
+
+    what: str
+    url: str = field(repr=False)
+    size: int | None
+    validator: str | None
+    headers: Mapping[str, str] = field(repr=False)
+    given_for: str = field(repr=False)
+
+
+def check_version(wanted: Wanted, answer: Answer, *, start: int) -> None:
+    """Make sure that an answer with content is of the version that is wanted, and from byte ``start`` on if it is a part.
+
+    Raises:
+        SourceChanged, SourceRefused
+    """
+    answer.check_encoding()
+    if is_other(wanted.validator, answer.headers, size=wanted.size):
+        raise SourceChanged(f"{wanted.what} changed after it was described", hint="try again")
+    if answer.status == 200:
+        return
+    if first_byte(answer.headers) != start or "Content-Range" not in answer.headers:
+        raise SourceChanged(f"{wanted.what} is not served from byte {start} on")
+    if wanted.size is not None and whole_length(answer.headers) not in (None, wanted.size):
+        raise SourceChanged(f"{wanted.what} has another length than when it was described", hint="try again")
+
+
+@contextmanager
+def open_ranges(web: Web, wanted: Wanted, offset: int) -> Iterator[ByteStream | None]:
+    """The bytes from ``offset`` on; None when the server serves no ranges.
+
+    Raises:
+        as `underlay.web.body.open_body`
+    """
+    attempt = _Attempt(offset, offset + web.range_size)
+    first = _range(web, wanted, attempt)
+    if first is None:
+        yield None
+        return
+    with ThreadPoolExecutor(web.parallel + 1, "underlay-range") as pool:
+        ranges = _Ranges(web, wanted, pool, position=attempt.stop, piece=first)
+        try:
+            yield ranges
+        finally:
+            ranges.end()
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """One request for the bytes from ``start`` up to ``stop``."""
+
+    start: int
+    stop: int
+    answer: Answer | None = None
+    is_over: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    def end(self) -> None:
+        """Let it come to nothing; called from another thread than the one that reads."""
+        self.is_over = True
+        if self.answer is not None:
+            self.answer.cut()
+
+
+_Part = Future[memoryview | None]
+
+
+@dataclass(slots=True)
+class _Ranges:
+    web: Web
+    wanted: Wanted
+    pool: ThreadPoolExecutor
+    position: int
+    piece: memoryview
+    under_way: deque[tuple[_Attempt, _Part]] = field(default_factory=deque)
+    attempts: list[_Attempt] = field(default_factory=list)
+    durations: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        self._ask_ahead()
+        if not self.piece and self.under_way:
+            self.piece = self._next()
+            self._ask_ahead()
+        length = min(len(buffer), len(self.piece))
+        buffer[:length] = self.piece[:length]
+        self.piece = self.piece[length:]
+        return length
+
+    def end(self) -> None:
+        for attempt in self.attempts:
+            attempt.end()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask_ahead(self) -> None:
+        assert self.wanted.size is not None
+        while self.position < self.wanted.size and len(self.under_way) < self.web.parallel:
+            stop = min(self.position + self.web.range_size, self.wanted.size)
+            self.under_way.append(self._ask(self.position, stop))
+            self.position = stop
+
+    def _ask(self, start: int, stop: int) -> tuple[_Attempt, _Part]:
+        attempt = _Attempt(start, stop)
+        self.attempts.append(attempt)
+        return attempt, self.pool.submit(_range, self.web, self.wanted, attempt)
+
+    def _next(self) -> memoryview:
+        attempt, part = self.under_way.popleft()
+        tries = {part: attempt}
+        if not wait([part], timeout=self._patience(attempt)).done:
+            again, second = self._ask(attempt.start, attempt.stop)
+            tries[second] = again
+        piece = self._first_whole(tries)
+        for one in tries.values():
+            one.end()
+            self.attempts.remove(one)
+        return piece
+
+    def _first_whole(self, tries: Mapping[_Part, _Attempt]) -> memoryview:
+        left = set(tries)
+        while True:
+            done, left = wait(left, return_when=FIRST_COMPLETED)
+            part = next((one for one in done if one.exception() is None), None) or (None if left else next(iter(done)))
+            if part is not None:
+                piece = part.result()
+                if piece is None:
+                    raise SourceChanged(f"{self.wanted.what} is served in one piece only by now", hint="try again")
+                self.durations.append(time.monotonic() - tries[part].began)
+                return piece
+
+    def _patience(self, attempt: _Attempt) -> float | None:
+        if not self.durations:
+            return None
+        allowed = max(_PATIENCE, _STRAGGLES * median(self.durations))
+        return max(0.0, attempt.began + allowed - time.monotonic())
+
+
+def _range(web: Web, wanted: Wanted, attempt: _Attempt) -> memoryview | None:
+    """The bytes of one range; None when the server sends the whole body instead."""
+    ranged = {"Range": f"bytes={attempt.start}-{attempt.stop - 1}", **range_condition(wanted.validator)}
+    headers = {**wanted.headers, **ranged}
+    with web.answer(wanted.what, "GET", wanted.url, headers=headers, given_for=wanted.given_for) as answer:
+        attempt.answer = answer
+        check_status(wanted.what, answer)
+        check_version(wanted, answer, start=attempt.start)
+        return None if answer.status == 200 else _read(web, wanted, attempt, answer)
+
+
+def _read(web: Web, wanted: Wanted, attempt: _Attempt, answer: Answer) -> memoryview:
+    piece = memoryview(bytearray(attempt.stop - attempt.start))
+    pace = Pace(wanted.what, host_of(answer.url), web.low_speed_limit, web.low_speed_time)
+    done = 0
+    while done < len(piece):
+        began = time.monotonic()
+        received = answer.readinto(piece[done:])
+        if attempt.is_over:
+            raise SourceUnavailable(f"{wanted.what}: the transfer was given up")
+        if not received:
+            raise BodyTruncated(f"{wanted.what}: a part ended before its announced length", hint="try again")
+        pace.check(received, time.monotonic() - began)
+        done += received
+    return piece

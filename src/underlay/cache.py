@@ -11,14 +11,16 @@ from datetime import UTC, datetime, timedelta
 
 from underlay import hits
 from underlay.contracts import ImageSource, Observer
-from underlay.errors import CacheError, CacheMissing, CacheNotWritable, LockError, NotCached, SourceUnavailable
+from underlay.errors import CacheError, CacheMissing, CacheNotWritable, LockError, NotCached, SourceChanged, SourceUnavailable
 from underlay.hits import Ask, Found, version_id
 from underlay.ingest import convert_kept, ingest
-from underlay.model import BaseImage, Event, ImageRef, Level, Reason
+from underlay.model import BaseImage, Event, ImageRef, ImageVersion, Level, Reason
 from underlay.policy.form import Want
+from underlay.policy.retry import NO_RETRIES, Retries, Tries
+from underlay.retrying import pause
 from underlay.store import Store, images, leases, refs, staging as stagings
 from underlay.store.images import Hold
-from underlay.store.staging import Journal, Staging
+from underlay.store.staging import Staging
 from underlay.units import format_duration
 
 FETCHED = "underlay fetch"
@@ -65,6 +67,7 @@ class Cache:
         want: Want = ANYTHING,
         lease_seconds: float | None = None,
         holding: ExitStack | None = None,
+        retries: Retries = NO_RETRIES,
     ) -> Ensured:
         """Make the image present and mark it used. Safe from any number of threads and processes: one of them fetches.
 
@@ -72,6 +75,7 @@ class Cache:
             want: what the image must be; on a hit it is told from what was recorded.
             lease_seconds: how long the image is leased to whoever fetched it; None: not at all.
             holding: keeps the image until it is closed; None: it may be evicted from the return on.
+            retries: how often a source that fails is asked, and a transfer that breaks goes on.
 
         Raises:
             SourceError, ImageRefused, CacheError, LockError, ToolError
@@ -87,6 +91,7 @@ class Cache:
                 holding=holding or ours,
                 neighbours=self.neighbours,
                 lease_seconds=lease_seconds,
+                retries=retries,
             )
             for _ in range(_TRIES):
                 ensured = _ensure(ask)
@@ -174,27 +179,43 @@ def _learn(ask: Ask, image: BaseImage) -> None:
 
 
 def _ask_source(ask: Ask, staging: Staging) -> Ensured:
-    try:
-        return _described(ask, staging)
-    except SourceUnavailable as error:
-        ensured = _stand_in(ask, staging, str(error))
-        if ensured is None:
-            raise
-        with suppress(CacheNotWritable):
-            refs.note_unavailable(ask.store, ask.ref, now=datetime.now(UTC))
-        return ensured
+    tries = Tries(ask.retries)
+    while True:
+        try:
+            return _described(ask, staging)
+        except SourceUnavailable as error:
+            ensured = _stand_in(ask, staging, str(error))
+            if ensured is None:
+                raise
+            with suppress(CacheNotWritable):
+                refs.note_unavailable(ask.store, ask.ref, now=datetime.now(UTC))
+            return ensured
+        except SourceChanged as error:  # it is another version by now, which is described and fetched from its beginning
+            pause(tries, error, what=str(ask.ref), reached=0, observer=ask.observer)
 
 
 def _described(ask: Ask, staging: Staging) -> Ensured:
     known = hits.validators(ask)
-    version = ask.source.describe(ask.ref, known=known)
+    version = _describe(ask, known)
     revalidated = Reason("revalidated", "its source says that it has not changed")
     if ensured := _served(ask, staging, hits.unchanged(ask, version), revalidated):
         return ensured
     if version.validator in known and version.size is None:  # the validator may be all that the answer told
-        version = ask.source.describe(ask.ref)
+        version = _describe(ask, ())
     image = ingest(replace(ask.order, version=version), staging, ask.observer)
     return Ensured(image, Reason("fetched", "from its source"), no_store=version.no_store)
+
+
+def _describe(ask: Ask, known: Sequence[str]) -> ImageVersion:
+    """What the source says; where nothing can stand in for its answer, it is asked again when it fails."""
+    tries = Tries(ask.retries)
+    while True:
+        try:
+            return ask.source.describe(ask.ref, known=known)
+        except SourceUnavailable as error:
+            if hits.last_known(ask) is not None:
+                raise
+            pause(tries, error, what=str(ask.ref), reached=0, observer=ask.observer)
 
 
 def _is_unavailable(ask: Ask, *, since: datetime) -> bool:
@@ -212,13 +233,16 @@ def _clear(staging: Staging) -> None:
 def _sweep(ask: Ask, image: BaseImage) -> None:
     """Remove what a process left that died as it published this image; a download that is still of use stays."""
     with stagings.left(ask.store, ask.ref) as staging:
-        if staging is not None and not _is_of_use(stagings.kept(staging), image):
+        if staging is not None and not _is_of_use(staging, image):
             _clear(staging)
 
 
-def _is_of_use(journal: Journal | None, image: BaseImage) -> bool:
-    """Whether a verified download may yet become an image: of another version, or in raw form."""
-    return journal is not None and (journal.version_id != version_id(image) or image.format != "raw")
+def _is_of_use(staging: Staging, image: BaseImage) -> bool:
+    """Whether what is left may yet become an image: of another version, or in raw form."""
+    journal, partial = stagings.kept(staging), stagings.partial(staging)
+    if journal is not None:
+        return journal.version_id != version_id(image) or image.format != "raw"
+    return partial is not None and (partial.version_id is None or partial.version_id != version_id(image))
 
 
 def _event(ensured: Ensured, ref: ImageRef) -> Event:

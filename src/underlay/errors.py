@@ -134,9 +134,17 @@ class NotAuthorized(SourceError):
 
 
 class SourceUnavailable(SourceError):
-    """The source does not answer, or answers that it cannot serve now."""
+    """The source does not answer, or answers that it cannot serve now.
+
+    Attributes:
+        retry_after: seconds after which the source wants to be asked again, if it says so.
+    """
 
     code, exit_code, http_status, transient = "source-unavailable", 22, 503, True
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
 
 
 class BodyTruncated(SourceError):

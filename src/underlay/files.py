@@ -25,6 +25,7 @@ _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 _FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _AT_FDCWD = -100
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _COPY_CHUNK = 64 << 20
 _BUFFER = 1 << 20
 _BLOCK = 64 << 10
@@ -250,6 +251,12 @@ def _replacing(path: Path, content: bytes, mode: int) -> Iterator[int]:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def start_writeback(fd: int, start: int, length: int) -> None:
+    """Have the kernel begin to write out these bytes; nothing is waited for, and nothing is promised (sync_file_range(2))."""
+    if call := getattr(_libc(), "sync_file_range", None):
+        call(fd, ctypes.c_int64(start), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
 
 
 def write_all(fd: int, content: bytes) -> None:

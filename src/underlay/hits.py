@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 
 from underlay.contracts import ImageSource, Observer
 from underlay.errors import CacheMissing, CacheNotWritable, DigestMismatch, FormatMismatch, InsufficientSpace
-from underlay.ingest import Order
 from underlay.model import BaseImage, ImageRef, ImageVersion
 from underlay.naming import CacheKind, candidate_names
+from underlay.order import Order
 from underlay.policy.form import Want, fits, has_format, is_inspected, may_be_converted
+from underlay.policy.retry import NO_RETRIES, Retries
 from underlay.store import Store, images, locking, refs
 from underlay.store.refs import RefRecord
 
@@ -28,6 +29,7 @@ class Ask:
         neighbours: the host's other caches.
         lease_seconds: how long the image is leased to who asks, or None.
         waits: whether to wait for an image that is on its way out: it may come back.
+        retries: how often a source that fails is asked, and a transfer that breaks goes on.
     """
 
     store: Store
@@ -39,6 +41,7 @@ class Ask:
     neighbours: Sequence[Store] = ()
     lease_seconds: float | None = None
     waits: bool = False
+    retries: Retries = NO_RETRIES
 
     @property
     def order(self) -> Order:
@@ -50,6 +53,7 @@ class Ask:
             want=self.want,
             neighbours=self.neighbours,
             holding=self.holding,
+            retries=self.retries,
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from underlay import filedisk, hits, holding, instances, lookup, registry
@@ -163,12 +164,22 @@ class Host:
         check_want(want, kind=store.kind, force_raw=store.force_raw)
         self._make_directories()
         lease = self.config.leases.get(cache.name)
+        ensure = partial(
+            cache.ensure,
+            ref,
+            source,
+            self.observer,
+            want=want,
+            lease_seconds=lease,
+            holding=holding,
+            retries=self.config.retries,
+        )
         for _ in range(_ROOM_TRIES):
             try:
-                return cache.ensure(ref, source, self.observer, want=want, lease_seconds=lease, holding=holding)
+                return ensure()
             except InsufficientSpace as error:
                 self._make_room(error, store.root, ref)
-        return cache.ensure(ref, source, self.observer, want=want, lease_seconds=lease, holding=holding)
+        return ensure()
 
     def _make_room(self, error: InsufficientSpace, path: Path, ref: ImageRef) -> None:
         spared = {(one.root, name) for one in self.config.caches.values() for name in hits.names(one, ref)}

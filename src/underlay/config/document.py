@@ -51,6 +51,14 @@ class Disks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     virt_mkfs: list[str] = []
 
 
+class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What becomes of a transfer that breaks."""
+
+    attempts: _Positive = 4
+    first_wait: str | int = "0.5s"
+    longest_wait: str | int = "30s"
+
+
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -59,4 +67,5 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     instances: Instances = Instances()
     caches: dict[str, Cache] = {}
     sources: SourceTables = SourceTables()
+    transfer: Transfer = Transfer()
     disks: Disks = Disks()

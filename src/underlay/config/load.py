@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 
 from underlay.config import environment, values
-from underlay.config.document import Cache, Document, Instances
+from underlay.config.document import Cache, Document, Instances, Transfer
 from underlay.config.sources import FileTable, SourceTables, arguments_of, web_of
 from underlay.config.values import WrongValue
 from underlay.errors import ConfigError
 from underlay.naming import CacheKind
 from underlay.plan import Rules
+from underlay.policy.retry import NO_RETRIES, Retries
 from underlay.store import Store
 from underlay.web import Web
 
@@ -37,6 +38,7 @@ class Config:
         hosts: every host that shares the instances path and its caches; empty when none does.
         inventory: where the records of instances come from, as ``KIND:LOCATION``, or ``none``.
         extra_roots: further directories whose files may be disks.
+        retries: how often a source that fails is asked, and a transfer that breaks goes on.
         rules: by which a cache's unused files go, by the cache's name. leases: seconds for which a fetch into a cache leases
             what it fetched, by the cache's name; not there: it does not.
     """
@@ -47,6 +49,7 @@ class Config:
     instances: Path
     use_cow_images: bool
     web: Web = field(default_factory=Web)
+    retries: Retries = NO_RETRIES
     host: str = field(default_factory=socket.gethostname)
     hosts: tuple[str, ...] = ()
     inventory: str = "none"
@@ -140,6 +143,7 @@ def _config(document: Document, origin: Path | None) -> Config:
         caches=caches,
         sources=arguments_of(document.sources, web),
         web=web,
+        retries=_retries(document.transfer),
         instances=instances,
         use_cow_images=document.disks.use_cow_images,
         host=values.name(document.host or socket.gethostname(), "host", what="a host"),
@@ -156,6 +160,14 @@ def _config(document: Document, origin: Path | None) -> Config:
         virt_mkfs=_commands(document.disks.virt_mkfs),
         precache_concurrency=document.precache_concurrency,
     )
+
+
+def _retries(transfer: Transfer) -> Retries:
+    first = values.duration(transfer.first_wait, "transfer.first_wait")
+    longest = values.duration(transfer.longest_wait, "transfer.longest_wait")
+    if first > longest:
+        raise WrongValue("transfer.first_wait", "the first pause is longer than the longest", hint="raise longest_wait")
+    return Retries(attempts=transfer.attempts, first_wait=first, longest_wait=longest)
 
 
 def _rules(name: str, cache: Cache) -> Rules:

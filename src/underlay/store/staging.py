@@ -6,6 +6,7 @@ its directory is taken over by the next ingest of the same ref or swept when roo
 
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from underlay.store.layout import Store
 
 _Value = TypeVar("_Value")
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc_sys_kernel(5)
 _POLL = 0.05  # seconds between a waiter's looks
 _TELL = 0.2  # seconds between what a waiter's observer hears
 
@@ -51,6 +53,24 @@ class Journal:
     disk_format: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partial:
+    """A download that is not whole yet, of which the bytes that are there can be gone on from.
+
+    Attributes:
+        version_id, validator: of the version that is downloaded, as its source described it.
+        expected: digests that all its bytes must have.
+        boot: which start of the machine the bytes were written in. They are not durable: after another one some may be missing.
+    """
+
+    layout: int
+    ref: str
+    version_id: str | None
+    validator: str | None
+    expected: tuple[str, ...]
+    boot: str
+
+
 @dataclass(frozen=True, slots=True)
 class Staging:
     """The paths of one ingest."""
@@ -71,6 +91,11 @@ class Staging:
     def journal(self) -> Path:
         """Says that the download is whole and verified."""
         return self.directory / "journal.json"
+
+    @property
+    def partial(self) -> Path:
+        """Says what the bytes are the beginning of."""
+        return self.directory / "partial.json"
 
     @property
     def reservation(self) -> Path:
@@ -139,7 +164,9 @@ def kept(staging: Staging) -> Journal | None:
 
 
 def begin(staging: Staging) -> Journal | None:
-    """Make the directory ready: the journal of a verified download that a former ingest left, else an empty directory.
+    """Make the directory ready: the journal of a verified download that a former ingest left; None without one.
+
+    What is left of a download that is not whole stays where it is: see `partial`.
 
     Raises:
         CacheNotWritable, InsufficientSpace
@@ -149,9 +176,42 @@ def begin(staging: Staging) -> Journal | None:
             if (journal := kept(staging)) is not None:
                 staging.converted.unlink(missing_ok=True)
                 return journal
-            remove_tree(staging.directory)
-            make_directory(staging.directory, 0o700)
+            staging.converted.unlink(missing_ok=True)
+            drop_reservation(staging)
+            if partial(staging) is None:
+                remove_tree(staging.directory)
+                make_directory(staging.directory, 0o700)
     return None
+
+
+def partial(staging: Staging) -> Partial | None:
+    """What a former ingest left of a download that is not whole, if one can go on from it.
+
+    Raises:
+        CacheNotWritable
+    """
+    with translated(staging.partial):
+        left = _read(staging.partial, Partial)
+        has_bytes = bool(_size(staging.download))
+    return left if left is not None and has_bytes and (left.layout, left.boot) == (LAYOUT, boot()) else None
+
+
+def write_partial(staging: Staging, left: Partial) -> None:
+    """Record what the bytes of a download that begins are the beginning of.
+
+    Raises:
+        CacheNotWritable, InsufficientSpace
+    """
+    with translated(staging.partial):
+        write_in_place_of(staging.partial, msgspec.json.encode(left), mode=0o600)
+
+
+def boot() -> str:
+    """Which start of the machine this is; one that cannot be told is like no other."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return uuid.uuid4().hex
 
 
 def keep(staging: Staging, journal: Journal) -> None:
@@ -162,6 +222,7 @@ def keep(staging: Staging, journal: Journal) -> None:
     """
     with translated(staging.journal):
         write_durably(staging.journal, msgspec.json.encode(journal), mode=0o600)
+        staging.partial.unlink(missing_ok=True)
 
 
 def discard(staging: Staging) -> None:
@@ -198,7 +259,11 @@ def write_reservation(staging: Staging, size: int) -> None:
 
 
 def drop_reservation(staging: Staging) -> None:
-    """Claim nothing any more."""
+    """Claim nothing any more.
+
+    Raises:
+        CacheNotWritable
+    """
     with translated(staging.reservation):
         staging.reservation.unlink(missing_ok=True)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from underlay.web.client import Answer, Web
 
 _TRY_LATER = frozenset({408, 425, 429})
+_LONGEST_WAIT = 9  # digits of seconds that we take for a wait
 _LONGEST_WORDS = 60  # characters of what a server says that a message repeats
 
 
@@ -49,8 +50,14 @@ def check_status(what: str, answer: "Answer") -> None:
         hint = "put credentials into the URL, as https://user:password@host/…, or into the credentials file"
         raise NotAuthorized(f"{told}, and no credentials were sent", hint=hint)
     if status >= 500 or status in _TRY_LATER:
-        raise SourceUnavailable(told, hint="try again later")
+        raise SourceUnavailable(told, hint="try again later", retry_after=_retry_after(answer))
     raise SourceRefused(told)
+
+
+def _retry_after(answer: "Answer") -> float | None:
+    """Seconds that the server asks us to wait (RFC 9110, 10.2.3); one that names a date is not understood."""
+    text = answer.headers.get("Retry-After", "").strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_WAIT else None
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,71 @@
+"""What an ingest is to bring, and whereto: the source, the version, the cache, and what is asked of the image."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from underlay.contracts import ImageSource
+from underlay.model import Digest, Form, ImageFacts, ImageVersion, Reason
+from underlay.policy.form import EXEMPT_FORMATS, Want, choose_form
+from underlay.policy.retry import NO_RETRIES, Retries
+from underlay.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What an ingest is to bring, and whereto.
+
+    Attributes:
+        want: what is asked of the image, beside what the source promises.
+        neighbours: the host's other caches, whose reservations count on the same file system.
+        holding: keeps what is published from eviction, until it is closed; None: nobody needs it yet.
+        retries: how a transfer that breaks is tried again.
+    """
+
+    store: Store
+    source: ImageSource
+    version: ImageVersion
+    want: Want = field(default_factory=Want)
+    neighbours: Sequence[Store] = ()
+    holding: ExitStack | None = None
+    retries: Retries = NO_RETRIES
+
+    @property
+    def what(self) -> str:
+        """How messages call the image."""
+        return self.version.ref.canonical
+
+    @property
+    def expected(self) -> tuple[Digest, ...]:
+        """Every digest that the bytes as served must have."""
+        asked = () if self.want.checksum is None else (self.want.checksum,)
+        return (*self.version.digests, *asked)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether bytes that are fetched at two times are certainly, or at last provably, of one version."""
+        return self.version.id is not None or self.version.validator is not None or bool(self.expected)
+
+    @property
+    def label(self) -> str | None:
+        """What the bytes are said to be: by who asks, else by the source."""
+        return self.want.disk_format or self.version.disk_format
+
+    @property
+    def exempt(self) -> bool:
+        """Whether no format rule applies: a kernel, a ramdisk, or a cache without validation.
+
+        What is to be converted is inspected all the same.
+        """
+        return self.label in EXEMPT_FORMATS or not (self.store.validation or self.want.raw)
+
+    @property
+    def raw_only(self) -> bool:
+        """Whether nothing but a raw image will do."""
+        return self.want.raw_only(force_raw=self.store.force_raw)
+
+    def form(self, facts: ImageFacts) -> tuple[Form, Reason]:
+        """In which form an image of which inspection found this is kept, and why."""
+        if self.exempt:
+            return Form.AS_SERVED, Reason("exempt", "the image is kept as served, without inspection")
+        return choose_form(facts, self.want, label=self.label, force_raw=self.store.force_raw)

@@ -1,0 +1,51 @@
+"""When what broke is tried again: so often without getting further, after growing pauses. Values in, decisions out."""
+
+from dataclasses import dataclass
+
+from underlay.errors import SourceUnavailable, UnderlayError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retries:
+    """How often, and after which pauses.
+
+    Attributes:
+        attempts: how many in a row that get no further, the first among them.
+        first_wait, longest_wait: seconds; each pause is twice as long as the one before.
+    """
+
+    attempts: int
+    first_wait: float = 0.5
+    longest_wait: float = 30.0
+
+
+NO_RETRIES = Retries(attempts=1)
+"""Once, and no more."""
+
+
+@dataclass(slots=True)
+class Tries:
+    """How the attempts at one thing have gone so far."""
+
+    retries: Retries
+    _failures: int = 0
+    _reached: int = 0
+
+    def pause(self, error: UnderlayError, *, reached: int, chance: float) -> float | None:
+        """Seconds to wait before the next attempt after this failure; None: there is none.
+
+        Args:
+            reached: how far the attempt got; one that got further than all before starts the count anew.
+            chance: from 0 to 1, drawn by the caller, which spreads the attempts of many.
+        """
+        if not error.transient:
+            return None
+        self._failures = 1 if reached > self._reached else self._failures + 1
+        self._reached = max(reached, self._reached)
+        if self._failures >= self.retries.attempts:
+            return None
+        wait = min(self.retries.longest_wait, self.retries.first_wait * 2.0 ** (self._failures - 1)) * (0.5 + chance / 2)
+        asked = error.retry_after if isinstance(error, SourceUnavailable) else None
+        if asked is not None and asked > self.retries.longest_wait:
+            return None  # a server that says that it will take longer than we wait is not asked again in vain
+        return max(wait, asked or 0.0)

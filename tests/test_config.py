@@ -14,6 +14,7 @@ from underlay.config import Config, embedded_config, load_config, parse_config
 from underlay.errors import ConfigError
 from underlay.naming import CacheKind
 from underlay.plan import Rules
+from underlay.policy.retry import Retries
 from underlay.web import Web
 
 ORIGIN = Path("/etc/underlay/underlay.toml")
@@ -488,3 +489,117 @@ def test_a_user_without_a_home_is_told_what_to_set() -> None:
 
     assert (16, 1) == (ended.status, ended.err.count("\n"))
     assert "HOME" in ended.err
+
+
+# --------------------------------------------------------------------------------------------------------------- credentials
+
+
+def with_credentials(tmp_path: Path, text: str, *, mode: int = 0o600) -> Config:
+    file = tmp_path / "credentials.toml"
+    file.write_text(text)
+    file.chmod(mode)
+    return parsed(CACHE + f'[sources.http]\ncredentials_file = "{file}"\n')
+
+
+def test_credentials_are_by_host_and_port_in_any_case(tmp_path: Path) -> None:
+    config = with_credentials(
+        tmp_path, '["Images.example.org"]\nuser = "tux"\npassword = "s3cret"\n["[::1]:8443"]\ntoken = "t0ken"\n'
+    )
+    assert ["images.example.org", "[::1]:8443"] == list(config.web.credentials)
+    tux, token = config.web.credentials.values()
+    assert ("Basic dHV4OnMzY3JldA==", "Bearer t0ken") == (tux.header, token.header)
+    assert f"for Images.example.org in {tmp_path}/credentials.toml" == tux.origin
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('["a"]\nuser = "tux"\ntoken = "s3cret"', "needs a user with a password, or a token"),
+        ('["a"]\npassword = "s3cret"', "needs a user"),
+        ('["a"]\ntoken = "t"\npassword = "s3cret"', "needs a user"),
+        ('["a"]', "needs a user"),
+        ('["a"]\nuser = "t:x"\npassword = "s3cret"', "has a colon"),
+        ('["https://a/"]\ntoken = "s3cret"', "is no host"),
+        ('["a"]\npasswort = "s3cret"', "unknown field"),
+        ('["a"]\ntoken = 5', "Expected `str | null`"),
+        ('a = "s3cret"', "Expected `object`"),
+        ('["a"]\ntoken = s3cret', "is no TOML"),
+    ],
+)
+def test_what_are_no_credentials_is_told_without_telling_them(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        with_credentials(tmp_path, text)
+    assert told in refused.value.message
+    assert "credentials.toml" in refused.value.message
+    assert "s3cret" not in f"{refused.value} {refused.value.hint}"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
+def test_credentials_that_others_may_read_are_refused(tmp_path: Path, mode: int) -> None:
+    with pytest.raises(ConfigError, match="may be read by others") as refused:
+        with_credentials(tmp_path, "", mode=mode)
+    assert f"chmod 600 {tmp_path}/credentials.toml" == refused.value.hint
+
+
+def test_credentials_that_are_not_there_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        parsed(CACHE + f'[sources.http]\ncredentials_file = "{tmp_path}/absent"\n')
+
+
+def test_a_client_key_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sources\.http\.client_key"):
+        parsed(CACHE + '[sources.http]\nclient_key = "/etc/key.pem"\n')
+
+
+# ------------------------------------------------------------------------------------------------------------------- proxies
+
+
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY", "HTTP_PROXY")
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize(
+    ("environment", "proxies"),
+    [
+        ({}, {}),
+        ({"http_proxy": "http://p:1"}, {"http": "http://p:1"}),
+        ({"http_proxy": "p:1"}, {"http": "http://p:1"}),
+        ({"HTTP_PROXY": "http://evil:1"}, {}),
+        ({"HTTPS_PROXY": "http://p:1"}, {"https": "http://p:1"}),
+        ({"https_proxy": "http://q:1", "HTTPS_PROXY": "http://p:1"}, {"https": "http://q:1"}),
+        ({"all_proxy": "http://p:1", "http_proxy": "http://q:1"}, {"http": "http://q:1", "https": "http://p:1"}),
+        ({"http_proxy": ""}, {}),
+    ],
+)
+def test_the_proxies_are_those_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], proxies: dict[str, str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("no_proxy", "localhost, .example.org,,")
+    assert (proxies, ("localhost", ".example.org")) == (parsed(CACHE).web.proxies, parsed(CACHE).web.no_proxy)
+    assert {} == parsed(CACHE + "[sources.http]\nuse_proxies = false").web.proxies
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("url", ["socks5://tux:s3cret@p:1", "http://tux:s3cret@p:x", "http://", "ftp://s3cret@p"])
+def test_what_is_no_proxy_is_told_without_telling_its_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("https_proxy", url)
+    with pytest.raises(ConfigError, match="proxy for https") as refused:
+        parsed(CACHE)
+    assert "s3cret" not in f"{refused.value} {refused.value.hint}"
+
+
+def test_how_often_a_transfer_is_tried_again_is_configured() -> None:
+    assert Retries(attempts=4, first_wait=0.5, longest_wait=30.0) == parsed(CACHE).retries
+    table = '[transfer]\nattempts = 9\nfirst_wait = "2s"\nlongest_wait = "1min"\n'
+    assert Retries(attempts=9, first_wait=2.0, longest_wait=60.0) == parsed(CACHE + table).retries
+    for wrong in ("attempts = 0", 'first_wait = "1h"', 'longest_wait = "soon"'):
+        with pytest.raises(ConfigError):
+            parsed(CACHE + f"[transfer]\n{wrong}\n")

@@ -1,4 +1,4 @@
-"""A transfer that breaks: it goes on from the byte that it got to, across attempts and processes, and never mixes two versions."""
+"""A transfer that breaks goes on from the byte that it got to, here or in the next process, and never mixes two versions."""
 
 import hashlib
 import os
@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +15,7 @@ import pytest
 from storing import MIB, laid_out, staging_of
 from underlay.cache import Cache, Ensured
 from underlay.errors import BodyTruncated, DigestMismatch, SourceChanged, SourceUnavailable, UnderlayError
-from underlay.model import Digest, Event
-from underlay.naming import CacheKind
+from underlay.model import Digest
 from underlay.pipeline import BUFFER_BYTES
 from underlay.policy.form import Want
 from underlay.policy.retry import Retries
@@ -317,7 +315,6 @@ _CHILD = """
 import sys
 from pathlib import Path
 from underlay.cache import Cache
-from underlay.naming import CacheKind
 from underlay.refs import parse_ref
 from underlay.sources.http import HttpSource
 from underlay.store import Store
@@ -393,10 +390,6 @@ def test_a_range_that_breaks_is_gone_on_from(store: Store) -> None:
         assert BODY == fetch(store, server, web=Web(parallel=3, range_size=300_001)).image.path.read_bytes()
 
 
-def _codes(events: Sequence[Event]) -> Iterator[str]:
-    return (event.code for event in events)
-
-
 def test_the_memory_of_a_partial_holds_no_secret(store: Store) -> None:
     whole = Served(BODY, etag='"1"', credentials="tux:s3cret")
     with serving({PATH: [whole, replace(whole, cut_after=2_000_000), whole]}) as server:
@@ -407,4 +400,3 @@ def test_the_memory_of_a_partial_holds_no_secret(store: Store) -> None:
     left = stagings.partial(staging)
     assert isinstance(left, Partial)
     assert "s3cret" not in staging.partial.read_text()
-    assert CacheKind.BASE is store.kind

@@ -56,7 +56,7 @@ class Served:
         cut_after: the connection closes after so many bytes of the body.
         stall_after: nothing more comes after so many bytes of the body, for ``stall`` seconds or until `Server.resume`.
         encoding: a Content-Encoding to name; the body is sent as it is.
-        credentials: ``user:password`` that a request must bring, as Basic authentication.
+        credentials: ``user:password`` that a request must bring, as Basic authentication. token: a bearer token instead.
         rate: bytes a second.
     """
 
@@ -75,6 +75,7 @@ class Served:
     stall: float = field(default=3600.0, kw_only=True)
     encoding: str | None = field(default=None, kw_only=True)
     credentials: str | None = field(default=None, kw_only=True)
+    token: str | None = field(default=None, kw_only=True)
     rate: float | None = field(default=None, kw_only=True)
 
 
@@ -171,15 +172,16 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(contents: Contents, *, tls: Certificate | None = None) -> Iterator[Server]:
+def serving(contents: Contents, *, tls: Certificate | None = None, clients: Certificate | None = None) -> Iterator[Server]:
     """Serve on a free port of 127.0.0.1, from threads of this process, until the block ends.
 
     Args:
         contents: what each path answers, or a directory whose files are served under their relative paths, with an ETag.
         tls: serve HTTPS at ``https://localhost:…`` with this certificate.
+        clients: of those alone who show this certificate.
     """
     ledger = _Ledger(contents)
-    listener = _Listener(ledger, tls)
+    listener = _Listener(ledger, tls, clients)
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, name="testing-http-server")
     thread.start()
     try:
@@ -297,11 +299,14 @@ class _Listener(ThreadingHTTPServer):
     request_queue_size = 256
     daemon_threads = False
 
-    def __init__(self, ledger: _Ledger, tls: Certificate | None) -> None:
+    def __init__(self, ledger: _Ledger, tls: Certificate | None, clients: Certificate | None) -> None:
         self.ledger = ledger
         self._context = None if tls is None else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if self._context is not None and tls is not None:
             self._context.load_cert_chain(tls.ca_file, tls.key_file)
+            if clients is not None:
+                self._context.load_verify_locations(clients.ca_file)
+                self._context.verify_mode = ssl.CERT_REQUIRED
         self._open: set[socket.socket] = set()
         self._open_lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Connection)
@@ -359,8 +364,8 @@ class _Connection(BaseHTTPRequestHandler):
         return self.server.ledger.take(self.path)
 
     def _reply(self, served: Served) -> None:
-        if served.credentials is not None and not self._brings(served.credentials):
-            challenge = {"WWW-Authenticate": 'Basic realm="images", charset="UTF-8"'}
+        if (wanted := _authorization(served)) is not None and not self._brings(wanted):
+            challenge = {"WWW-Authenticate": f'{wanted.split()[0]} realm="images", charset="UTF-8"'}
             served = Served(b"who are you?\n", status=401, headers=challenge)
         with _Body.open(served.body) as body:
             answer = self._choose(served, body.size)
@@ -369,9 +374,8 @@ class _Connection(BaseHTTPRequestHandler):
             if self.command != "HEAD" and answer.has_body:
                 self._send_body(served, answer, body, number)
 
-    def _brings(self, credentials: str) -> bool:
-        expected = "Basic " + base64.b64encode(credentials.encode()).decode()
-        return hmac.compare_digest(self.headers.get("Authorization", ""), expected)
+    def _brings(self, authorization: str) -> bool:
+        return hmac.compare_digest(self.headers.get("Authorization", ""), authorization)
 
     def _choose(self, served: Served, size: int) -> "_Answer":
         whole = _Answer(status=served.status, start=0, stop=size, size=size)
@@ -472,6 +476,13 @@ def _ranged(whole: _Answer, header: str) -> _Answer:
     if start >= whole.size:
         return replace(whole, status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, stop=0)
     return replace(whole, status=HTTPStatus.PARTIAL_CONTENT, start=start, stop=stop)
+
+
+def _authorization(served: Served) -> str | None:
+    """What a request's field of this name must have."""
+    if served.token is not None:
+        return f"Bearer {served.token}"
+    return None if served.credentials is None else "Basic " + base64.b64encode(served.credentials.encode()).decode()
 
 
 def _fields(served: Served, answer: _Answer, *, head: bool) -> dict[str, str]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from underlay.web.client import Answer, Web
 
 _TRY_LATER = frozenset({408, 425, 429})
+_OF_A_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # a server's failures are others
 _LONGEST_WAIT = 9  # digits of seconds that we take for a wait
 _LONGEST_WORDS = 60  # characters of what a server says that a message repeats
 
@@ -85,9 +86,10 @@ def _meaning(what: str, host: str, error: "HTTPError", web: "Web") -> UnderlayEr
 
     causes = (error.__cause__, error.__context__, *error.args)
     asked = "" if host in what else f"{host}: "  # a ref often names the host itself
+    is_of_a_file = any(isinstance(cause, _OF_A_FILE) for cause in causes)
+    if (is_of_a_file or isinstance(error, SSLError)) and (refused := _unusable(web)):
+        return refused
     if isinstance(error, SSLError):
-        if refused := _unusable(web):
-            return refused
         for cause in causes:
             if isinstance(cause, ssl.SSLCertVerificationError):
                 why = f"the server's certificate is not trusted: {cause.verify_message}"

@@ -21,10 +21,12 @@ from typing import IO, Any
 # What Underlay itself needs: its code is put on the path of the process, so that the environment serves any checkout.
 OUR_REQUIREMENTS = (
     "click>=8.1",
+    "isal>=1.7",
     "msgspec>=0.18",
     "oslo.utils[image-inspection]>=9.1",
     "rich>=13",
     "urllib3>=2.3",
+    "zstandard>=0.22",
 )
 INSTALL_LIMIT = 900.0  # seconds
 PATIENCE = 120.0

@@ -315,6 +315,7 @@ _CHILD = """
 import sys
 from pathlib import Path
 from underlay.cache import Cache
+from underlay.naming import CacheKind
 from underlay.refs import parse_ref
 from underlay.sources.http import HttpSource
 from underlay.store import Store

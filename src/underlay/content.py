@@ -1,27 +1,47 @@
-"""What becomes of the bytes that arrive: they are inspected, room is claimed for them, and they are written, in this order."""
+"""What becomes of the bytes that arrive: decompressed if need be, then inspected, claimed and written, in this order."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from underlay.claim import Claim
-from underlay.formats.inspect import Inspector
+from underlay.errors import DigestMismatch
+from underlay.formats.compressed import Decompressor, compression_of
+from underlay.formats.inspect import Inspector, check_virtual_size
 from underlay.model import ImageFacts
 from underlay.order import Order
-from underlay.stream import SparseWriter
+from underlay.stream import Digests, SparseWriter
 
 
 @dataclass(slots=True)
 class Content:
-    """Takes the bytes of an image in order; nothing is written that inspection has not seen."""
+    """Takes the bytes of an image as served, in order; nothing is written that inspection has not seen.
 
+    Where no rule applies, nothing is inspected, and nothing is decompressed either: it may be anything.
+
+    Attributes:
+        compression: what the bytes as served are compressed with; None: they are not.
+    """
+
+    order: Order
     claim: Claim
     writer: SparseWriter
-    inspector: Inspector | None
+    compression: str | None = None
+    _inspector: Inspector | None = None
+    _decompressor: Decompressor | None = None
+    _digests: Digests = field(default_factory=lambda: Digests(()))
 
-    @classmethod
-    def of(cls, order: Order, claim: Claim, writer: SparseWriter) -> "Content":
-        """Where no rule applies, nothing is inspected."""
-        inspector = Inspector(what=order.what, label=order.label, virtual_size_limit=order.store.virtual_size_limit)
-        return cls(claim, writer, None if order.exempt else inspector)
+    def begin(self, beginning: bytes) -> None:
+        """Find out from the first bytes what is to be done with all of them. Comes before the first `feed`."""
+        order = self.order
+        if order.exempt:
+            return
+        self._inspector = Inspector(what=order.what, label=order.label, virtual_size_limit=order.store.virtual_size_limit)
+        compression = compression_of(beginning)
+        if compression is not None and order.want.undoes(compression):
+            self.compression = compression
+            self._decompressor = Decompressor(order.what, compression)
+            self._digests = Digests(tuple({digest.algorithm: None for digest in order.version.content_digests}))
+            self.claim.announced = None  # what comes of it nobody has announced
 
     def feed(self, chunk: memoryview, /) -> None:
         """Take the next bytes.
@@ -29,17 +49,35 @@ class Content:
         Raises:
             UnsafeImage, FormatMismatch, VirtualSizeRefused, InsufficientSpace, OSError
         """
-        if self.inspector is not None:
-            self.inspector.feed(chunk)
-        self.claim.expect(self.inspector.early if self.inspector else None, received=self.writer.size + len(chunk))
-        self.writer.feed(chunk)
+        self._keep([chunk] if self._decompressor is None else self._decompressor.feed(chunk))
 
     def finish(self) -> tuple[ImageFacts, str]:
         """What the bytes are, and the stored digest.
 
         Raises:
-            UnsafeImage, FormatMismatch, VirtualSizeRefused, OSError
+            UnsafeImage, FormatMismatch, VirtualSizeRefused, DigestMismatch, OSError
         """
+        if self._decompressor is not None:
+            self._keep(self._decompressor.finish())
+            self._check_digests()
         size = self.writer.size
-        facts = self.inspector.finish() if self.inspector else ImageFacts(format="raw", label="raw", virtual_size=size)
+        facts = self._inspector.finish() if self._inspector else ImageFacts(format="raw", label="raw", virtual_size=size)
         return facts, self.writer.finish()
+
+    def _keep(self, pieces: Iterator[memoryview] | list[memoryview]) -> None:
+        for piece in pieces:
+            size = self.writer.size + len(piece)
+            if self._inspector is not None:
+                self._inspector.feed(piece)
+            if self._decompressor is not None:  # a few bytes can stand for gigabytes
+                check_virtual_size(self.order.what, size, limit=self.order.store.virtual_size_limit)
+                self._digests.feed(piece)
+            self.claim.expect(self._inspector.early if self._inspector else None, received=size)
+            self.writer.feed(piece)
+
+    def _check_digests(self) -> None:
+        computed = {digest.algorithm: digest for digest in self._digests.result()}
+        for expected in self.order.version.content_digests:
+            if computed[expected.algorithm] != expected:
+                what = f"{self.order.what}, decompressed,"
+                raise DigestMismatch(what, expected=str(expected), actual=str(computed[expected.algorithm]))

@@ -6,7 +6,7 @@ lock, so there is one ingest of a ref at a time. Each step is told to the observ
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from underlay.formats import qcow2
 from underlay.model import (
     LAYOUT,
     BaseImage,
+    Digest,
     Form,
     ImageFacts,
     ImageRecord,
@@ -115,6 +116,7 @@ def _linked(order: Order, staging: Staging, image: BaseImage) -> Journal | None:
         label=record.served_format or record.format,
         virtual_size=record.virtual_size,
         disk_format=order.label,
+        compression=record.compression,
     )
 
 
@@ -125,13 +127,15 @@ def _still_serves(journal: Journal, order: Order, staging: Staging) -> bool:
     same_validator = version.validator is not None and version.validator == journal.validator
     if journal.ref != version.ref.canonical or not (same_id or same_validator) or not _same_rules(journal, order):
         return False
-    with translated(staging.download):
-        fd = open_regular(staging.download)
+    unknown = [expected for expected in order.expected if str(expected) not in journal.digests]
+    return not unknown or (journal.compression is None and _has_digests(staging.download, unknown))
+
+
+def _has_digests(path: Path, wanted: Sequence[Digest]) -> bool:
+    with translated(path):
+        fd = open_regular(path)
         try:
-            return all(
-                str(expected) in journal.digests or served_digest(fd, expected.algorithm) == expected
-                for expected in order.expected
-            )
+            return all(served_digest(fd, digest.algorithm) == digest for digest in wanted)
         finally:
             os.close(fd)
 
@@ -255,6 +259,7 @@ def _record(journal: Journal, *, format: str, size: int, stored: str, as_served:
         stored=stored,
         as_served=as_served,
         served_format=None if journal.exempt else journal.label,
+        compression=journal.compression,
         fetched_at=datetime.now(UTC).replace(microsecond=0),
         underlay=__version__,
     )

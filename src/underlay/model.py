@@ -77,7 +77,8 @@ class ImageVersion:
         id: the immutable version id, or None when only the bytes can tell (docs/design, names).
         size: bytes as served, or None when the source does not announce it.
         disk_format: the source's label (Glance's words: raw, qcow2, vmdk …), or None.
-        digests: what the source promises of the bytes as served.
+        digests: what the source promises of the bytes as served. content_digests: of what they are decompressed to, when they
+            are compressed.
         validator: opaque; two equal validators mean the same bytes. None: the source has none.
         min_disk: the smallest disk in bytes that the source allows.
         no_store: the source asks that nobody keep a copy (RFC 9111, 5.2.2.5).
@@ -90,6 +91,7 @@ class ImageVersion:
     size: int | None = None
     disk_format: str | None = None
     digests: tuple[Digest, ...] = ()
+    content_digests: tuple[Digest, ...] = ()
     validator: str | None = None
     min_disk: int = 0
     no_store: bool = False
@@ -126,7 +128,8 @@ class ImageRecord:
     Attributes:
         digests: of the bytes as served; sha256 always among them.
         stored: digest of the stored form (see `underlay.stream`), as ``sha256:hex``.
-        as_served: the stored bytes are the served bytes, so any digest can be computed from the file.
+        as_served: the stored bytes are the image as served: any digest can be computed from them, unless it was compressed.
+        compression: what the bytes as served were compressed with (gzip, xz, zstd, bzip2); None: nothing.
         served_format: what inspection found the served bytes to be, as image services say it; aki, ari or ami: a kernel or
             ramdisk by its source's word, which was not inspected; None: nothing is known.
         size: bytes of the stored file. mtime_ns: of a master, unchanged since publication.
@@ -145,6 +148,7 @@ class ImageRecord:
     underlay: str
     served_format: str | None = None
     mtime_ns: int | None = None
+    compression: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,15 @@ bound to a validator of the version, or to a digest that all the bytes must have
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from underlay.claim import Claim
 from underlay.content import Content
 from underlay.contracts import ByteStream, Observer
 from underlay.errors import BodyTooLong, BodyTruncated, DigestMismatch, SourceUnavailable, UnderlayError
 from underlay.files import create, open_regular, translated
+from underlay.formats.compressed import MAGIC_BYTES
 from underlay.model import LAYOUT, Digest, ImageFacts, Level
 from underlay.order import Order
 from underlay.pipeline import Buffer, Pipeline, running
@@ -73,10 +75,15 @@ def _leave(order: Order, staging: Staging, error: BaseException) -> None:
     """After a failure: keep what has come when it can be gone on from."""
     is_broken_off = isinstance(error, SourceUnavailable | BodyTruncated) or not isinstance(error, Exception)
     with suppress(UnderlayError, OSError):
-        if order.is_fixed and is_broken_off and stagings.partial(staging) is not None:
+        if order.is_fixed and is_broken_off and stagings.partial(staging) is not None and _kept_bytes(staging.download):
             stagings.drop_reservation(staging)
         else:
             stagings.discard(staging)
+
+
+def _kept_bytes(download: Path | int) -> int:
+    """Bytes of a download on disk that another process goes on from: a block that was not written whole is fetched again."""
+    return os.stat(download).st_size // BLOCK_BYTES * BLOCK_BYTES
 
 
 def _received(order: Order, staging: Staging, observer: Observer) -> Journal:
@@ -84,15 +91,13 @@ def _received(order: Order, staging: Staging, observer: Observer) -> Journal:
     claim.expect(None, received=0)  # a size that is announced and has no room costs no transfer
     tell(observer, order, "fetching", level=Level.INFO, size=order.version.size)
     with translated(staging.directory, needed=order.version.size), _opened(staging) as fd:
-        kept = os.fstat(fd).st_size // BLOCK_BYTES * BLOCK_BYTES
+        kept = _kept_bytes(fd)
         writer = SparseWriter(fd, kept=kept)
-        content = Content.of(order, claim, writer)
+        content = Content(order, claim, writer)
         digests = Digests(tuple(dict.fromkeys(["sha256", *(digest.algorithm for digest in order.expected)])))
         with running((digests, content)) as pipeline:
-            intake = _Intake(order, pipeline, Meter(order.what, order.version.size, staging, observer))
+            intake = _Intake(order, pipeline, content, Meter(order.what, order.version.size, staging, observer))
             _replay(intake, fd, kept, observer)
-            if order.is_fixed:
-                stagings.write_partial(staging, _partial(order))
             try:
                 _fetch(intake, observer)
             finally:  # also what has come of a transfer that broke off is to be written
@@ -103,7 +108,8 @@ def _received(order: Order, staging: Staging, observer: Observer) -> Journal:
         if not order.exempt:
             facts = images.prove_whole(order.store, staging.download, fd, facts, what=order.what)
     tell(observer, order, "verified", level=Level.INFO, size=intake.size, format=facts.label)
-    return _journal(order, facts, size=writer.size, digests=digests.result(), stored=stored)
+    journal = _journal(order, facts, size=writer.size, digests=digests.result(), stored=stored)
+    return replace(journal, compression=content.compression)
 
 
 @contextmanager
@@ -128,9 +134,11 @@ class _Intake:
 
     order: Order
     pipeline: Pipeline
+    content: Content
     meter: Meter
     size: int = 0
     buffer: Buffer | None = None
+    _has_begun: bool = False
 
     def take(self, stream: ByteStream) -> None:
         """Everything that the stream has.
@@ -155,8 +163,7 @@ class _Intake:
         self.buffer.length += length
         self.size += length
         if not self.buffer.free:
-            self.pipeline.pass_on(self.buffer)
-            self.buffer = None
+            self._pass_on(self.buffer)
 
     def check_length(self) -> None:
         announced = self.order.version.size
@@ -167,15 +174,30 @@ class _Intake:
     def finish(self) -> None:
         """Pass on what is left, and wait for the consumers."""
         if self.buffer is not None and self.buffer.length:
-            self.pipeline.pass_on(self.buffer)
+            self._pass_on(self.buffer)
+        if not self._has_begun:
+            self._begin(b"")
         self.pipeline.finish()
+
+    def _pass_on(self, buffer: Buffer) -> None:
+        if not self._has_begun:
+            self._begin(bytes(buffer.memory[: min(buffer.length, MAGIC_BYTES)]))
+        self.pipeline.pass_on(buffer)
+        self.buffer = None
+
+    def _begin(self, beginning: bytes) -> None:
+        self._has_begun = True
+        self.content.begin(beginning)
+        # What is on disk of a compressed image are not its bytes as served, so another process could not go on from there.
+        if self.order.is_fixed and self.content.compression is None:
+            stagings.write_partial(self.meter.staging, _partial(self.order))
 
 
 def _replay(intake: _Intake, fd: int, kept: int, observer: Observer) -> None:
     """Let the consumers read the bytes that are on disk already."""
     if kept == 0:
         return
-    os.ftruncate(fd, kept)  # a block that was not written whole is fetched again
+    os.ftruncate(fd, kept)
     tell(observer, intake.order, "resumed", level=Level.INFO, detail="from where a former attempt broke off", size=kept)
     while intake.size < kept:
         room = intake.room()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from underlay.contracts import BackendTraits
 from underlay.errors import InvalidForm
-from underlay.model import BaseImage, Digest, Form, ImageFacts, Reason
+from underlay.model import BaseImage, Digest, Form, ImageFacts, ImageRecord, Reason
 from underlay.naming import CacheKind, named_format
 
 # Kernels and ramdisks are files to hand to a hypervisor, never disks to convert.
@@ -24,12 +24,18 @@ class Want:
             ramdisks (aki, ari, ami) may be anything.
         raw: True: in raw form; False: byte for byte as it is served; None: as the cache keeps images.
         traits: of the backend that it is for; one that needs raw images gets one.
+        decompress: which compressions of the bytes as served are undone; None: all, unless it is wanted byte for byte.
     """
 
     checksum: Digest | None = None
     disk_format: str | None = None
     raw: bool | None = None
     traits: BackendTraits | None = None
+    decompress: frozenset[str] | None = None
+
+    def undoes(self, compression: str) -> bool:
+        """Whether an image that is compressed so is decompressed."""
+        return self.raw is not False if self.decompress is None else compression in self.decompress
 
     def raw_only(self, *, force_raw: bool) -> bool:
         """Whether nothing but a raw image will do, in a cache that forces raw or not. A kernel is never converted."""
@@ -83,8 +89,13 @@ def fits(image: BaseImage, want: Want, *, kind: CacheKind, force_raw: bool) -> b
         is_sure = kind is CacheKind.BASE or named_raw or is_inspected(image)
         return image.format == "raw" and is_sure
     if want.raw is False:
-        return not named_raw if image.record is None else image.record.as_served
+        return not named_raw if image.record is None else _is_as_served(image.record, want)
     return True
+
+
+def _is_as_served(record: ImageRecord, want: Want) -> bool:
+    """Whether the stored bytes are those as served, but for a compression that may be undone."""
+    return record.as_served and (record.compression is None or want.undoes(record.compression))
 
 
 def may_be_converted(image: BaseImage) -> bool:

@@ -191,7 +191,7 @@ def digest_of(store: Store, image: BaseImage, algorithm: str) -> Digest | None:
         recorded = (Digest.parse(text) for text in image.record.digests)
         if found := next((digest for digest in recorded if digest.algorithm == algorithm), None):
             return found
-        if not image.record.as_served:
+        if not image.record.as_served or image.record.compression is not None:
             return None
     with translated(image.path):
         fd = open_regular(image.path)

@@ -34,9 +34,10 @@ class Journal:
     """A verified, durable download that only has to be converted or published.
 
     Attributes:
-        validator, size, digests, version_id: what it was verified as. The rest: what inspection found.
+        validator, digests, version_id: what it was verified as. size: bytes on disk. The rest: what inspection found.
         stored: its stored digest.
         exempt, disk_format: the rules that it passed: whether none, and the source's label.
+        compression: what the bytes as served were compressed with; those on disk are not.
     """
 
     layout: int
@@ -51,6 +52,7 @@ class Journal:
     virtual_size: int
     exempt: bool = False
     disk_format: str | None = None
+    compression: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

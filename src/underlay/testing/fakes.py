@@ -45,6 +45,7 @@ class FakeImage:
     announces_size: bool = field(default=True, kw_only=True)
     disk_format: str | None = field(default=None, kw_only=True)
     digests: tuple[Digest, ...] = field(default=(), kw_only=True)
+    content_digests: tuple[Digest, ...] = field(default=(), kw_only=True)
     min_disk: int = field(default=0, kw_only=True)
     no_store: bool = field(default=False, kw_only=True)
     properties: Mapping[str, str] = field(default_factory=dict, kw_only=True)
@@ -160,6 +161,7 @@ class FakeSource:
             size=_announced(image),
             disk_format=image.disk_format,
             digests=image.digests,
+            content_digests=image.content_digests,
             validator=f"version:{number}" if image.validator == AUTOMATIC else image.validator,
             min_disk=image.min_disk,
             no_store=image.no_store,

@@ -46,7 +46,7 @@ def _results(directory: Path, arguments: argparse.Namespace) -> Iterator[Mapping
     small = image.with_name("small.img")
     write_raw(small, size=1 << 20, message="bench")
     with rows.serving(image.parent) as url:
-        for beginning, make in _groups(directory, url, small).items():
+        for beginning, make in _groups(directory, url, small, size).items():
             if not _may_be_asked_for(beginning, arguments.rows):
                 continue
             for row in make():
@@ -55,10 +55,11 @@ def _results(directory: Path, arguments: argparse.Namespace) -> Iterator[Mapping
                     yield measure(row, rounds=arguments.rounds)
 
 
-def _groups(directory: Path, url: str, small: Path) -> Mapping[str, Callable[[], Iterable[Row]]]:
+def _groups(directory: Path, url: str, small: Path, size: int) -> Mapping[str, Callable[[], Iterable[Row]]]:
     """What makes rows, by the beginning of their names: what nobody asks for is not built."""
     return {
         "miss": lambda: [rows.miss(directory, f"{url}/image.img")],
+        "decompress": lambda: rows.decompress(directory, size),
         "hit": lambda: [rows.hit(directory, small)],
         "start-up": lambda: rows.start_up(directory, small),
         "lock": lambda: [rows.lock(directory)],

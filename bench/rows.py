@@ -8,7 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
+from functools import partial
+from itertools import count, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,11 @@ from bench.measure import Contender, Row, command
 from bench.tree import Tree, build, build_masters
 from underlay import Host
 from underlay.config import Config, parse_config
+from underlay.formats.compressed import Decompressor
 from underlay.locks import exclusive
 from underlay.naming import CacheKind
 from underlay.store import Store, listing
+from underlay.stream import filled
 from underlay.usage.directories import header
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ import sys
 from pathlib import Path
 from underlay.naming import CacheKind
 from underlay.store import Store, listing
+from underlay.stream import filled
 
 files = listing.files(Store(root=Path(sys.argv[1]), kind=CacheKind.MASTERS))
 print("\\n".join([f"{file.name} {file.size} {file.used_ns}" for file in files if file.links == 1]))
@@ -90,6 +94,41 @@ def miss(directory: Path, url: str) -> Row:
         goal=0.40,
         source="verified and durable",
     )
+
+
+def decompress(directory: Path, size: int) -> Iterator[Row]:
+    """A compressed image, decompressed piece by piece in a process that runs, against the program that writes its format."""
+    image = directory / "plain.img"
+    _write_files(image, size)
+    for compression, goal in (("gzip", 0.4), ("zstd", None), ("xz", 1.0), ("bzip2", 1.0)):
+        compressed = image.with_suffix(f".{compression}")
+        with compressed.open("wb") as file:
+            subprocess.run([compression, "-c", image], check=True, stdout=file)
+        yield Row(
+            name=f"decompress, {compression}",
+            ours=Contender(name="formats.compressed", run=partial(_decompress, compressed, compression, size)),
+            peer=_command(f"{compression} -dc", compression, "-dc", compressed),
+            goal=goal,
+            source="in one thread, nothing written",
+        )
+
+
+def _decompress(path: Path, compression: str, size: int, _: int) -> None:
+    decompressor = Decompressor(os.fspath(path), compression)
+    with path.open("rb", buffering=0) as file:
+        fed = sum(len(output) for piece in filled(file) for output in decompressor.feed(piece))
+        assert size == fed + sum(map(len, decompressor.finish()))
+
+
+def _write_files(image: Path, size: int) -> None:
+    """As a system's image is: half of it programs and text, for which this Python's own files stand; then nothing."""
+    files = sorted(path for path in Path(os.__file__).parent.rglob("*") if path.is_file())
+    with image.open("wb") as file:
+        for path in cycle(files):
+            if file.tell() >= size // 2:
+                break
+            file.write(path.read_bytes())
+        file.truncate(size)
 
 
 def hit(directory: Path, image: Path) -> Row:

@@ -460,7 +460,9 @@ def test_a_zstd_block_that_cannot_be_is_refused(kind: int, size: int) -> None:
 
 
 def test_a_zstd_frame_that_wants_a_dictionary_is_refused() -> None:
-    samples = [b"image %d of the fleet, with a kernel and a ramdisk " % number * 3 for number in range(2000)]
+    samples: list[bytes | bytearray | memoryview] = [
+        b"image %d of the fleet, with a kernel and a ramdisk " % number * 3 for number in range(2000)
+    ]
     dictionary = zstandard.train_dictionary(2048, samples)
     served = zstandard.ZstdCompressor(dict_data=dictionary).compress(TEXT)
 

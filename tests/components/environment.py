@@ -26,7 +26,7 @@ OUR_REQUIREMENTS = (
     "oslo.utils[image-inspection]>=9.1",
     "rich>=13",
     "urllib3>=2.3",
-    "zstandard>=0.22",
+    "zstandard>=0.23",
 )
 INSTALL_LIMIT = 900.0  # seconds
 PATIENCE = 120.0

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from signing import Keys, made_in
 from underlay import locks
 
 settings.register_profile("underlay", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -92,6 +93,9 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "ironic": _service("ironic/ironic_environment.py"),
     "nova": _service("nova/nova_environment.py"),
     "qemu-img": _program("qemu-img", "qemu-utils"),
+    "gpg": _program("gpg", "gnupg"),
+    "gpgv": _program("gpgv", "gpgv"),
+    "sha256sum": _program("sha256sum", "coreutils"),
     "systemd-analyze": _program("systemd-analyze", "systemd"),
     "qemu-io": _program("qemu-io", "qemu-utils"),
     "qemu-storage-daemon": _program("qemu-storage-daemon", "qemu-system-common"),
@@ -170,6 +174,13 @@ def open_directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="ul-") as directory:
         os.chmod(directory, 0o755)
         yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def keys() -> Iterator[Keys]:
+    """Keys that sign, made once for all tests."""
+    with tempfile.TemporaryDirectory(prefix="ul-") as directory, made_in(Path(directory)) as made:
+        yield made
 
 
 @pytest.fixture

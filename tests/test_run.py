@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from underlay.errors import ToolFailed, ToolMissing, ToolTimedOut
-from underlay.run import Limits, run
+from underlay.run import Ended, Limits, run, run_to_end
 
 LIMITS = Limits(seconds=30)
 MIB = 1 << 20
@@ -126,13 +126,14 @@ def test_a_path_through_a_file_is_missing_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.component("root")
-def test_a_missing_qemu_img_has_the_package_in_its_hint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tool", "package"), [("qemu-img", "qemu-utils"), ("gpgv", "gpgv")])
+def test_a_missing_tool_has_the_package_in_its_hint(tmp_path: Path, tool: str, package: str) -> None:
     """In an empty root directory of its own, nothing of the built path is there."""
     program = (
         "import underlay.run as door\n"
         "from underlay.errors import ToolMissing\n"
         "try:\n"
-        "    door.run(['qemu-img', '--version'], limits=door.Limits(seconds=30))\n"
+        f"    door.run([{tool!r}, '--version'], limits=door.Limits(seconds=30))\n"
         "except ToolMissing as error:\n"
         "    print(error, '|', error.hint)\n"
     )
@@ -142,7 +143,7 @@ def test_a_missing_qemu_img_has_the_package_in_its_hint(tmp_path: Path) -> None:
 
     done = subprocess.run([sys.executable, "-c", setup + program], check=True, capture_output=True, text=True)
 
-    assert "qemu-img is not installed | install it: apt-get install qemu-utils" == done.stdout.strip()
+    assert f"{tool} is not installed | install it: apt-get install {package}" == done.stdout.strip()
 
 
 def test_a_program_that_may_not_be_executed_cannot_be_started(tmp_path: Path) -> None:
@@ -170,6 +171,14 @@ def test_a_failure_that_speaks_on_standard_output_is_heard() -> None:
 def test_a_silent_failure_says_so() -> None:
     with pytest.raises(ToolFailed, match=r"^false failed \(status 1\): it printed nothing$"):
         run(["false"], limits=LIMITS)
+
+
+def test_a_failure_may_be_an_answer() -> None:
+    ended = run_to_end(["sh", "-c", "echo output; echo reason >&2; exit 3"], limits=LIMITS)
+    assert Ended(status=3, output=b"output\n", errors=b"reason\n") == ended
+    assert -9 == run_to_end(["sh", "-c", "kill -9 $$"], limits=LIMITS).status
+    with pytest.raises(ToolMissing):
+        run_to_end(["underlay-no-such-tool"], limits=LIMITS)
 
 
 def test_a_failure_may_print_any_bytes() -> None:

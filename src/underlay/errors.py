@@ -10,7 +10,7 @@
     │   ├── ImageNotFound · NotAuthorized · SourceRefused · UntrustedCertificate
     │   └── SourceUnavailable* · BodyTruncated* · BodyTooLong · SourceChanged*
     ├── ImageRefused              the bytes are not what was asked for, or not safe to open
-    │   └── DigestMismatch · UnsafeImage · FormatMismatch · VirtualSizeRefused
+    │   └── DigestMismatch · UnsafeImage · FormatMismatch · VirtualSizeRefused · SignatureRefused
     ├── CacheError                the directory on this host
     │   ├── NotCached · CacheMissing · CacheNotWritable · UnknownLayout · LayoutDisagrees
     │   └── NotAnImage · ImageConflict · InsufficientSpace · StorageFailed
@@ -74,7 +74,7 @@ class UnknownScheme(BadInput):
 
 
 class InvalidDigest(BadInput):
-    """A digest that is not ALGORITHM:HEX of the right length."""
+    """A digest that is not ALGORITHM:HEX of the right length, or a list of checksums that has none for the image."""
 
     code, exit_code = "invalid-digest", 12
 
@@ -192,10 +192,10 @@ class DigestMismatch(ImageRefused):
 
     code, exit_code = "digest-mismatch", 30
 
-    def __init__(self, what: str, *, expected: str, actual: str) -> None:
+    def __init__(self, what: str, *, expected: str, actual: str, why: str | None = None, hint: str | None = None) -> None:
         super().__init__(
-            f"{what} has the digest {actual}, expected {expected}",
-            hint="check the expected digest; if it is right, the source serves other bytes",
+            f"{what} has the digest {actual}, expected {expected}" + (f": {why}" if why else ""),
+            hint=hint or "check the expected digest; if it is right, the source serves other bytes",
         )
         self.expected = expected
         self.actual = actual
@@ -225,6 +225,20 @@ class VirtualSizeRefused(ImageRefused):
     """The virtual size is over the configured limit."""
 
     code, exit_code = "virtual-size-refused", 33
+
+
+class SignatureRefused(ImageRefused):
+    """A list of checksums is not signed, or not by a key that is trusted for it; nothing that it lists is believed.
+
+    Attributes:
+        altered: the signature is a known key's, of other bytes; one of the two may be stale.
+    """
+
+    code, exit_code = "signature-refused", 34
+
+    def __init__(self, message: str, *, hint: str | None = None, altered: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.altered = altered
 
 
 class CacheError(UnderlayError):

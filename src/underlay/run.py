@@ -15,7 +15,7 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for, whatever the caller's own path."""
 
 _ENVIRONMENT = {"PATH": SEARCH_PATH, "LC_ALL": "C"}
-_MISSING_HINTS = {"qemu-img": "install it: apt-get install qemu-utils"}
+_MISSING_HINTS = {"qemu-img": "install it: apt-get install qemu-utils", "gpgv": "install it: apt-get install gpgv"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +34,40 @@ class Limits:
     dies_with_caller: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a program ended.
+
+    Attributes:
+        status: what it returned; negative: the signal that killed it.
+        output, errors: what it printed.
+    """
+
+    status: int
+    output: bytes
+    errors: bytes
+
+
 def run(argv: Sequence[str | os.PathLike[str]], *, limits: Limits) -> bytes:
     """Run a program to its end and return its standard output.
+
+    Raises:
+        ToolMissing, ToolFailed (with the last line that it printed), ToolTimedOut
+    """
+    ended = run_to_end(argv, limits=limits)
+    if ended.status != 0:
+        raise failed(os.fspath(argv[0]), ended)
+    return ended.output
+
+
+def run_to_end(argv: Sequence[str | os.PathLike[str]], *, limits: Limits) -> Ended:
+    """Run a program to its end, whatever status it returns: for one whose failures are answers.
 
     Its environment holds a PATH and ``LC_ALL=C`` only; its standard input is empty. It stays in our process group, so that
     what ends us from a terminal ends it as well. After a time-out nobody waits for its pipes, whoever else has them open.
 
     Raises:
-        ToolMissing, ToolFailed (with the last line that it printed), ToolTimedOut
+        ToolMissing, ToolFailed (it cannot be started), ToolTimedOut
     """
     program = os.fspath(argv[0])
     command = [os.fspath(part) for part in argv]
@@ -55,10 +81,13 @@ def run(argv: Sequence[str | os.PathLike[str]], *, limits: Limits) -> bytes:
         except BaseException:
             process.kill()
             raise
-    if process.returncode != 0:
-        said = _last_line(errors) or _last_line(output) or "it printed nothing"
-        raise ToolFailed(f"{program} failed ({_ending(process.returncode)}): {said}")
-    return output
+    return Ended(status=process.returncode, output=output, errors=errors)
+
+
+def failed(program: str, ended: Ended) -> ToolFailed:
+    """The error that a program's end is, with the last line that it printed."""
+    said = _last_line(ended.errors) or _last_line(ended.output) or "it printed nothing"
+    return ToolFailed(f"{program} failed ({_ending(ended.status)}): {said}")
 
 
 def _bound_to_us(argv: Sequence[str]) -> list[str]:

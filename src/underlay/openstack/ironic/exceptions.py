@@ -20,6 +20,7 @@ from underlay.errors import (
     InsufficientSpace,
     InvalidDigest,
     InvalidName,
+    SignatureRefused,
     SourceChanged,
     SourceError,
     SourceUnavailable,
@@ -93,9 +94,9 @@ class ImageChecksumAlgorithmFailure(InvalidImage):
 
 
 class ImageChecksumURLNotSupported(InvalidImage):
-    """Files of checksums are not allowed."""
+    """Lists of checksums are not allowed."""
 
-    _msg_fmt = "Files of checksums are not supported."
+    _msg_fmt = "Lists of checksums are not supported."
 
 
 class ImageChecksumFileReadFailure(InvalidImage):
@@ -169,6 +170,7 @@ _MEANINGS: Sequence[tuple[type[UnderlayError], str]] = (
     (SourceChanged, "ImageDownloadFailed"),
     (SourceError, "ImageRefValidationFailed"),
     (DigestMismatch, "ImageChecksumError"),
+    (SignatureRefused, "ImageChecksumError"),
     (ImageRefused, "InvalidImage"),
     (ExtraMissing, "ImageRefValidationFailed"),
     (ToolError, "ImageConvertFailed"),

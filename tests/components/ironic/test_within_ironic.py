@@ -541,7 +541,7 @@ def test_a_tag_alone_is_not_specific(ironic: Ironic, site: Site) -> None:
     assert ("OciImageNotSpecific", "ironic.common.exception") == (answer["error"], answer["module"])
 
 
-# ----------------------------------------------------------------------------------------------------------- files of checksums
+# ----------------------------------------------------------------------------------------------------------- lists of checksums
 
 
 def test_a_file_of_checksums_is_read_where_ironic_reads_one(ironic: Ironic, site: Site) -> None:

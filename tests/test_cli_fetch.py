@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from machine import MIB, Machine
+from signing import GOOD, OTHER, Keys
 from underlay.testing.httpserver import Served, serving
 
 CONTENT = bytes(range(256)) * 4096
@@ -129,3 +130,139 @@ def test_what_a_server_may_do_wrong_is_told_as_what_it_is(machine: Machine, serv
     assert (status, code) == (ended.status, ended.error["code"]), ended.error
     assert ([], []) == machine.host().images()
     assert [] == list((machine.base / ".underlay" / "tmp").iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------- lists of checksums
+
+NEWER = CONTENT[::-1]
+
+
+def sums(content: bytes, name: str = "a.img") -> bytes:
+    return f"{hashlib.sha256(content).hexdigest()}  {name}\n{'0' * 64}  b{name}\n".encode()
+
+
+def test_a_published_list_gives_the_digest(machine: Machine) -> None:
+    with serving({"/a.img": Served(CONTENT, etag='"1"'), "/SHA256SUMS": Served(sums(CONTENT))}) as server:
+        url, listed = server.url("/a.img"), server.url("/SHA256SUMS")
+
+        fetched, hit = (machine.call("-v", "fetch", url, "--checksum", listed) for _ in range(2))
+
+        assert (1, 1, 2) == (server.bodies("/a.img"), server.count("HEAD", "/a.img"), server.bodies("/SHA256SUMS"))
+    assert [0, 0] == [fetched.status, hit.status]
+    assert f"{listed} lists sha256:{hashlib.sha256(CONTENT).hexdigest()}, unsigned" in fetched.err
+    assert hit.out.startswith(f"hit {url}: ")
+
+
+def test_an_image_of_another_digest_is_refused_and_the_list_has_been_asked_past_caches(machine: Machine) -> None:
+    with serving({"/a.img": Served(NEWER), "/SUMS": Served(sums(CONTENT))}) as server:
+        ended = machine.call("fetch", server.url("/a.img"), "--checksum", server.url("/SUMS"), "--json")
+
+        assert (1, 2) == (server.bodies("/a.img"), server.bodies("/SUMS"))
+        assert [None, "no-cache"] == [one.headers.get("cache-control") for one in server.requests if one.path == "/SUMS"]
+    assert (30, "digest-mismatch") == (ended.status, ended.error["code"])
+    assert "so the image is what is stale or wrong" in (ended.error["message"] or "")
+    assert ([], []) == machine.host().images()
+
+
+def test_a_stale_list_is_told_and_the_image_is_fetched_by_the_newer_one(machine: Machine) -> None:
+    stale = Served(sums(CONTENT), past_caches=Served(sums(NEWER)))
+    with serving({"/a.img": Served(NEWER), "/SUMS": stale}) as server:
+        ended = machine.call("-v", "fetch", server.url("/a.img"), "--checksum", server.url("/SUMS"))
+
+        assert 2 == server.bodies("/a.img")
+    assert 0 == ended.status
+    assert f"{server.url('/SUMS')} had been stale" in ended.err
+    ((image,), _) = machine.host().images()
+    assert image.record is not None
+    assert f"sha256:{hashlib.sha256(NEWER).hexdigest()}" in image.record.digests
+
+
+def test_an_image_that_neither_list_means_is_refused(machine: Machine) -> None:
+    stale = Served(sums(CONTENT), past_caches=Served(sums(b"another")))
+    with serving({"/a.img": Served(NEWER), "/SUMS": stale}) as server:
+        ended = machine.call("fetch", server.url("/a.img"), "--checksum", server.url("/SUMS"), "--json")
+    assert 30 == ended.status
+    assert hashlib.sha256(b"another").hexdigest() in (ended.error["message"] or "")
+    assert ([], []) == machine.host().images()
+
+
+def test_a_changed_image_and_its_list_are_fetched_anew(machine: Machine) -> None:
+    with serving({"/a.img": Served(CONTENT, etag='"1"'), "/SUMS": Served(sums(CONTENT))}) as server:
+        arguments = ("fetch", server.url("/a.img"), "--checksum", server.url("/SUMS"), "--json")
+        before = machine.call(*arguments).json["image"]["name"]
+        server.serve("/a.img", Served(NEWER, etag='"2"'))
+        server.serve("/SUMS", Served(sums(NEWER)))
+        after = machine.call(*arguments).json
+
+    assert "fetched" == after["reason"]["code"]  # although the source was asked a moment ago
+    assert before != after["image"]["name"]
+
+
+def test_a_delivery_takes_a_list_too(tmp_path: Path) -> None:
+    (tmp_path / "masters").mkdir()
+    machine = Machine.make(tmp_path, extra=f'[caches.masters]\nkind = "masters"\npath = "{tmp_path}/masters"\n')
+    stale = Served(sums(CONTENT), past_caches=Served(sums(NEWER)))
+    with serving({"/a.img": Served(NEWER), "/SUMS": stale, "/OTHER": Served(sums(CONTENT, "b.img"))}) as server:
+        place = tmp_path / "node.img"
+        refused = machine.call("fetch", server.url("/a.img"), "--checksum", server.url("/OTHER"), "--to", place)
+        assert (12, False) == (refused.status, place.exists())
+        ended = machine.call("fetch", server.url("/a.img"), "--checksum", server.url("/SUMS"), "--to", place)
+    assert (0, NEWER) == (ended.status, place.read_bytes())
+
+
+def test_a_list_may_be_a_file(machine: Machine) -> None:
+    ref = machine.raw_image("a.img")
+    (machine.root / "SUMS").write_bytes(sums((machine.root / "a.img").read_bytes()))
+    assert 0 == machine.call("fetch", ref, "--checksum", f"file://{machine.root}/SUMS").status
+    (machine.root / "SUMS").write_bytes(sums(b"another"))
+    ended = machine.call("fetch", ref, "--checksum", f"file://{machine.root}/SUMS", "--json")
+    assert "digest-mismatch" == ended.error["code"]
+
+
+def test_nothing_is_fetched_when_the_list_does_not_answer(machine: Machine) -> None:
+    served = {"/a.img": Served(CONTENT), "/html": Served(b"<html>"), "/other": Served(sums(CONTENT, "xa.img"))}
+    with serving(served) as server:
+        statuses = [
+            machine.call("fetch", server.url("/a.img"), "--checksum", server.url(path)).status
+            for path in ("/none", "/html", "/other")
+        ]
+        assert 0 == server.bodies("/a.img")
+    assert [20, 12, 12] == statuses
+
+
+def test_a_signature_without_a_list_is_refused(machine: Machine) -> None:
+    digest = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+    for checksum in ((), ("--checksum", digest)):
+        ended = machine.call("fetch", machine.raw_image(), *checksum, "--signature", "https://host/SUMS.gpg", "--json")
+        assert "invalid-digest" == ended.error["code"]
+
+
+@pytest.mark.component("gpg", "gpgv")
+def test_with_keyrings_a_list_must_be_signed_by_their_keys(tmp_path: Path, keys: Keys) -> None:
+    ring, listed = keys.keyring(tmp_path / "example.asc", GOOD, armored=True), sums(CONTENT)
+    machine = Machine.make(tmp_path, extra=f'[checksums]\nkeyrings = ["{ring}"]\n')
+    with serving({"/a.img": Served(CONTENT, etag='"1"'), "/SUMS": Served(listed)}) as server:
+        arguments = ("-v", "fetch", server.url("/a.img"), "--checksum", server.url("/SUMS"))
+
+        unsigned = machine.call(*arguments)
+        server.serve("/SUMS.sign", Served(keys.detached(listed, OTHER)))
+        unknown = machine.call(*arguments)
+        assert 0 == server.bodies("/a.img")
+        server.serve("/SUMS.sign", Served(keys.detached(listed, GOOD)))
+        signed = machine.call(*arguments)
+        server.serve("/elsewhere", Served(keys.detached(listed + b"#", GOOD)))
+        elsewhere = machine.call(*arguments, "--signature", server.url("/elsewhere"), "--json")
+
+    assert [34, 34, 0, 34] == [unsigned.status, unknown.status, signed.status, elsewhere.status]
+    assert "is not signed" in unsigned.err
+    assert keys.fingerprints(OTHER)[0] in unknown.err
+    assert f"signed by {GOOD} ({keys.fingerprints(GOOD)[0]})" in signed.err
+    assert "signature-refused" == elsewhere.error["code"]
+
+
+@pytest.mark.component("gpg", "gpgv")
+def test_a_digest_that_is_given_needs_no_signature(tmp_path: Path, keys: Keys) -> None:
+    machine = Machine.make(tmp_path, extra=f'[checksums]\nkeyrings = ["{keys.keyring(tmp_path / "ring.gpg", GOOD)}"]\n')
+    with serving({"/a.img": Served(CONTENT)}) as server:
+        digest = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+        assert 0 == machine.call("fetch", server.url("/a.img"), "--checksum", digest).status

@@ -39,6 +39,7 @@ def test_one_cache_is_all_that_a_configuration_needs() -> None:
     http = {"revalidate_after": 300.0, "stale_if_error": True, "web": Web()}
     assert {"http": http, "https": http, "file": {"allowed_paths": ()}} == config.sources
     assert Web() == config.web
+    assert ((), True) == (config.keyrings, config.require_signature)
 
 
 def test_every_key_has_its_effect() -> None:
@@ -71,12 +72,17 @@ def test_every_key_has_its_effect() -> None:
         client_key = "/etc/client.key"
         [sources.file]
         allowed_paths = ["/srv/images", "/media"]
+        [checksums]
+        keyrings = ["/usr/share/keyrings/debian-role-keys.gpg", "/etc/underlay/ours.asc"]
+        require_signature = false
         [disks]
         use_cow_images = false
         """
     )
 
     assert (Path("/srv/instances"), False) == (config.instances, config.use_cow_images)
+    assert (Path("/usr/share/keyrings/debian-role-keys.gpg"), Path("/etc/underlay/ours.asc")) == config.keyrings
+    assert config.require_signature is False
     assert ["second", "base"] == list(config.caches)
     second, base = config.caches.values()
     assert (CacheKind.MASTERS, True, False, 1 << 40) == (
@@ -189,6 +195,7 @@ def test_what_is_no_configuration_is_told_in_one_line_with_the_file_and_the_key(
         ("caches.base.nova_locks", CACHE + 'nova_locks = "{}"'),
         ("sources.http.ca_file", CACHE + '[sources.http]\nca_file = "{}"'),
         ("sources.file.allowed_paths", CACHE + '[sources.file]\nallowed_paths = ["/srv", "{}"]'),
+        ("checksums.keyrings", CACHE + '[checksums]\nkeyrings = ["/etc/ours.gpg", "{}"]'),
     ],
 )
 def test_a_path_that_is_not_plain_and_absolute_is_refused_with_its_key(key: str, text: str, value: str) -> None:

@@ -663,6 +663,11 @@ def test_the_first_steps_can_be_walked(short_directory: Path) -> None:
     _walk(DOCS / "guides" / "first-steps.md", short_directory, {})
 
 
+@pytest.mark.component("gpg", "gpgv")
+def test_a_download_is_verified_as_its_guide_says(short_directory: Path) -> None:
+    _walk(DOCS / "guides" / "verified-downloads.md", short_directory, {})
+
+
 @pytest.mark.component("qemu-img")
 def test_an_existing_nova_host_is_found_as_its_guide_says(short_directory: Path) -> None:
     guide = DOCS / "guides" / "existing-nova-host.md"

@@ -516,9 +516,9 @@ def test_a_file_that_does_not_list_the_image_is_refused(site: Site, content: byt
 @pytest.mark.parametrize("how", [{}, {"chunked": True}])
 def test_a_file_of_checksums_is_not_read_for_ever(site: Site, how: dict[str, Any]) -> None:
     site.server.serve("/SUMS", Served(f"{'0' * 64}  a.img\n".encode() + b"#" * (64 * MIB), **how))
-    with raised("ImageDownloadFailed") as error:
+    with raised("ImageRefValidationFailed") as error:
         get_checksum_from_url(site.server.url("/SUMS"), site.server.url("/a.img"))
-    assert "longer" in str(error.value)
+    assert "more than 1048576 bytes" in str(error.value)
     assert site.server.sent("/SUMS") < 32 * MIB
 
 
@@ -550,6 +550,7 @@ EXPECTED: Mapping[str, str] = {
     "SourceUnavailable": "ImageRefValidationFailed",  # until bytes are on their way
     "InvalidDigest": "ImageChecksumError",
     "DigestMismatch": "ImageChecksumError",
+    "SignatureRefused": "ImageChecksumError",
     **dict.fromkeys(["ImageRefused", "UnsafeImage", "FormatMismatch", "VirtualSizeRefused"], "InvalidImage"),
     **dict.fromkeys(["ToolError", "ToolMissing", "ToolFailed", "ToolTimedOut"], "ImageConvertFailed"),
     "InsufficientSpace": "InsufficientDiskSpace",

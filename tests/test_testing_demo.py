@@ -23,7 +23,7 @@ def test_the_demo_fetches_makes_three_disks_and_boots_one() -> None:
     assert 0 == ended.returncode, ended.stderr
     steps = [line.split()[2] for line in ended.stdout.splitlines() if line.startswith("$ underlay")]
     assert ["fetch", "disk", "disk", "disk", "list", "show", "disk", "du"] == steps
-    assert " --checksum sha256:" in ended.stdout
+    assert any(" --checksum http://" in line and line.endswith("/SHA256SUMS") for line in ended.stdout.splitlines())
     assert "used by 3 disks" in ended.stdout
     assert "the guest says: UNDERLAY BOOTED from a disk that underlay made" in ended.stdout
 
@@ -35,7 +35,8 @@ def test_the_demo_takes_another_image_and_the_digest_that_is_published_beside_it
     with serving({"/other.img": Served(image), "/SHA512SUMS": Served(f"{digest} *other.img\n".encode())}) as server:
         ended = demo(server.url("/other.img"))
     assert 0 == ended.returncode, ended.stderr
-    assert f"--checksum sha512:{digest}" in ended.stdout
+    assert f"--checksum {server.url('/SHA512SUMS')}" in ended.stdout
+    assert f"lists sha512:{digest}, unsigned" in ended.stderr
     assert "the guest says: UNDERLAY BOOTED other login:" in ended.stdout
 
 

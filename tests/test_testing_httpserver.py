@@ -470,6 +470,15 @@ def test_a_body_changes_between_head_and_get() -> None:
     assert ('"2"', b"newer") == (body.headers["etag"], body.body)
 
 
+def test_a_cache_in_between_is_stale_for_those_who_do_not_ask_past_it() -> None:
+    bodies = []
+    with serving({"/a": Served(b"old", past_caches=Served(b"newer"))}) as server, closing(connect(server)) as connection:
+        for headers in ({}, {"Cache-Control": "no-cache"}, {"Cache-Control": "max-age=5"}):
+            connection.request("GET", "/a", headers=headers)
+            bodies.append(connection.getresponse().read())
+    assert [b"old", b"newer", b"old"] == bodies
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("location", ["/b", "https://example.org/x", "ftp://example.org/x", "file:///etc/passwd", "//other/x"])
 def test_a_redirect_says_where_to(status: int, location: str) -> None:

@@ -11,13 +11,15 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from underlay import filedisk, hits, holding, instances, lookup, registry
+from underlay import checksumlist, filedisk, hits, holding, instances, lookup, registry
 from underlay.cache import Cache, Ensured
+from underlay.checksumlist import ChecksumList
 from underlay.config import Config, load_config
 from underlay.contracts import BackendTraits, DiskBackend, ImageSource, Observer
 from underlay.delivery import Delivered, check_place, deliver
 from underlay.errors import (
     CacheError,
+    DigestMismatch,
     DiskNotFound,
     DiskUnrecorded,
     InsufficientSpace,
@@ -59,10 +61,6 @@ _ROOM_TRIES = 10  # others may take what was made for us, and then there is as m
 
 def _ref(ref: str | ImageRef) -> ImageRef:
     return parse_ref(ref) if isinstance(ref, str) else ref
-
-
-def _digest(checksum: str | Digest | None) -> Digest | None:
-    return Digest.parse(checksum) if isinstance(checksum, str) else checksum
 
 
 class Silent:
@@ -113,6 +111,7 @@ class Host:
         ref: str | ImageRef,
         *,
         checksum: str | Digest | None = None,
+        signature: str | None = None,
         cache: str | None = None,
         disk_format: str | None = None,
         raw: bool | None = None,
@@ -121,7 +120,8 @@ class Host:
 
         Args:
             ref: ``https://…``, ``file:///…`` or another scheme's.
-            checksum: ``algorithm:hex`` of the bytes as served.
+            checksum: ``algorithm:hex`` of the bytes as served, or where a list of checksums is: ``https://…/SHA256SUMS``.
+            signature: where that list's signature is; None: in the list itself, or beside it.
             cache: the cache's name; None for the configuration's first.
             disk_format: what the bytes as served must be: raw (or gpt), qcow2, vmdk, vhd, vhdx, vdi, iso; a kernel or ramdisk
                 (aki, ari, ami) may be anything.
@@ -133,15 +133,18 @@ class Host:
 
         Raises:
             InvalidRef, InvalidDigest, InvalidForm, UnknownScheme, UnknownCache: correct the request.
+            SignatureRefused: the list's signature. ConfigError: its keyrings.
             SourceError, ImageRefused, CacheError, LockError, ToolError: see `underlay.errors`.
         """
-        return self.fetch(ref, checksum=checksum, cache=cache, disk_format=disk_format, raw=raw).image
+        ensured = self.fetch(ref, checksum=checksum, signature=signature, cache=cache, disk_format=disk_format, raw=raw)
+        return ensured.image
 
     def fetch(
         self,
         ref: str | ImageRef,
         *,
         checksum: str | Digest | None = None,
+        signature: str | None = None,
         cache: str | None = None,
         disk_format: str | None = None,
         raw: bool | None = None,
@@ -154,14 +157,33 @@ class Host:
         Args:
             traits: of the backend that the image is for; one that needs raw images gets one.
         """
-        want = Want(checksum=_digest(checksum), disk_format=disk_format, raw=raw, traits=traits)
+        ref = _ref(ref)
+        expected = self._expected(ref, checksum, signature)
+        want = Want(disk_format=disk_format, raw=raw, traits=traits)
         with ExitStack() as holding:
-            return self._ensured(_ref(ref), self.cache(cache), want, holding)
+            return self._verified(ref, self.cache(cache), want, expected, holding)
 
-    def _ensured(self, ref: ImageRef, cache: Cache, want: Want, holding: ExitStack) -> Ensured:
-        """The image, kept until ``holding`` is closed; room is made for it as often as others take what was made."""
+    def _expected(self, ref: ImageRef, checksum: str | Digest | None, signature: str | None) -> Digest | ChecksumList | None:
+        return checksumlist.expected(ref, checksum, signature, config=self.config, sources=self.source, observer=self.observer)
+
+    def _verified(
+        self, ref: ImageRef, cache: Cache, want: Want, expected: Digest | ChecksumList | None, holding: ExitStack
+    ) -> Ensured:
+        """As `_ensured`. When the image has another digest than a list says, the list may be stale, and is asked once more."""
         source, store = self.source(ref.scheme), cache.store
         check_want(want, kind=store.kind, force_raw=store.force_raw)
+        if not isinstance(expected, ChecksumList):
+            return self._ensured(ref, cache, source, replace(want, checksum=expected), holding)
+        listed = checksumlist.ask(expected)
+        try:
+            return self._ensured(ref, cache, source, replace(want, checksum=listed.digest), holding)
+        except DigestMismatch as error:
+            listed = checksumlist.ask_again(expected, listed, error)
+        return self._ensured(ref, cache, source, replace(want, checksum=listed.digest), holding)
+
+    def _ensured(self, ref: ImageRef, cache: Cache, source: ImageSource, want: Want, holding: ExitStack) -> Ensured:
+        """The image, kept until ``holding`` is closed; room is made for it as often as others take what was made."""
+        store = cache.store
         self._make_directories()
         lease = self.config.leases.get(cache.name)
         ensure = partial(
@@ -191,6 +213,7 @@ class Host:
         path: Path | str,
         *,
         checksum: str | Digest | None = None,
+        signature: str | None = None,
         cache: str | None = None,
         disk_format: str | None = None,
         raw: bool | None = None,
@@ -202,6 +225,7 @@ class Host:
 
         Args:
             path: absolute; its directory is there.
+            checksum, signature: as for `ensure`.
             cache: the cache's name; None for the configuration's first of masters, else for its first.
             disk_format, raw: as for `ensure`.
 
@@ -211,15 +235,18 @@ class Host:
         path = Path(path)
         check_place(self.config, path)
         ref, chosen = _ref(ref), self.cache(self._masters_cache() if cache is None else cache)
-        want = Want(checksum=_digest(checksum), disk_format=disk_format, raw=raw)
+        expected = self._expected(ref, checksum, signature)
+        want = Want(disk_format=disk_format, raw=raw)
         for _ in range(_DELIVERIES - 1):
             with suppress(NotCached):  # replaced by a newer version since it was fetched
-                return self._delivered(ref, chosen, want, path)
-        return self._delivered(ref, chosen, want, path)
+                return self._delivered(ref, chosen, want, expected, path)
+        return self._delivered(ref, chosen, want, expected, path)
 
-    def _delivered(self, ref: ImageRef, cache: Cache, want: Want, path: Path) -> Delivered:
+    def _delivered(
+        self, ref: ImageRef, cache: Cache, want: Want, expected: Digest | ChecksumList | None, path: Path
+    ) -> Delivered:
         with ExitStack() as holding:
-            ensured = self._ensured(ref, cache, want, holding)
+            ensured = self._verified(ref, cache, want, expected, holding)
             try:
                 delivered = deliver(self.config, cache.store, ensured.image, path)
             except InsufficientSpace as error:  # where the copy goes, or in the cache for the copy's record

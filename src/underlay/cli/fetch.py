@@ -19,7 +19,10 @@ from underlay.units import format_size
 @click.command(short_help="Make an image present in a cache.")
 @click.argument("ref")
 @cache_option
-@click.option("--checksum", metavar="ALGO:HEX", help="Digest that the bytes as served must have, such as sha512:….")
+@click.option(
+    "--checksum", metavar="ALGO:HEX|URL", help="Digest that the bytes as served must have, or the URL of the list that has it."
+)
+@click.option("--signature", metavar="URL", help="Where that list's signature is, unless in it or beside it.")
 @click.option(
     "--to",
     "path",
@@ -36,6 +39,7 @@ def fetch(
     ref: str,
     cache: str | None,
     checksum: str | None,
+    signature: str | None,
     path: Path | None,
     raw: bool | None,  # noqa: FBT001
     disk_format: str | None,
@@ -46,6 +50,9 @@ def fetch(
     REF is https://…, http://…, or file:///absolute/path. An image that is here already costs no transfer; a checksum is
     compared with the recorded digest.
 
+    The checksum may be a list that the publisher publishes, such as SHA256SUMS: the one of REF's file name is taken. With
+    keyrings in the configuration the list must be signed by one of their keys.
+
     With --to the image is at PATH afterwards, from the configuration's first cache of masters unless --cache names another:
     as a hard link, or as a copy where no link can be. What was there is replaced in one step.
 
@@ -53,15 +60,19 @@ def fetch(
 
     \b
     underlay fetch https://example.org/debian-12.qcow2 --checksum sha512:…
+    underlay fetch https://example.org/debian-12.qcow2 --checksum https://example.org/SHA512SUMS
     underlay fetch https://example.org/debian-12.qcow2 --to /var/lib/ironic/images/node-1/disk
     """
     with session.host() as host:
         if path is None:
-            ensured, delivered = host.fetch(ref, checksum=checksum, cache=cache, raw=raw, disk_format=disk_format), None
+            ensured = host.fetch(ref, checksum=checksum, signature=signature, cache=cache, raw=raw, disk_format=disk_format)
+            delivered = None
             image, came = ensured.image, ensured.reason
         else:
             place = path.absolute()
-            delivered = host.deliver(ref, place, checksum=checksum, cache=cache, raw=raw, disk_format=disk_format)
+            delivered = host.deliver(
+                ref, place, checksum=checksum, signature=signature, cache=cache, raw=raw, disk_format=disk_format
+            )
             image, came = delivered.image, delivered.came or delivered.reason
         leases = leases_of(image, living_leases(host))
     if as_json:

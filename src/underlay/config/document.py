@@ -59,6 +59,13 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     longest_wait: str | int = "30s"
 
 
+class Checksums(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose lists of checksums are believed."""
+
+    keyrings: list[str] = []
+    require_signature: bool = True
+
+
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -68,4 +75,5 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     caches: dict[str, Cache] = {}
     sources: SourceTables = SourceTables()
     transfer: Transfer = Transfer()
+    checksums: Checksums = Checksums()
     disks: Disks = Disks()

@@ -33,6 +33,8 @@ class Config:
         origin: the file that it was read from; None for the embedded default, whose directories are made on first use.
         caches: by name; the first is used when none is named.
         sources: for each scheme, the arguments of its source. web: the client for everything else that is on the web.
+        keyrings: files of the public keys by which lists of checksums are to be signed.
+        require_signature: with keyrings, a list without a signature is refused.
         instances: the directory that holds a directory for each instance.
         host: this host's name, as its inventory and the hosts that share its storage know it.
         hosts: every host that shares the instances path and its caches; empty when none does.
@@ -50,6 +52,8 @@ class Config:
     use_cow_images: bool
     web: Web = field(default_factory=Web)
     retries: Retries = NO_RETRIES
+    keyrings: tuple[Path, ...] = ()
+    require_signature: bool = True
     host: str = field(default_factory=socket.gethostname)
     hosts: tuple[str, ...] = ()
     inventory: str = "none"
@@ -144,6 +148,8 @@ def _config(document: Document, origin: Path | None) -> Config:
         sources=arguments_of(document.sources, web),
         web=web,
         retries=_retries(document.transfer),
+        keyrings=tuple(values.absolute(path, "checksums.keyrings") for path in document.checksums.keyrings),
+        require_signature=document.checksums.require_signature,
         instances=instances,
         use_cow_images=document.disks.use_cow_images,
         host=values.name(document.host or socket.gethostname(), "host", what="a host"),

@@ -9,23 +9,21 @@ import subprocess  # the commands' output goes to the terminal, progress bars in
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from posixpath import basename
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
-import urllib3
-
-from underlay.errors import ImageNotFound, ToolFailed
+from underlay.checksumlist import LIMIT
+from underlay.checksums import find_checksum, name_in_url
+from underlay.errors import ImageNotFound, InvalidDigest, NotAuthorized, ToolFailed
 from underlay.host import Host
-from underlay.model import Digest
 from underlay.testing.bootimage import PREFIX, boot, boot_line, write_qcow2
 from underlay.testing.httpserver import serving
+from underlay.web import Web
 
 _IMAGE, _SUMS = "demo.qcow2", "SHA256SUMS"
-_LISTS = {"SHA256SUMS": "sha256", "SHA512SUMS": "sha512"}
-_LIST_LIMIT = 1 << 20  # bytes
+_LISTS = (_SUMS, "SHA512SUMS")
 _VIRTUAL_SIZE, _PAYLOAD = 2 << 30, 48 << 20
 _INSTANCES = ("web-1", "web-2", "db-1")
 _OWN_BOOT_SECONDS, _OTHER_BOOT_SECONDS = 30.0, 900.0
@@ -43,12 +41,9 @@ def run_demo(url: str | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="underlay-demo-") as directory:
         config = _lay_out(Path(directory))
         with _served(Path(directory)) if url is None else _elsewhere(url) as image:
-            checksum = _published_digest(image)
-            _say(
-                f"# {image}"
-                + (f" with its published digest {checksum}" if checksum else ", which has no list of digests beside it")
-            )
-            _underlay(config, "fetch", image, *(("--checksum", str(checksum)) if checksum else ()))
+            checksums = _list_beside(image)
+            _say(f"# {image}" + (" with its published digest" if checksums else ", which no list of digests beside it has"))
+            _underlay(config, "fetch", image, *(("--checksum", checksums) if checksums else ()))
             for number, instance in enumerate(_INSTANCES):
                 size = ("--size", f"{20 + 10 * number}GiB") if url is None or number else ()
                 _underlay(config, "disk", "create", instance, "--image", image, *size)
@@ -88,19 +83,12 @@ def _elsewhere(url: str) -> Iterator[str]:
     yield url
 
 
-def _published_digest(image: str) -> Digest | None:
-    """The image's digest from the list beside it, as distributions publish it; None when there is none."""
-    name = basename(urlsplit(image).path)
-    for list_name, algorithm in _LISTS.items():
-        answer = urllib3.request("GET", urljoin(image, list_name), timeout=30.0, preload_content=False)
-        try:
-            if answer.status == 200:
-                for line in answer.read(_LIST_LIMIT).decode("ascii", "replace").splitlines():
-                    digest, _, listed = line.partition(" ")
-                    if listed.lstrip(" *") == name:
-                        return Digest.parse(f"{algorithm}:{digest}")
-        finally:
-            answer.release_conn()
+def _list_beside(image: str) -> str | None:
+    """The URL of the list of checksums beside an image, as distributions publish it; None when none there lists it."""
+    for url in (urljoin(image, name) for name in _LISTS):
+        with suppress(ImageNotFound, NotAuthorized, InvalidDigest):
+            find_checksum(Web().document(url, url, limit=LIMIT).decode(errors="replace"), name_in_url(image))
+            return url
     return None
 
 

@@ -52,6 +52,8 @@ class Served:
         head_status: HEAD is answered with this status instead.
         head_length: the Content-Length that a HEAD announces, whatever the body has.
         for_get: a GET is answered by this other one: the content changes after the HEAD.
+        past_caches: a request that asks past caches (``Cache-Control: no-cache``; RFC 9111, 5.2.1.4) is answered by this other
+            one: a cache in between is stale.
         chunked: the body comes in chunks, its length is never announced.
         cut_after: the connection closes after so many bytes of the body.
         stall_after: nothing more comes after so many bytes of the body, for ``stall`` seconds or until `Server.resume`.
@@ -69,6 +71,7 @@ class Served:
     head_status: int | None = field(default=None, kw_only=True)
     head_length: int | None = field(default=None, kw_only=True)
     for_get: "Served | None" = field(default=None, kw_only=True)
+    past_caches: "Served | None" = field(default=None, kw_only=True)
     chunked: bool = field(default=False, kw_only=True)
     cut_after: int | None = field(default=None, kw_only=True)
     stall_after: int | None = field(default=None, kw_only=True)
@@ -361,7 +364,9 @@ class _Connection(BaseHTTPRequestHandler):
         """Nothing: the requests are recorded."""
 
     def _served(self) -> Served:
-        return self.server.ledger.take(self.path)
+        served = self.server.ledger.take(self.path)
+        is_past_caches = "no-cache" in self.headers.get("Cache-Control", "").lower()
+        return served.past_caches if is_past_caches and served.past_caches is not None else served
 
     def _reply(self, served: Served) -> None:
         if (wanted := _authorization(served)) is not None and not self._brings(wanted):

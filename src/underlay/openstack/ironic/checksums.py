@@ -3,16 +3,14 @@
 ``is_checksum_url`` and ``get_checksum_from_url`` are called as in ``ironic.common.checksum_utils``.
 """
 
+from underlay.checksumlist import LIMIT
 from underlay.checksums import algorithm_of, find_checksum, is_checksum_url as is_url, name_in_url, parse_checksum
-from underlay.errors import InvalidDigest, UnderlayError
+from underlay.errors import InvalidDigest
 from underlay.model import Digest
 from underlay.openstack.ironic.exceptions import failure, translated
 from underlay.openstack.ironic.options import Options
 from underlay.openstack.ironic.sources import http_source, located
 from underlay.refs import parse_ref
-from underlay.stream import filled
-
-_LONGEST_FILE = 1 << 20  # bytes; one that lists ten thousand images is not as long
 
 
 def expected_digest(checksum: str | None, algorithm: str | None, *, href: str, options: Options) -> Digest | None:
@@ -42,7 +40,7 @@ def expected_digest(checksum: str | None, algorithm: str | None, *, href: str, o
 
 
 def is_checksum_url(checksum: str) -> bool:
-    """Whether a checksum is the URL of a file of checksums.
+    """Whether a checksum is the URL of a list of checksums.
 
     Raises:
         ImageChecksumURLNotSupported: it is, and those are not allowed.
@@ -50,16 +48,16 @@ def is_checksum_url(checksum: str) -> bool:
     if not is_url(checksum):
         return False
     if Options.load().disable_support_for_checksum_files:
-        reason = "files of checksums are not allowed (disable_support_for_checksum_files)"
+        reason = "lists of checksums are not allowed (disable_support_for_checksum_files)"
         raise failure("ImageChecksumURLNotSupported", reason, href=checksum)
     return True
 
 
 def get_checksum_from_url(checksum: str, image_source: str) -> str:
-    """The checksum that a file of checksums at a URL lists for an image: ``algorithm:hex``.
+    """The checksum that a list of checksums at a URL lists for an image: ``algorithm:hex``.
 
     Raises:
-        ImageRefValidationFailed, ImageDownloadFailed: it does not come, or does not list the image.
+        ImageRefValidationFailed, ImageDownloadFailed: it does not come, is too long, or does not list the image.
     """
     with translated(checksum, where=checksum):
         text = _fetched(checksum)
@@ -71,15 +69,5 @@ def get_checksum_from_url(checksum: str, image_source: str) -> str:
 
 def _fetched(url: str) -> str:
     options = Options.load()
-    source, ref = http_source(options), located(parse_ref(url), options)
-    content = bytearray()
-    with source.open(source.describe(ref)) as stream:
-        for piece in filled(stream):
-            content += piece
-            if len(content) > _LONGEST_FILE:
-                raise _TooLong(f"{ref} is longer than a file of checksums may be", hint=f"{_LONGEST_FILE} bytes are read")
-    return content.decode(errors="replace")
-
-
-class _TooLong(UnderlayError):
-    """More than anybody lists checksums in."""
+    ref = located(parse_ref(url), options)
+    return http_source(options).web.document(str(ref), ref.location, limit=LIMIT).decode(errors="replace")

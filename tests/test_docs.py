@@ -292,7 +292,7 @@ def _all_constants(path: Path) -> Iterator[str]:
 
 def test_every_event_is_in_the_reference_with_its_level_and_fields(pages: Pages) -> None:
     expected = {}
-    for code, call in _calls("_tell", argument=2):
+    for code, call in _calls("tell", argument=2):
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg}
         level = keywords.pop("level", "Level.DEBUG").removeprefix("Level.").lower()
         expected[code] = (level, ", ".join(key for key in keywords if key != "detail"))

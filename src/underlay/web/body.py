@@ -3,7 +3,6 @@
 Where a server does not serve from a byte on, the body is read from its beginning and what comes before that byte is dropped.
 """
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,8 +10,7 @@ from types import MappingProxyType
 
 from underlay.contracts import ByteStream
 from underlay.errors import SourceChanged
-from underlay.web.client import Answer, Web, host_of
-from underlay.web.pace import Pace
+from underlay.web.client import Answer, Web
 from underlay.web.ranges import Wanted, check_version, open_ranges
 from underlay.web.status import check_status
 from underlay.web.validators import range_condition, whole_length
@@ -56,11 +54,11 @@ def open_body(
     if otherwise is not None:
         with _answered(web, wanted, offset) as answer:
             if answer.status < 400 or answer.status == _NOT_SATISFIABLE:
-                yield _stream(web, wanted, answer, offset)
+                yield _stream(wanted, answer, offset)
                 return
         wanted = replace(wanted, url=otherwise)
     with _answered(web, wanted, offset) as answer:
-        yield _stream(web, wanted, answer, offset)
+        yield _stream(wanted, answer, offset)
 
 
 @contextmanager
@@ -71,7 +69,7 @@ def _answered(web: Web, wanted: Wanted, offset: int) -> Iterator[Answer]:
         yield answer
 
 
-def _stream(web: Web, wanted: Wanted, answer: Answer, offset: int) -> ByteStream:
+def _stream(wanted: Wanted, answer: Answer, offset: int) -> ByteStream:
     if answer.status == _NOT_SATISFIABLE:
         if offset and offset in (wanted.size, whole_length(answer.headers)):
             return _Nothing()
@@ -80,33 +78,18 @@ def _stream(web: Web, wanted: Wanted, answer: Answer, offset: int) -> ByteStream
     if answer.status == 206 and not offset:
         raise SourceChanged(f"{wanted.what} is served in part only, although all of it was asked for")
     check_version(wanted, answer, start=offset)
-    pace = Pace(wanted.what, host_of(answer.url), web.low_speed_limit, web.low_speed_time)
-    stream = _Body(answer, pace)
     if answer.status == 200:
-        _drop(stream, offset, wanted.what)
-    return stream
+        _drop(answer, offset, wanted.what)
+    return answer
 
 
-def _drop(stream: "_Body", length: int, what: str) -> None:
+def _drop(answer: Answer, length: int, what: str) -> None:
     buffer = memoryview(bytearray(min(length, _PIECE)))
     while length:
-        received = stream.readinto(buffer[:length])
+        received = answer.readinto(buffer[:length])
         if not received:
             raise SourceChanged(f"{what} has become shorter than it was", hint="try again")
         length -= received
-
-
-@dataclass(slots=True)
-class _Body:
-    answer: Answer
-    pace: Pace
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        began = time.monotonic()
-        length = self.answer.readinto(buffer)
-        if length:
-            self.pace.check(length, time.monotonic() - began)
-        return length
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 The library is imported with the first request, because a command that finds its image cached needs none.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from underlay.errors import SourceRefused
 from underlay.web.credentials import DEFAULT_PORTS, Credential, credential_for, is_same_server, without_userinfo
+from underlay.web.pace import Pace
 from underlay.web.status import check_status, printable, translated
 
 if TYPE_CHECKING:
@@ -135,8 +137,8 @@ class Web:
                 preload_content=False,
                 decode_content=False,
             )
-        shown = _shown(headers, credential)
-        return Answer(what=what, url=url, shown=shown, response=response, files=self)
+        shown, pace = _shown(headers, credential), Pace(what, host, self.low_speed_limit, self.low_speed_time)
+        return Answer(what=what, url=url, shown=shown, response=response, web=self, pace=pace)
 
     def _proxy_for(self, url: str) -> str | None:
         proxy = self.proxies.get(urlsplit(url).scheme)
@@ -172,7 +174,8 @@ class Answer:
     url: str = field(repr=False)
     shown: str | None
     response: "BaseHTTPResponse" = field(repr=False)
-    files: Web = field(repr=False)
+    web: Web = field(repr=False)
+    pace: Pace = field(repr=False)
 
     @property
     def status(self) -> int:
@@ -205,11 +208,14 @@ class Answer:
         """What has come of the body, at least a byte of it; 0 at its end.
 
         Raises:
-            SourceUnavailable, BodyTruncated
+            SourceUnavailable: it broke, or has stalled. BodyTruncated
         """
-        with translated(self.what, host_of(self.url), self.files):
+        began = time.monotonic()
+        with translated(self.what, host_of(self.url), self.web):
             piece = self.response.read1(len(buffer))
         buffer[: len(piece)] = piece
+        if piece:
+            self.pace.check(len(piece), time.monotonic() - began)
         return len(piece)
 
     def read(self, limit: int) -> bytes:

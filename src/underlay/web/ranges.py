@@ -13,8 +13,7 @@ from statistics import median
 
 from underlay.contracts import ByteStream
 from underlay.errors import BodyTruncated, SourceChanged, SourceUnavailable
-from underlay.web.client import Answer, Web, host_of
-from underlay.web.pace import Pace
+from underlay.web.client import Answer, Web
 from underlay.web.status import check_status
 from underlay.web.validators import first_byte, is_other, range_condition, whole_length
 
@@ -169,20 +168,17 @@ def _range(web: Web, wanted: Wanted, attempt: _Attempt) -> memoryview | None:
         attempt.answer = answer
         check_status(wanted.what, answer)
         check_version(wanted, answer, start=attempt.start)
-        return None if answer.status == 200 else _read(web, wanted, attempt, answer)
+        return None if answer.status == 200 else _read(wanted, attempt, answer)
 
 
-def _read(web: Web, wanted: Wanted, attempt: _Attempt, answer: Answer) -> memoryview:
+def _read(wanted: Wanted, attempt: _Attempt, answer: Answer) -> memoryview:
     piece = memoryview(bytearray(attempt.stop - attempt.start))
-    pace = Pace(wanted.what, host_of(answer.url), web.low_speed_limit, web.low_speed_time)
     done = 0
     while done < len(piece):
-        began = time.monotonic()
         received = answer.readinto(piece[done:])
         if attempt.is_over:
             raise SourceUnavailable(f"{wanted.what}: the transfer was given up")
         if not received:
             raise BodyTruncated(f"{wanted.what}: a part ended before its announced length", hint="try again")
-        pace.check(received, time.monotonic() - began)
         done += received
     return piece

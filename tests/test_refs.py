@@ -31,7 +31,6 @@ UUID = "70a599e0-31e7-49b7-b260-868f441e862b"
         ("file:///srv/größer", "file:///srv/gr%C3%B6%C3%9Fer", "/srv/größer"),
         ("file:///srv/%FF", "file:///srv/%FF", "/srv/\udcff"),
         ("file:///srv/what?#1", "file:///srv/what%3F%231", "/srv/what?#1"),
-        ("oci://host/repo@sha256:ab", "oci://host/repo@sha256:ab", "oci://host/repo@sha256:ab"),
         ("s3://bucket/key", "s3://bucket/key", "s3://bucket/key"),
         ("ftp://user:secret@host/x", "ftp://host/x", "ftp://user:secret@host/x"),
     ],
@@ -134,3 +133,87 @@ def test_a_ref_may_be_as_long_as_its_record_can_hold(letter: str) -> None:
 )
 def test_a_ref_is_told_from_a_name_and_a_path(text: str, is_one: bool) -> None:  # noqa: FBT001 - a parameter of the test
     assert is_one == is_ref(text)
+
+
+# ------------------------------------------------------------------------------------------------------------ OCI registries
+
+DIGEST = "sha256:" + 64 * "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("oci://host/repo", "oci://host/repo:latest"),
+        ("oci://host/repo:1.0", "oci://host/repo:1.0"),
+        ("OCI://HOST/repo:V1", "oci://host/repo:V1"),
+        ("oci://host:5000/a/b/c:1", "oci://host:5000/a/b/c:1"),
+        ("oci://host:443/repo:1", "oci://host/repo:1"),
+        ("oci://[::1]:5000/repo:1", "oci://[::1]:5000/repo:1"),
+        (f"oci://host/repo@{DIGEST}", f"oci://host/repo@{DIGEST}"),
+        (f"oci://host/repo:1@{DIGEST}", f"oci://host/repo@{DIGEST}"),
+        ("oci://host/repo@sha512:" + 128 * "0", "oci://host/repo@sha512:" + 128 * "0"),
+        ("oci://host/a__b-c--d.e/f_g:_x", "oci://host/a__b-c--d.e/f_g:_x"),
+        ("oci://host/repo:1#", "oci://host/repo:1"),
+        ("oci://host/repo:1#a b#c.raw", "oci://host/repo:1#a%20b%23c.raw"),
+        ("oci://host/repo:1#a%20b/c", "oci://host/repo:1#a%20b%2Fc"),
+        ("oci://docker.io/debian:12", "oci://docker.io/library/debian:12"),
+        ("oci://index.docker.io/library/debian", "oci://docker.io/library/debian:latest"),
+        ("oci://registry-1.docker.io/user/disk", "oci://docker.io/user/disk:latest"),
+    ],
+)
+def test_an_oci_ref_has_one_spelling(text: str, canonical: str) -> None:
+    ref = parse_ref(text)
+
+    assert ("oci", canonical, canonical) == (ref.scheme, ref.canonical, ref.location)
+    assert ref == parse_ref(canonical)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("oci:", "is no OCI ref"),
+        ("oci:host/repo", "is no OCI ref"),
+        ("oci://debian:12", "is no OCI ref"),
+        ("oci:///repo", "is no OCI ref"),
+        ("oci://host/", "names no repository"),
+        ("oci://host/Repo", "names no repository"),
+        ("oci://host/a//b", "names no repository"),
+        ("oci://host/a/../b", "names no repository"),
+        ("oci://host/a/b/", "names no repository"),
+        ("oci://host/a___b", "names no repository"),
+        ("oci://host/-a", "names no repository"),
+        ("oci://host/a b", "names no repository"),
+        ("oci://host/ä", "names no repository"),
+        ("oci://host/" + 260 * "a", "names no repository"),
+        ("oci://docker.io/", "names no repository"),
+        ("oci://ho_st/repo", "is no host of an OCI registry"),
+        ("oci://-host/repo", "is no host of an OCI registry"),
+        ("oci://host:/repo", "is no host of an OCI registry"),
+        ("oci://host:0/repo", "is no host of an OCI registry"),
+        ("oci://host:65536/repo", "is no host of an OCI registry"),
+        ("oci://host:http/repo", "is no host of an OCI registry"),
+        ("oci://::1/repo", "is no host of an OCI registry"),
+        ("oci://host/repo:", "no valid tag"),
+        ("oci://host/repo:.1", "no valid tag"),
+        ("oci://host/repo:" + 129 * "a", "no valid tag"),
+        ("oci://host/repo:1:2", "no valid tag"),
+        ("oci://host/repo:ä", "no valid tag"),
+        ("oci://host/repo@", "no valid digest"),
+        ("oci://host/repo@sha256:ab", "no valid digest"),
+        ("oci://host/repo@sha256:" + 64 * "A", "no valid digest"),
+        ("oci://host/repo@md5:" + 32 * "a", "no valid digest"),
+        (f"oci://host/repo@{DIGEST}@{DIGEST}", "no valid digest"),
+        (f"oci://host/repo@{DIGEST}:1", "no valid digest"),
+    ],
+)
+def test_what_is_no_oci_ref_is_refused(text: str, why: str) -> None:
+    with pytest.raises(InvalidRef, match=why):
+        parse_ref(text)
+
+
+def test_an_oci_ref_with_a_password_is_refused_without_it() -> None:
+    with pytest.raises(InvalidRef) as refused:
+        parse_ref("oci://user:open-sesame@host/repo:1")
+
+    assert "open-sesame" not in str(refused.value)
+    assert "credentials belong into docker's config.json" in str(refused.value.hint)

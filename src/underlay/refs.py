@@ -17,6 +17,21 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(.*)", re.IGNORECASE | re.DOTALL)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
+# The OCI distribution specification 1.1 ("Pulling manifests") has the grammar of repositories and tags, and the image
+# specification that of digests; of the algorithms, those that it registers and Python computes. A host and a repository have
+# 255 characters together, as most clients and registries have it.
+_OCI = re.compile(
+    r"//(?P<host>[^/@#]+)/(?P<repository>[^:@#]*)(:(?P<tag>[^@#]*))?(@(?P<digest>[^#]*))?(#(?P<part>.*))?", re.DOTALL
+)
+_OCI_HOST = re.compile(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+_OCI_WORD = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+_OCI_REPOSITORY = re.compile(rf"{_OCI_WORD}(/{_OCI_WORD})*")
+_OCI_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_OCI_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_OCI_LONGEST = 255
+_DOCKER_HUB = "docker.io"
+_ALSO_DOCKER_HUB = frozenset({"index.docker.io", "registry-1.docker.io"})
+
 # Query parameters that authorise one request and say nothing about which image is meant: AWS signature versions 2 and 4,
 # CloudFront, Google Cloud Storage, Azure shared access signatures, Swift temporary URLs.
 _SIGNATURES = re.compile(
@@ -44,6 +59,19 @@ def is_ref(text: str) -> bool:
     return bool(_UUID.fullmatch(text) or (_SCHEME.fullmatch(text) and not text.startswith("/")))
 
 
+def registry_host(text: str) -> str:
+    """The one spelling of an OCI registry's host, with its port when it is not that of https.
+
+    Raises:
+        InvalidRef
+    """
+    host = text.lower().removesuffix(":443")
+    port = re.search(r":(\d+)$", host)
+    if not _OCI_HOST.fullmatch(host) or (port and int(port[1]) > 65535):
+        raise InvalidRef(f"{text!r} is no host of an OCI registry", hint="write HOST or HOST:PORT")
+    return _DOCKER_HUB if host in _ALSO_DOCKER_HUB else host
+
+
 def _parse(text: str) -> ImageRef:
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in text):
         raise InvalidRef(f"the ref {_without_userinfo(text)!r} has control characters")
@@ -63,6 +91,8 @@ def _parse(text: str) -> ImageRef:
         if not _UUID.fullmatch(rest):
             raise InvalidRef(f"the ref {text!r} is no Glance image", hint="write glance:UUID, or the UUID alone")
         return _glance(rest)
+    if scheme == "oci":
+        return _oci(text, rest)
     if not rest:
         raise InvalidRef(f"the ref {text!r} names nothing after its scheme")
     return ImageRef(scheme=scheme, canonical=_without_userinfo(f"{scheme}:{rest}"), location=f"{scheme}:{rest}")
@@ -98,6 +128,33 @@ def _http(scheme: str, text: str) -> ImageRef:
     query = _without_signature(url)
     canonical = f"{scheme}://{authority}{url.path or '/'}{'?' + query if query else ''}"
     return ImageRef(scheme=scheme, canonical=canonical, location=url._replace(fragment="").geturl())
+
+
+def _oci(text: str, rest: str) -> ImageRef:
+    match = _OCI.fullmatch(rest)
+    if not match:
+        hint = "write oci://host/repository:tag, or …@sha256:…; credentials belong into docker's config.json"
+        raise InvalidRef(f"{_without_userinfo(text)!r} is no OCI ref", hint=hint)
+    host = registry_host(match["host"])
+    repository = _oci_repository(host, match["repository"])
+    for name, grammar in (("tag", _OCI_TAG), ("digest", _OCI_DIGEST)):
+        if match[name] is not None and not grammar.fullmatch(match[name]):
+            raise InvalidRef(f"the OCI ref to {host}/{repository} has no valid {name}: {match[name]!r}")
+    # A digest says which manifest is meant, whatever else the tag may mean by now.
+    meant = f":{match['tag'] or 'latest'}" if match["digest"] is None else f"@{match['digest']}"
+    part = quote(unquote(match["part"] or ""), safe="")
+    canonical = f"oci://{host}/{repository}{meant}{'#' + part if part else ''}"
+    return ImageRef(scheme="oci", canonical=canonical, location=canonical)
+
+
+def _oci_repository(host: str, repository: str) -> str:
+    # Docker Hub has no repository of one word, so that can only be meant as its own clients mean it.
+    if host == _DOCKER_HUB and repository and "/" not in repository:
+        repository = f"library/{repository}"
+    if not _OCI_REPOSITORY.fullmatch(repository) or len(f"{host}/{repository}") > _OCI_LONGEST:
+        hint = "a repository is words of small letters and digits, with '.', '_' and '-' inside and '/' between them"
+        raise InvalidRef(f"the OCI ref to {host} names no repository: {repository[:_OCI_LONGEST]!r}", hint=hint)
+    return repository
 
 
 def _without_signature(url: SplitResult) -> str:

@@ -81,6 +81,8 @@ class ImageVersion:
             are compressed.
         validator: opaque; two equal validators mean the same bytes. None: the source has none.
         min_disk: the smallest disk in bytes that the source allows.
+        resumable: a transfer that breaks may go on from the byte that it got to. Not so where nothing that is known before
+            proves the bytes, and the source proves those of one whole stream itself as it gives them.
         no_store: the source asks that nobody keep a copy (RFC 9111, 5.2.2.5).
         found_at: where the source found it, when that is not the ref's own location; may carry a signature, so it is never
             printed or stored.
@@ -94,6 +96,7 @@ class ImageVersion:
     content_digests: tuple[Digest, ...] = ()
     validator: str | None = None
     min_disk: int = 0
+    resumable: bool = True
     no_store: bool = False
     properties: Mapping[str, str] = field(default_factory=dict)
     found_at: str | None = field(default=None, repr=False)

@@ -44,6 +44,8 @@ class Order:
     @property
     def is_fixed(self) -> bool:
         """Whether bytes that are fetched at two times are certainly, or at last provably, of one version."""
+        if not self.version.resumable:
+            return False
         return self.version.id is not None or self.version.validator is not None or bool(self.expected)
 
     @property

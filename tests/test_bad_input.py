@@ -61,17 +61,18 @@ def test_no_error_ends_as_a_check_that_found_a_problem_does() -> None:
 # ------------------------------------------------------------------------------------------------------------ what is asked for
 
 
-@pytest.mark.parametrize("ref", ["gopher:image", "s3://bucket/key", "oci://host/repo@sha256:abc", "ftp://host/a.img"])
+@pytest.mark.parametrize("ref", ["gopher:image", "s3://bucket/key", "ftp://host/a.img"])
 def test_an_unknown_scheme(machine: Machine, ref: str) -> None:
     error = refused(machine, "fetch", ref)
 
     assert isinstance(error, errors.UnknownScheme)
-    assert "known schemes: file, http, https" == error.hint
+    assert "known schemes: file, http, https, oci" == error.hint
 
 
 REFS_THAT_ARE_NONE = [
     "", "image", "/srv/image.raw", "https://", "https:///image", "http://host:port/a", "file:relative", "file://host/a",
-    "http://h/a b", "file:///", "file:///a/../b", "https://h/" + 2000 * "x", "glance:not-a-uuid", ":", "https://h/a\x07",
+    "oci://host", "oci://host/repo@sha256:abc", "http://h/a b", "file:///", "file:///a/../b",
+    "https://h/" + 2000 * "x", "glance:not-a-uuid", ":", "https://h/a\x07",
 ]  # fmt: skip
 
 

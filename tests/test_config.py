@@ -37,7 +37,9 @@ def test_one_cache_is_all_that_a_configuration_needs() -> None:
     assert (Path("/srv/base"), CacheKind.BASE, True, True) == (store.root, store.kind, store.force_raw, store.validation)
     assert (10 << 40, None, "nova-") == (store.virtual_size_limit, store.nova_locks, store.nova_lock_prefix)
     http = {"revalidate_after": 300.0, "stale_if_error": True, "web": Web()}
-    assert {"http": http, "https": http, "file": {"allowed_paths": ()}} == config.sources
+    assert [http, http, {"allowed_paths": ()}] == [config.sources[scheme] for scheme in ("http", "https", "file")]
+    oci = {"revalidate_after": 300.0, "stale_if_error": True, "plain_http": frozenset(), "platform": None, "web": Web()}
+    assert oci == {key: value for key, value in config.sources["oci"].items() if key != "auth_files"}
     assert Web() == config.web
     assert ((), True) == (config.keyrings, config.require_signature)
 
@@ -75,6 +77,12 @@ def test_every_key_has_its_effect() -> None:
         [checksums]
         keyrings = ["/usr/share/keyrings/debian-role-keys.gpg", "/etc/underlay/ours.asc"]
         require_signature = false
+        [sources.oci]
+        revalidate_after = "2h"
+        stale_if_error = false
+        plain_http = ["LOCALHOST:5000", "registry.local:443"]
+        platform = "linux/arm64/v8"
+        auth_file = "/etc/underlay/registries.json"
         [disks]
         use_cow_images = false
         """
@@ -106,6 +114,36 @@ def test_every_key_has_its_effect() -> None:
     http = {"revalidate_after": 3600.0, "stale_if_error": False, "web": web}
     assert http == config.sources["http"] == config.sources["https"]
     assert (Path("/srv/images"), Path("/media")) == config.sources["file"]["allowed_paths"]
+    assert {
+        "revalidate_after": 7200.0,
+        "stale_if_error": False,
+        "plain_http": frozenset({"localhost:5000", "registry.local"}),
+        "platform": "linux/arm64/v8",
+        "auth_files": (Path("/etc/underlay/registries.json"),),
+        "web": web,
+    } == config.sources["oci"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "files"),
+    [
+        ({}, ["/home/u/.config/containers/auth.json", "/home/u/.docker/config.json"]),
+        (
+            {"REGISTRY_AUTH_FILE": "/a.json", "XDG_RUNTIME_DIR": "/run/user/1", "DOCKER_CONFIG": "/d", "XDG_CONFIG_HOME": "/c"},
+            ["/a.json", "/run/user/1/containers/auth.json", "/c/containers/auth.json", "/d/config.json"],
+        ),
+        ({"XDG_RUNTIME_DIR": "relative"}, ["/home/u/.config/containers/auth.json", "/home/u/.docker/config.json"]),
+    ],
+)
+def test_logins_of_registries_are_looked_for_where_podman_and_docker_have_them(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], files: list[str]
+) -> None:
+    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "DOCKER_CONFIG", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/u", **environment}.items():
+        monkeypatch.setenv(name, value)
+
+    assert [Path(file) for file in files] == list(parsed(CACHE).sources["oci"]["auth_files"])
 
 
 @pytest.mark.parametrize(("kind", "forced"), [("base", True), ("masters", False)])
@@ -154,6 +192,9 @@ def test_the_embedded_default_keeps_all_below_one_directory(tmp_path: Path) -> N
         ("", "caches: no cache is configured"),
         ("[caches]", "caches: no cache is configured"),
         (CACHE + "[other]\n", "unknown field `other`"),
+        (CACHE + '[sources.oci]\nplatform = "arm64"', "sources.oci.platform: 'arm64' is no platform"),
+        (CACHE + '[sources.oci]\nplain_http = ["http://localhost"]', "sources.oci.plain_http: 'http://localhost' is no host"),
+        (CACHE + '[sources.oci]\nauth_file = "auth.json"', "sources.oci.auth_file: 'auth.json' is not a plain absolute path"),
         ("name = 1\n" + CACHE, "unknown field `name`"),
         ("host = 1\n" + CACHE, "Expected `str | null`, got `int` - at `$.host`"),
         (CACHE + "pth = 1", "unknown field `pth`"),

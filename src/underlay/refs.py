@@ -43,7 +43,7 @@ _SIGNED_WITH = re.compile(r"(expires|policy|se|sp|sv|sr|st|spr|sip|skoid|sktid|s
 
 
 def parse_ref(text: str) -> ImageRef:
-    """Read a ref: a bare UUID (Glance), ``file:///path``, ``https://…`` or another scheme's.
+    """Read a ref: a bare UUID (Glance), ``file:///path``, ``https://…``, ``oci://…`` or another scheme's.
 
     Raises:
         InvalidRef: not a ref, or longer than `MAX_LENGTH` bytes in its canonical spelling.

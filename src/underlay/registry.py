@@ -17,6 +17,7 @@ _SOURCES: Mapping[str, str] = MappingProxyType(
         "file": "underlay.sources.file:FileSource",
         "http": "underlay.sources.http:HttpSource",
         "https": "underlay.sources.http:HttpSource",
+        "oci": "underlay.sources.oci.source:OciSource",
     }
 )
 _DISKS: Mapping[str, str] = MappingProxyType(

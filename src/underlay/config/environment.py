@@ -36,6 +36,21 @@ def storage_directory() -> Path:
     return directory / "underlay"
 
 
+def registry_auth_files() -> tuple[Path, ...]:
+    """Where tools that pull from OCI registries keep their logins: containers-auth.json(5) first, then docker's own."""
+    home = _home()
+    named = os.environ.get("REGISTRY_AUTH_FILE")
+    runtime, docker = os.environ.get("XDG_RUNTIME_DIR", ""), os.environ.get("DOCKER_CONFIG", "")
+    user = _user_directory("XDG_CONFIG_HOME", ".config")
+    found = (
+        Path(named) if named else None,
+        Path(runtime) / "containers" / "auth.json" if os.path.isabs(runtime) else None,
+        user / "containers" / "auth.json" if user else None,
+        Path(docker) / "config.json" if docker else home and home / ".docker" / "config.json",
+    )
+    return tuple(path for path in found if path is not None)
+
+
 def proxies() -> tuple[Mapping[str, str], tuple[str, ...]]:
     """The proxy of each scheme, and the hosts that are asked without one, as curl reads them.
 
@@ -74,7 +89,12 @@ def _user_directory(variable: str, default: str) -> Path | None:
     named = os.environ.get(variable, "")
     if os.path.isabs(named):
         return Path(named)
+    home = _home()
+    return home / default if home else None
+
+
+def _home() -> Path | None:
     try:
-        return Path.home() / default
+        return Path.home()
     except RuntimeError:
         return None

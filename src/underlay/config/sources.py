@@ -1,5 +1,6 @@
 """The ``[sources]`` tables: each source's options as they are written, and the arguments that they are to its adapter."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,8 +9,11 @@ import msgspec
 
 from underlay.config import environment, values
 from underlay.config.credentials import read_credentials
+from underlay.errors import InvalidRef
+from underlay.refs import registry_host
 from underlay.web import Web
 
+_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?")
 _Parallel = Annotated[int, msgspec.Meta(ge=1, le=8)]
 
 
@@ -36,11 +40,22 @@ class FileTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed_paths: list[str] = []
 
 
+class OciTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """OCI registries."""
+
+    revalidate_after: str | int = "5min"
+    stale_if_error: bool = True
+    plain_http: list[str] = []
+    platform: str | None = None
+    auth_file: str | None = None
+
+
 class SourceTables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table for each kind of source."""
 
     http: HttpTable = HttpTable()
     file: FileTable = FileTable()
+    oci: OciTable = OciTable()
 
 
 def web_of(table: HttpTable) -> Web:
@@ -79,7 +94,29 @@ def arguments_of(tables: SourceTables, web: Web) -> dict[str, Mapping[str, Any]]
         "web": web,
     }
     allowed = tuple(values.absolute(path, "sources.file.allowed_paths") for path in tables.file.allowed_paths)
-    return {"http": http, "https": http, "file": {"allowed_paths": allowed}}
+    return {"http": http, "https": http, "file": {"allowed_paths": allowed}, "oci": _oci(tables.oci, web)}
+
+
+def _oci(table: OciTable, web: Web) -> Mapping[str, Any]:
+    if table.platform is not None and not _PLATFORM.fullmatch(table.platform):
+        hint = "write OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64"
+        raise values.WrongValue("sources.oci.platform", f"{table.platform!r} is no platform", hint=hint)
+    named = values.optional_path(table.auth_file, "sources.oci.auth_file")
+    return {
+        "revalidate_after": values.duration(table.revalidate_after, "sources.oci.revalidate_after"),
+        "stale_if_error": table.stale_if_error,
+        "plain_http": frozenset(_registry(host) for host in table.plain_http),
+        "platform": table.platform,
+        "auth_files": environment.registry_auth_files() if named is None else (named,),
+        "web": web,
+    }
+
+
+def _registry(text: str) -> str:
+    try:
+        return registry_host(text)
+    except InvalidRef as error:
+        raise values.WrongValue("sources.oci.plain_http", str(error), hint=error.hint) from error
 
 
 def _file(text: str | None, key: str) -> str | None:

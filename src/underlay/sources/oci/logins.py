@@ -1,0 +1,138 @@
+"""Logins to registries, from the files that docker, podman and their like keep them in; read when a registry asks who we are.
+
+The form is that of docker's ``config.json`` and of containers-auth.json(5): ``auths`` holds a login by registry, in the latter
+also by a registry's namespace, where the closest one counts.
+"""
+
+import base64
+import binascii
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from underlay.errors import ConfigError
+from underlay.sources.oci.place import Place
+
+_LONGEST = 1 << 20  # bytes of a file
+_DOCKER_HUB = "docker.io"
+_ALSO_DOCKER_HUB = frozenset({"index.docker.io", "registry-1.docker.io"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """What a registry is told about who we are.
+
+    Attributes:
+        origin: where it was found, as messages say it.
+        unusable: why it cannot be used, or None.
+    """
+
+    origin: str
+    user: str = ""
+    password: str = field(default="", repr=False)
+    unusable: str | None = None
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    auth: str | None = None
+    username: str | None = None
+    password: str | None = None
+    identitytoken: str | None = None
+
+
+class _File(msgspec.Struct, frozen=True, rename={"creds_store": "credsStore", "cred_helpers": "credHelpers"}):
+    auths: dict[str, _Entry] | None = None
+    creds_store: str | None = None
+    cred_helpers: dict[str, str] | None = None
+
+
+def find_login(files: Sequence[Path], place: Place) -> Login | None:
+    """The login for a repository: of the first file that has one for its registry; None when none has.
+
+    Raises:
+        ConfigError: a file is there and cannot be read.
+    """
+    for path in files:
+        file = _read(path)
+        if file is not None and (login := _login(path, file, place)):
+            return login
+    return None
+
+
+def _read(path: Path) -> _File | None:
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(_LONGEST), type=_File)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ConfigError(f"the registries' logins in {path} cannot be read: {error.strerror}") from error
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        # What it says may quote the file, and that is a secret.
+        hint = "docker login and podman login write such a file"
+        raise ConfigError(f"the registries' logins in {path} are no JSON of docker's form", hint=hint) from error
+
+
+def _login(path: Path, file: _File, place: Place) -> Login | None:
+    by_name = {_normal(name): (name, entry) for name, entry in (file.auths or {}).items()}
+    helpers = {_normal(name): helper for name, helper in (file.cred_helpers or {}).items()}
+    for name in _names(place):
+        # Where a helper keeps the logins, docker writes an entry without any.
+        if name in by_name and (by_name[name][1].auth or by_name[name][1].username or by_name[name][1].identitytoken):
+            return _decoded(path, *by_name[name])
+        if helper := helpers.get(name):
+            return _kept_by(helper, path, name)
+    if file.creds_store and _names(place)[-1] in by_name:
+        return _kept_by(file.creds_store, path, place.host)
+    return None
+
+
+def _kept_by(helper: str, path: Path, name: str) -> Login:
+    why = f"the program docker-credential-{helper} keeps it, and Underlay runs no such program"
+    return Login(origin=f"of {name} in {path}", unusable=why)
+
+
+def _decoded(path: Path, name: str, entry: _Entry) -> Login:
+    origin = f"of {name} in {path}"
+    if entry.identitytoken:
+        return Login(origin=origin, unusable="it is an identity token, which Underlay does not use")
+    if entry.username is not None and not entry.auth:
+        return Login(origin=origin, user=entry.username, password=entry.password or "")
+    if (pair := _pair(entry.auth or "")) is None:
+        return Login(origin=origin, unusable="it is not USER:PASSWORD in base64")
+    return Login(origin=origin, user=pair[0], password=pair[1])
+
+
+def _pair(auth: str) -> tuple[str, str] | None:
+    try:
+        user, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeError):
+        return None
+    return (user, password.rstrip("\0")) if colon else None
+
+
+def _names(place: Place) -> Sequence[str]:
+    """What a login for a repository may be filed under, the closest first; the registry is the last."""
+    return list(_namespaces(f"{place.host}/{place.repository}"))
+
+
+def _namespaces(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = name.rpartition("/")[0]
+
+
+def _normal(name: str) -> str:
+    """A registry as refs write it: docker's older entries are URLs, of which the host alone counts."""
+    scheme, is_url, rest = name.partition("://")
+    host, slash, path = (rest if is_url else scheme).partition("/")
+    host = host.lower().removesuffix(":443")
+    host = _DOCKER_HUB if host in _ALSO_DOCKER_HUB else host
+    return host if is_url or not slash else f"{host}/{path}".rstrip("/")
+
+
+def described(files: Sequence[Path]) -> str:
+    """The files, for messages."""
+    return ", ".join(map(str, files)) or "no file at all"

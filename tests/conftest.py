@@ -92,6 +92,8 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "leases": _leases,
     "ironic": _service("ironic/ironic_environment.py"),
     "nova": _service("nova/nova_environment.py"),
+    "docker-registry": _program("docker-registry", "docker-registry"),
+    "oras": _service("oci/oras_environment.py"),
     "qemu-img": _program("qemu-img", "qemu-utils"),
     "gpg": _program("gpg", "gnupg"),
     "gpgv": _program("gpgv", "gpgv"),

@@ -96,6 +96,7 @@ def test_a_ref_by_digest_needs_no_question_once_it_is_here_and_has_the_same_id_a
 
     assert source.fixed_id(by_digest) == source.describe(by_tag).id == source.describe(by_digest).id
     assert source.fixed_id(by_tag) is None
+    assert source.fixed_id(by_digest) == source.version_id(by_digest, 64 * "0")
 
 
 def test_a_ref_without_a_tag_means_the_latest(pusher: Pusher, source: OciSource) -> None:

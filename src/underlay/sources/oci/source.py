@@ -69,8 +69,8 @@ class OciSource:
         return None if place.digest is None else place.version_id(place.digest)
 
     def version_id(self, ref: ImageRef, sha256: str) -> str:
-        """Of content alone; a manifest's digest, which ids are made of here, cannot be told from it."""
-        return content_version_id(ref, sha256)
+        """What the ref fixes, else of the content alone: a manifest's digest, of which ids are made, it does not tell."""
+        return self.fixed_id(ref) or content_version_id(ref, sha256)
 
     def describe(self, ref: ImageRef, *, known: Sequence[str] = ()) -> ImageVersion:
         """What the ref is now: the manifest that its tag means, or that of this platform in the index that it means.

@@ -324,6 +324,12 @@ def test_what_is_no_image_is_refused(site: Site, href: str) -> None:
         site.cache().fetch_image(href, os.fspath(site.node()))
 
 
+@pytest.mark.parametrize("href", ["oci://host/repo", "oci://docker.io/debian:12", "oci://host:5000/a/b@sha256:" + "0" * 64])
+def test_a_master_of_a_registry_is_named_by_the_reference_as_it_is_written(href: str) -> None:
+    ref = read_ref(href)
+    assert (href, href) == (ref.canonical, ref.location)
+
+
 @pytest.mark.parametrize("href", ["file:///etc/hostname", "file:///dev/zero", "file:///var/lib/ironic/../../../etc/hostname"])
 def test_a_file_outside_the_allowed_paths_is_refused(site: Site, href: str) -> None:
     with raised("ImageRefValidationFailed"):

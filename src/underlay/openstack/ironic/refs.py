@@ -1,5 +1,6 @@
 """Ironic's image references as refs of ours."""
 
+from dataclasses import replace
 from uuid import UUID
 
 from underlay.errors import InvalidRef
@@ -22,4 +23,6 @@ def read_ref(href: str) -> ImageRef:
     except ValueError as error:
         if href.startswith(_GLANCE):
             raise InvalidRef("the Glance image has no UUID at its end", hint="write glance://UUID") from error
-        return parse_ref(href)
+        ref = parse_ref(href)
+    # Ironic names the master of a registry's image by the reference as it is written, and asks for it so.
+    return replace(ref, canonical=href, location=href) if ref.scheme == "oci" else ref

@@ -10,7 +10,7 @@ TEST_PROGRAMS=(
     mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs fuse2fs=fuse2fs
     gzip=gzip pigz=pigz xz=xz-utils pixz=pixz zstd=zstd bzip2=bzip2 pbzip2=pbzip2
     libvirtd=libvirt-daemon gcc=gcc pkg-config=pkg-config
-    gpgv=gpgv gpg=gnupg
+    gpgv=gpgv gpg=gnupg npm=npm
 )
 # What they use besides, as FILE=PACKAGE: libvirt's driver for QEMU, and what its Python module is built with.
 TEST_FILES=(

@@ -14,10 +14,13 @@ from underlay.errors import ConfigError, ExtraMissing, UnknownBackend, UnknownSc
 
 _SOURCES: Mapping[str, str] = MappingProxyType(
     {
+        "az": "underlay.sources.objects:ObjectSource",
         "file": "underlay.sources.file:FileSource",
+        "gs": "underlay.sources.objects:ObjectSource",
         "http": "underlay.sources.http:HttpSource",
         "https": "underlay.sources.http:HttpSource",
         "oci": "underlay.sources.oci.source:OciSource",
+        "s3": "underlay.sources.objects:ObjectSource",
     }
 )
 _DISKS: Mapping[str, str] = MappingProxyType(

@@ -40,11 +40,14 @@ class Environment:
 
     Attributes:
         package: its name in the package index. variable: of the process environment, which may say where it is instead.
+        extras: of the package, in brackets. beside: what is installed with it.
     """
 
     package: str
     version: str
     variable: str
+    extras: str = ""
+    beside: Sequence[str] = OUR_REQUIREMENTS
 
     @property
     def place(self) -> Path:
@@ -76,7 +79,7 @@ class Environment:
 
     @property
     def _requirements(self) -> tuple[str, ...]:
-        return (f"{self.package}=={self.version}", *OUR_REQUIREMENTS)
+        return (f"{self.package}{self.extras}=={self.version}", *self.beside)
 
     @property
     def _stamp(self) -> Path:

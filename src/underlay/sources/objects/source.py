@@ -1,0 +1,214 @@
+"""Buckets as a source. What was described is asked for by its version and its ETag, so that two versions are never mixed."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+from urllib.parse import quote, unquote
+
+from underlay.errors import BodyTruncated, ImageNotFound, NotAuthorized, SourceChanged, SourceRefused, SourceUnavailable
+from underlay.model import ImageRef, ImageVersion
+from underlay.naming import content_version_id
+from underlay.refs import object_name
+from underlay.sources.objects.access import AzureAccess, GcsAccess, S3Access
+from underlay.sources.objects.failures import translated
+from underlay.sources.objects.stores import Bucket, Transport, library, open_azure, open_gcs, open_s3
+
+_ETAG = "etag:"  # how validators begin, as those of web servers do
+_UNVERSIONED = "null"  # S3's version of an object in a bucket that keeps none: replaced in its place
+_NOT_CODED = frozenset({"", "identity", "aws-chunked"})  # the last is how a body came, which some services keep as its coding
+_PIECE = 1  # bytes that are waited for: each piece is taken as it comes, so that a trickle is seen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectSource:
+    """Buckets of S3, of Google Cloud Storage and of Azure.
+
+    Each request opens its bucket anew, which costs some milliseconds: keys that are renewed in a file are used at once, and
+    nothing is kept between requests.
+
+    Attributes:
+        connect_timeout, read_timeout: seconds; the latter between two pieces of a body.
+        low_speed_limit, low_speed_time: a body of which fewer bytes a second come for so many seconds is given up.
+        ca_file: certificates to trust beside the system's.
+    """
+
+    schemes: ClassVar[frozenset[str]] = frozenset({"s3", "gs", "az"})
+    revalidate_after: float = 300.0
+    stale_if_error: bool = True
+    s3: S3Access = field(default_factory=S3Access)
+    gs: GcsAccess = field(default_factory=GcsAccess)
+    az: AzureAccess = field(default_factory=AzureAccess)
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    low_speed_limit: int = 1024
+    low_speed_time: float = 60.0
+    ca_file: str | None = None
+
+    def fixed_id(self, ref: ImageRef) -> str | None:
+        """The version that the ref names, for it never changes; None for what is there now."""
+        version = object_name(ref).version
+        return None if version is None or _is_replaced(ref, version) else _version_id(ref, version)
+
+    def version_id(self, ref: ImageRef, sha256: str) -> str:
+        """The version that the ref names, else the ref and its content's digest."""
+        return self.fixed_id(ref) or content_version_id(ref, sha256)
+
+    def describe(self, ref: ImageRef, *, known: Sequence[str] = ()) -> ImageVersion:
+        """What the bucket has now, or what the named version is; the ETag is the validator where it is a strong one.
+
+        The id is the version's where the service numbers the versions, so the same version has one id by whatever ref. An ETag
+        is never taken for a digest: that of an object which came in parts is none (S3's API reference, Object).
+
+        Raises:
+            ImageNotFound, NotAuthorized, SourceRefused, UntrustedCertificate, SourceUnavailable
+        """
+        found = self._found(ref)
+        _check_coding(ref, found.attributes)
+        version = found.meta["version"] or object_name(ref).version
+        return ImageVersion(
+            ref=ref,
+            id=None if version is None or _is_replaced(ref, version) else _version_id(ref, version),
+            size=found.meta["size"],
+            validator=_validator(found.meta),
+            no_store="no-store" in found.attributes.get("Cache-Control", "").lower(),
+        )
+
+    @contextmanager
+    def open(self, version: ImageVersion, *, offset: int = 0) -> Iterator["_ObjectStream"]:
+        """The object's bytes from ``offset`` on.
+
+        Raises:
+            as `describe`; SourceChanged when the object is another one by now.
+        """
+        options: dict[str, Any] = {"version": _asked_version(version), "if_match": _etag(version)}
+        if offset and offset == version.size:
+            self._check_still_there(version)
+            yield _ObjectStream(version.ref, self._bucket(version.ref), iter(()), 0, self.low_speed_limit, self.low_speed_time)
+            return
+        if offset:
+            options["range"] = {"offset": offset}
+        bucket = self._bucket(version.ref)
+        try:
+            found = _get(version.ref, bucket, options)
+        except ImageNotFound:
+            self._check_still_there(version)
+            raise
+        if found.range[0] != offset or _is_other(version, found.meta):
+            raise SourceChanged(f"{version.ref} changed after it was described", hint="try again")
+        _check_coding(version.ref, found.attributes)
+        pieces = iter(found.stream(min_chunk_size=_PIECE))
+        left = found.range[1] - found.range[0]
+        yield _ObjectStream(version.ref, bucket, pieces, left, self.low_speed_limit, self.low_speed_time)
+
+    def _found(self, ref: ImageRef) -> Any:
+        bucket, version = self._bucket(ref), object_name(ref).version
+        try:
+            return _get(ref, bucket, {"head": True, "version": version})
+        except (ImageNotFound, NotAuthorized, SourceRefused):
+            # A HEAD is refused without a word of why (RFC 9110, 9.3.2), so the first byte is asked for.
+            return _get(ref, bucket, {"range": (0, 1), "version": version})
+
+    def _check_still_there(self, version: ImageVersion) -> None:
+        """Tell an object that was replaced from one that was removed."""
+        now = self.describe(version.ref)
+        if (now.id, now.validator, now.size) != (version.id, version.validator, version.size):
+            raise SourceChanged(f"{version.ref} changed after it was described", hint="try again")
+
+    def _bucket(self, ref: ImageRef) -> Bucket:
+        name = object_name(ref).bucket
+        transport = Transport(connect_timeout=self.connect_timeout, read_timeout=self.read_timeout, ca_file=self.ca_file)
+        try:
+            if ref.scheme == "s3":
+                return open_s3(name, self.s3, transport)
+            return open_gcs(name, self.gs, transport) if ref.scheme == "gs" else open_azure(name, self.az, transport)
+        except (NotAuthorized, SourceRefused) as error:
+            raise type(error)(f"{ref}: {error}", hint=error.hint) from error
+
+
+@dataclass(slots=True)
+class _ObjectStream:
+    """A body as it comes, with a look at its pace."""
+
+    ref: ImageRef
+    bucket: Bucket
+    pieces: Iterator[bytes]
+    left: int
+    low_speed_limit: int
+    low_speed_time: float
+    _piece: memoryview = field(default_factory=lambda: memoryview(b""))
+    _waited: float = 0.0
+    _came: int = 0
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        if not self._piece:
+            self._piece = memoryview(self._next())
+        length = min(len(buffer), len(self._piece))
+        buffer[:length] = self._piece[:length]
+        self._piece = self._piece[length:]
+        return length
+
+    def _next(self) -> bytes:
+        asked = time.monotonic()
+        with translated(self.ref, self.bucket):
+            piece = next(self.pieces, b"")
+        self.left -= len(piece)
+        if not piece and self.left > 0:
+            raise BodyTruncated(f"{self.ref}: the body ended {self.left} bytes before its announced length", hint="try again")
+        self._watch(len(piece), time.monotonic() - asked)
+        return piece
+
+    def _watch(self, length: int, waited: float) -> None:
+        """Give up what comes too slowly. Only the waiting counts: what is done with the bytes takes its own time."""
+        self._came += length
+        self._waited += waited
+        if self._waited < self.low_speed_time:
+            return
+        if self._came < self.low_speed_limit * self._waited:
+            pace = f"{self._came} bytes came in {self._waited:.0f} s"
+            raise SourceUnavailable(f"{self.ref}: {self.bucket.where} went silent: {pace}", hint="try again later")
+        self._came, self._waited = 0, 0.0
+
+
+def _get(ref: ImageRef, bucket: Bucket, options: Mapping[str, Any]) -> Any:
+    given = {option: value for option, value in options.items() if value is not None}
+    with translated(ref, bucket):
+        return library().get(bucket.store, object_name(ref).key, options=given)
+
+
+def _version_id(ref: ImageRef, version: str) -> str:
+    return f"{ref.canonical.partition('?')[0]}#{quote(version, safe='')}"
+
+
+def _asked_version(version: ImageVersion) -> str | None:
+    """The version that the description's id names, else the one that its ref names."""
+    return object_name(version.ref).version if version.id is None else unquote(version.id.rpartition("#")[2])
+
+
+def _is_replaced(ref: ImageRef, version: str) -> bool:
+    return ref.scheme == "s3" and version == _UNVERSIONED
+
+
+def _validator(meta: Mapping[str, Any]) -> str | None:
+    etag = meta["e_tag"]
+    return f"{_ETAG}{etag}" if etag and not etag.startswith("W/") else None
+
+
+def _etag(version: ImageVersion) -> str | None:
+    return None if version.validator is None else version.validator.removeprefix(_ETAG)
+
+
+def _is_other(version: ImageVersion, meta: Mapping[str, Any]) -> bool:
+    """Whether the answer is not of the described version, should the service not have heeded the condition."""
+    sent = meta["version"]
+    if version.id is not None and sent is not None and not _is_replaced(version.ref, sent):
+        return _version_id(version.ref, sent) != version.id
+    return (meta["size"], _validator(meta)) != (version.size, version.validator)
+
+
+def _check_coding(ref: ImageRef, attributes: Mapping[str, str]) -> None:
+    """Refuse an object that is stored as a coded form of another, as a web server's answer of that kind is."""
+    codings = {word.strip() for word in attributes.get("Content-Encoding", "").lower().split(",")}
+    if codings - _NOT_CODED:
+        raise SourceRefused(f"{ref} is stored with a content encoding", hint="store it without Content-Encoding")

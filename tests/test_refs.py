@@ -3,7 +3,7 @@
 import pytest
 
 from underlay.errors import InvalidRef
-from underlay.refs import MAX_LENGTH, is_ref, parse_ref
+from underlay.refs import MAX_LENGTH, is_ref, object_name, parse_ref
 
 UUID = "70a599e0-31e7-49b7-b260-868f441e862b"
 
@@ -138,6 +138,7 @@ def test_a_ref_is_told_from_a_name_and_a_path(text: str, is_one: bool) -> None: 
 # ------------------------------------------------------------------------------------------------------------ OCI registries
 
 DIGEST = "sha256:" + 64 * "a"
+# --------------------------------------------------------------------------------------------------------------- object stores
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,28 @@ def test_an_oci_ref_has_one_spelling(text: str, canonical: str) -> None:
     ref = parse_ref(text)
 
     assert ("oci", canonical, canonical) == (ref.scheme, ref.canonical, ref.location)
+        ("s3://bucket/key", "s3://bucket/key"),
+        ("S3://bucket/a/b.qcow2", "s3://bucket/a/b.qcow2"),
+        ("s3://my.bucket-1/a b", "s3://my.bucket-1/a%20b"),
+        ("s3://bucket/a%2Fb", "s3://bucket/a/b"),
+        ("s3://bucket/%61", "s3://bucket/a"),
+        ("s3://bucket/a+b@c:d,e;f=(g)&h", "s3://bucket/a+b@c:d,e;f=(g)&h"),
+        ("s3://bucket/100%", "s3://bucket/100%25"),
+        ("s3://bucket/größer", "s3://bucket/gr%C3%B6%C3%9Fer"),
+        ("s3://bucket/a%3Fb%23c", "s3://bucket/a%3Fb%23c"),
+        (
+            "s3://bucket/key?versionId=3sL4kqtJlcpXroDTDmJ+rmSpXd3dIbrHY",
+            "s3://bucket/key?versionId=3sL4kqtJlcpXroDTDmJ%2BrmSpXd3dIbrHY",
+        ),
+        ("s3://bucket/key?versionid=null", "s3://bucket/key?versionId=null"),
+        ("gs://my_bucket/key?generation=1360887759327000", "gs://my_bucket/key?generation=1360887759327000"),
+        ("az://$web/key", "az://$web/key"),
+        ("az://images/a?versionId=2024-05-17T12:30:45.1234567Z", "az://images/a?versionid=2024-05-17T12%3A30%3A45.1234567Z"),
+    ],
+)
+def test_an_object_has_one_spelling_which_is_read_as_it_is_written(text: str, canonical: str) -> None:
+    ref = parse_ref(text)
+    assert (canonical, canonical) == (ref.canonical, ref.location)
     assert ref == parse_ref(canonical)
 
 
@@ -217,3 +240,68 @@ def test_an_oci_ref_with_a_password_is_refused_without_it() -> None:
 
     assert "open-sesame" not in str(refused.value)
     assert "credentials belong into docker's config.json" in str(refused.value.hint)
+    ("text", "bucket", "key", "version"),
+    [
+        ("s3://bucket/a/b c?versionId=x/y", "bucket", "a/b c", "x/y"),
+        ("gs://bucket/a%3Fb%2525", "bucket", "a?b%25", None),
+    ],
+)
+def test_an_object_is_named_by_bucket_key_and_version(text: str, bucket: str, key: str, version: str | None) -> None:
+    name = object_name(parse_ref(text))
+    assert (bucket, key, version) == (name.bucket, name.key, name.version)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3:bucket/key",
+        "s3:///key",
+        "s3://bucket",
+        "s3://bucket/",
+        "s3://Bucket/key",
+        "s3://my_bucket/key",
+        "s3://bu/key",
+        f"s3://{64 * 'b'}/key",
+        "s3://a..b/key",
+        "s3://-bucket/key",
+        "s3://bucket:9000/key",
+        "s3://bucket//key",
+        "s3://bucket/key/",
+        "s3://bucket/a/../key",
+        "s3://bucket/%2E%2E/key",
+        "s3://bucket/./key",
+        "s3://bucket/a%00b",
+        "s3://bucket/a%0Ab",
+        "s3://bucket/%FF",
+        "s3://bucket/key#part",
+        f"s3://bucket/{1025 * 'k'}",
+        "s3://bucket/key?",
+        "s3://bucket/key?versionId=",
+        "s3://bucket/key?versionId=a%20b",
+        "s3://bucket/key?generation=1",
+        "gs://bucket/key?generation=x",
+        "gs://bucket/key?versionId=1",
+        "az://images--1/key",
+        "az://im/key",
+        "az://images/key?versionid=1",
+    ],
+)
+def test_what_is_no_object_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRef):
+        parse_ref(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://AKIA:geheim@bucket/key",
+        "s3://AKIA:geh/eim@bucket/key",
+        "s3://bucket/key?X-Amz-Signature=geheim",
+        "s3://bucket/key?versionId=1&X-Amz-Signature=geheim",
+        "az://images/key?sv=2024&sig=geheim",
+    ],
+)
+def test_a_ref_to_an_object_carries_no_credentials_and_no_message_repeats_them(text: str) -> None:
+    with pytest.raises(InvalidRef) as caught:
+        parse_ref(text)
+    assert "geh" not in f"{caught.value.message} {caught.value.hint}"

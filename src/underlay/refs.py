@@ -235,7 +235,7 @@ def _version(scheme: str, query: str) -> str:
     name, form = _OBJECT_VERSIONS[scheme]
     given, _, value = query.partition("=")
     version = unquote(value)
-    if given.lower() != name.lower() or not form.fullmatch(version):
+    if given.lower() != name.lower() or "&" in value or not form.fullmatch(version):
         raise InvalidRef(
             f"the query of the {scheme} ref names no version of an object",
             hint=f"write ?{name}=VERSION alone; a signed URL is an https ref",

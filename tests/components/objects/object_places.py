@@ -1,4 +1,4 @@
-"""Real object stores with a bucket each: what a test puts there, replaces, takes away and forbids, by the services' own APIs."""
+"""Real object stores with a bucket each: what a test puts there, replaces, takes away and forbids, by their own APIs."""
 
 import base64
 import hashlib
@@ -13,20 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
-from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 from xml.etree import ElementTree
 
 import urllib3
-
 from azurite_environment import program as azurite
-from environment import running
 from gcs_environment import program as fake_gcs
-from moto_environment import MOTO
+
 from underlay.sources.objects import AzureAccess, GcsAccess, Keys, ObjectSource, S3Access
 
 PATIENCE = 60.0
-KEYS = Keys(access_key_id="admin", secret_access_key="secret")
+KEYS = Keys(access_key_id="admin", secret_access_key="geheim")
 AZURE_ACCOUNT = "devstoreaccount1"
 # Azurite's, the same everywhere and public.
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -99,13 +96,6 @@ class S3Place:
         admin = {name: value.format("s3") for name, value in _ADMIN.items()}
         url = f"{self.url}/{self.bucket}/{quote(key)}{query}"
         return call(method, url, body=body, headers=admin | dict(headers or {}))
-
-
-@contextmanager
-def s3_server() -> Iterator[str]:
-    """The URL of moto's server, which is ended afterwards."""
-    with running(MOTO, Path(__file__).with_name("moto_runner.py")) as runner:
-        yield runner.ask()["url"]
 
 
 def s3_place(url: str, bucket: str) -> S3Place:

@@ -1,0 +1,299 @@
+"""Images in a real S3 server's buckets: what describes them, which version is sent, and what each refusal is called."""
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from object_places import S3Place, s3_user, signatures_checked
+
+from underlay.cache import Cache
+from underlay.contracts import ByteStream
+from underlay.errors import ImageNotFound, NotAuthorized, SourceChanged, SourceRefused, UnderlayError
+from underlay.model import ImageVersion
+from underlay.naming import CacheKind
+from underlay.refs import parse_ref
+from underlay.sources.objects import Keys, ObjectSource, S3Access
+from underlay.store import Store
+from underlay.testing.fakes import Recorder
+
+pytestmark = pytest.mark.component("moto")
+
+CONTENT = os.urandom(300_000)
+
+
+def contents(stream: ByteStream) -> bytes:
+    buffer, found = memoryview(bytearray(70_000)), b""
+    while length := stream.readinto(buffer):
+        found += buffer[:length]
+    return found
+
+
+def described(place: S3Place, ref: str, source: ObjectSource | None = None) -> ImageVersion:
+    return (source or place.source).describe(parse_ref(ref))
+
+
+def fetched(place: S3Place, version: ImageVersion, *, offset: int = 0) -> bytes:
+    with place.source.open(version, offset=offset) as stream:
+        return contents(stream)
+
+
+def refusal(place: S3Place, ref: str, source: ObjectSource | None = None) -> UnderlayError:
+    with pytest.raises(UnderlayError) as caught:
+        described(place, ref, source)
+    assert "geheim" not in caught.value.message
+    return caught.value
+
+
+# ----------------------------------------------------------------------------------------------------------------- the bytes
+
+
+def test_an_object_is_described_by_its_size_and_its_etag_and_served_whole(s3: S3Place) -> None:
+    s3.put("debian/12.raw", CONTENT)
+    version = described(s3, s3.ref("debian/12.raw"))
+    assert (len(CONTENT), None, ()) == (version.size, version.id, version.digests)
+    assert f'etag:"{hashlib.md5(CONTENT).hexdigest()}"' == version.validator
+    assert CONTENT == fetched(s3, version)
+
+
+@pytest.mark.parametrize("offset", [1, 65_537, 299_999, 300_000])
+def test_bytes_are_served_from_an_offset_on(s3: S3Place, offset: int) -> None:
+    s3.put("image", CONTENT)
+    assert CONTENT[offset:] == fetched(s3, described(s3, s3.ref("image")), offset=offset)
+
+
+def test_an_empty_object_is_served_empty(s3: S3Place) -> None:
+    s3.put("empty", b"")
+    version = described(s3, s3.ref("empty"))
+    assert 0 == version.size
+    assert b"" == fetched(s3, version)
+
+
+def test_the_etag_of_an_object_that_came_in_parts_is_a_validator_and_no_digest(s3: S3Place) -> None:
+    parts = [os.urandom(5 << 20), b"the end"]
+    s3.put_in_parts("parts", parts)
+    version = described(s3, s3.ref("parts"))
+    assert version.validator is not None
+    assert version.validator.endswith('-2"')
+    assert () == version.digests
+    assert b"".join(parts) == fetched(s3, version)
+    assert parts[1] == fetched(s3, version, offset=5 << 20)
+
+
+@pytest.mark.parametrize(
+    "key", ["ein Bild.raw", "größer/bild", "100%", "a+b", "what?", "a#b", "a&b=c;d,e@f:g", "a%20b", "ü~(1)*'!$"]
+)
+def test_a_key_of_odd_characters_is_found_by_its_quoted_spelling(s3: S3Place, key: str) -> None:
+    s3.put(key, key.encode())
+    assert key.encode() == fetched(s3, described(s3, s3.ref(key)))
+
+
+def test_an_object_that_must_not_be_kept_says_so(s3: S3Place) -> None:
+    s3.put("image", CONTENT, cache_control="private, No-Store")
+    s3.put("other", CONTENT, cache_control="max-age=60")
+    assert [True, False] == [described(s3, s3.ref(key)).no_store for key in ("image", "other")]
+
+
+def test_an_object_that_is_stored_in_another_coding_is_refused(s3: S3Place) -> None:
+    s3.put("image", CONTENT, content_encoding="gzip")
+    s3.put("streamed", CONTENT, content_encoding="aws-chunked")
+    assert "content encoding" in refusal(s3, s3.ref("image")).message
+    assert CONTENT == fetched(s3, described(s3, s3.ref("streamed")))
+
+
+# -------------------------------------------------------------------------------------------------------------- the versions
+
+
+def test_a_bucket_that_keeps_versions_gives_the_id(s3: S3Place) -> None:
+    s3.keep_versions()
+    first = s3.put("image", b"first" * 1000)
+    second = s3.put("image", b"second" * 1000)
+    ref = s3.ref("image")
+    assert f"{ref}#{second}" == described(s3, ref).id
+    assert f"{ref}#{first}" == described(s3, f"{ref}?versionId={first}").id
+    assert b"first" * 1000 == fetched(s3, described(s3, f"{ref}?versionId={first}"))
+
+
+def test_a_ref_with_a_version_is_fixed_and_the_version_has_the_same_id_by_either_ref(s3: S3Place) -> None:
+    s3.keep_versions()
+    first = s3.put("image", CONTENT)
+    by_version = parse_ref(f"{s3.ref('image')}?versionId={first}")
+    assert described(s3, s3.ref("image")).id == s3.source.fixed_id(by_version) == s3.source.version_id(by_version, 64 * "0")
+    assert s3.source.fixed_id(parse_ref(s3.ref("image"))) is None
+
+
+def test_what_was_described_is_what_is_sent_although_a_newer_version_is_there(s3: S3Place) -> None:
+    s3.keep_versions()
+    s3.put("image", b"first" * 1000)
+    version = described(s3, s3.ref("image"))
+    s3.put("image", b"second" * 1000)
+    assert b"first" * 1000 == fetched(s3, version)
+    assert b"first" * 1000 == b"first" + fetched(s3, version, offset=5)
+
+
+def test_the_version_null_is_replaced_in_its_place_and_so_is_no_id(s3: S3Place) -> None:
+    s3.put("image", b"first" * 1000)
+    s3.keep_versions("Suspended")
+    s3.put("image", CONTENT)
+    ref = parse_ref(f"{s3.ref('image')}?versionId=null")
+    assert s3.source.fixed_id(ref) is None
+    version = described(s3, s3.ref("image"))
+    assert version.id is None
+    assert CONTENT == fetched(s3, version)
+
+
+# ---------------------------------------------------------------------------------------------------- what changes meanwhile
+
+
+@pytest.mark.parametrize("offset", [0, 5, 300_000])
+def test_an_object_that_was_replaced_after_its_description_is_refused(s3: S3Place, offset: int) -> None:
+    s3.put("image", CONTENT)
+    version = described(s3, s3.ref("image"))
+    s3.put("image", os.urandom(len(CONTENT)))
+    with pytest.raises(SourceChanged) as caught:
+        fetched(s3, version, offset=offset)
+    assert caught.value.transient
+
+
+def test_an_object_that_was_removed_after_its_description_is_not_found(s3: S3Place) -> None:
+    s3.put("image", CONTENT)
+    version = described(s3, s3.ref("image"))
+    s3.withdraw("image")
+    with pytest.raises(ImageNotFound, match="the bucket has no such object"):
+        fetched(s3, version)
+
+
+# ---------------------------------------------------------------------------------------------------------- what is not there
+
+
+def test_a_missing_key_a_missing_bucket_and_a_missing_version_are_told_apart(s3: S3Place) -> None:
+    s3.keep_versions()
+    s3.put("image", CONTENT)
+    for ref, why in (
+        (s3.ref("gone"), "the bucket has no such object"),
+        ("s3://no-such-bucket/image", "there is no such bucket"),
+        (f"{s3.ref('image')}?versionId=gone", "the object has no such version"),
+    ):
+        error = refusal(s3, ref)
+        assert isinstance(error, ImageNotFound)
+        assert f"{ref}: {why} at {s3.url}" == error.message
+
+
+def test_an_archived_object_is_refused_with_what_to_do(s3: S3Place) -> None:
+    s3.put("image", CONTENT, x_amz_storage_class="GLACIER")
+    with pytest.raises(SourceRefused, match="is archived") as caught:
+        fetched(s3, described(s3, s3.ref("image")))
+    assert "restore" in str(caught.value.hint)
+
+
+# ----------------------------------------------------------------------------------------------------------- the credentials
+
+
+def anonymous(place: S3Place) -> ObjectSource:
+    return ObjectSource(s3=replace(place.access, keys=None, anonymous=True))
+
+
+def test_what_all_may_read_needs_no_credentials(s3: S3Place) -> None:
+    s3.put("image", CONTENT)
+    source = anonymous(s3)
+    with source.open(described(s3, s3.ref("image"), source)) as stream:
+        assert CONTENT == contents(stream)
+
+
+def test_what_is_forbidden_is_not_authorised_and_what_was_tried_is_named(s3: S3Place) -> None:
+    s3.put("image", CONTENT)
+    s3.forbid("image")
+    error = refusal(s3, s3.ref("image"), anonymous(s3))
+    assert isinstance(error, NotAuthorized)
+    assert "requests without credentials" in error.message
+
+
+def test_wrong_and_powerless_keys_are_told_apart_by_name_and_right_ones_read(s3: S3Place) -> None:
+    s3.put("image", CONTENT)
+    right = s3_user(s3.url, f"reader-{s3.bucket}", reads=s3.bucket)
+    powerless = s3_user(s3.url, f"nobody-{s3.bucket}", reads=None)
+    told = {}
+    with signatures_checked(s3.url):
+        assert len(CONTENT) == described(s3, s3.ref("image"), ObjectSource(s3=replace(s3.access, keys=right))).size
+        for what, keys in {
+            "unknown": Keys(access_key_id="AKIAUNKNOWN", secret_access_key="geheim"),
+            "wrong": replace(right, secret_access_key="geheim"),
+            "powerless": powerless,
+            "token": replace(right, session_token="geheim"),
+        }.items():
+            error = refusal(s3, s3.ref("image"), ObjectSource(s3=replace(s3.access, keys=keys)))
+            assert isinstance(error, NotAuthorized)
+            assert "the keys of the environment" in error.message
+            assert keys.access_key_id not in error.message
+            told[what] = error.message.rpartition(": ")[2]
+    assert "the service does not know that key" == told["unknown"]
+    assert "the secret key is not the right one" == told["wrong"]
+    assert "their token is not valid" == told["token"]
+    assert "403 AccessDenied" in told["powerless"]
+
+
+def test_the_keys_of_a_profile_are_read_anew_for_each_request(s3: S3Place, tmp_path: Path) -> None:
+    s3.put("image", CONTENT)
+    right = s3_user(s3.url, f"profile-{s3.bucket}", reads=s3.bucket)
+    file = tmp_path / "credentials"
+    source = ObjectSource(s3=S3Access(endpoint=s3.url, allow_http=True, profile="images", files=(file,)))
+
+    def write(secret: str) -> None:
+        file.write_text(f"[images]\naws_access_key_id = {right.access_key_id}\naws_secret_access_key = {secret}\n")
+
+    with signatures_checked(s3.url):
+        write("geheim")
+        error = refusal(s3, s3.ref("image"), source)
+        assert "refuses the keys of the profile 'images': the secret key is not the right one" in error.message
+        write(right.secret_access_key)
+        assert len(CONTENT) == described(s3, s3.ref("image"), source).size
+
+
+def test_a_token_of_the_environment_is_not_sent_with_the_keys_of_a_profile(
+    s3: S3Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put("image", CONTENT)
+    right = s3_user(s3.url, f"token-{s3.bucket}", reads=s3.bucket)
+    (tmp_path / "credentials").write_text(
+        f"[default]\naws_access_key_id = {right.access_key_id}\naws_secret_access_key = {right.secret_access_key}\n"
+    )
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of-somebody-else")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://elsewhere.invalid")
+    source = ObjectSource(s3=S3Access(endpoint=s3.url, allow_http=True, files=(tmp_path / "credentials",)))
+    with signatures_checked(s3.url):
+        assert len(CONTENT) == described(s3, s3.ref("image"), source).size
+
+
+# ------------------------------------------------------------------------------------------------------------- into a cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    store = Store(root=tmp_path / "base", kind=CacheKind.BASE)
+    store.root.mkdir()
+    return Cache(name="base", store=store)
+
+
+def test_an_image_is_fetched_once_and_anew_when_it_changed(s3: S3Place, cache: Cache) -> None:
+    ref, source = parse_ref(s3.ref("image.raw")), replace(s3.source, revalidate_after=0.0)
+    s3.put("image.raw", CONTENT)
+    first = cache.ensure(ref, source, Recorder()).image
+    assert first.record is not None
+    assert f"{ref}#sha256:{hashlib.sha256(CONTENT).hexdigest()}" == first.record.version_id
+    again = Recorder()
+    assert first.path == cache.ensure(ref, source, again).image.path
+    assert "fetching" not in again.codes
+    s3.put("image.raw", CONTENT[::-1])
+    second = cache.ensure(ref, source, Recorder()).image
+    assert (CONTENT, CONTENT[::-1]) == (first.path.read_bytes(), second.path.read_bytes())
+
+
+def test_a_version_is_fetched_once_by_whichever_ref_it_is_asked_for(s3: S3Place, cache: Cache) -> None:
+    s3.keep_versions()
+    version = s3.put("image.raw", CONTENT)
+    first = cache.ensure(parse_ref(s3.ref("image.raw")), s3.source, Recorder()).image
+    again = Recorder()
+    by_version = parse_ref(f"{s3.ref('image.raw')}?versionId={version}")
+    assert first.path == cache.ensure(by_version, s3.source, again).image.path
+    assert "fetching" not in again.codes

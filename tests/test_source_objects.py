@@ -1,0 +1,408 @@
+"""Images from object stores: how a bucket is asked and as whom, and what each fault of a server is called.
+
+The services themselves are asked in tests/components/objects; here a web server misbehaves as none of them would when asked to.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from underlay.contracts import ByteStream
+from underlay.errors import (
+    BodyTruncated,
+    ConfigError,
+    ImageNotFound,
+    NotAuthorized,
+    SourceChanged,
+    SourceRefused,
+    SourceUnavailable,
+    UnderlayError,
+    UntrustedCertificate,
+)
+from underlay.refs import parse_ref
+from underlay.sources.objects import Addressing, GcsAccess, Keys, ObjectSource, S3Access
+from underlay.sources.objects.profiles import read_profile
+from underlay.sources.objects.stores import Transport, open_s3
+from underlay.testing.httpserver import Served, Server, self_signed, serving
+
+pytest.importorskip("obstore")
+
+BODY = os.urandom(300_000)
+PATH = "/images/disk.raw"
+REF = parse_ref("s3://images/disk.raw")
+KEYS = Keys(access_key_id="AKIATEST", secret_access_key="geheim", session_token="heimlich")
+LONG_AGO = datetime(2024, 5, 17, 12, 30, 45, tzinfo=UTC)
+NOWHERE = "http://127.0.0.1:9"  # nobody listens there: no test asks a cloud's metadata service
+
+
+@pytest.fixture(autouse=True)
+def no_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of this machine's own has a say, and nothing outside is asked."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")
+    monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:9")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving({PATH: Served(BODY, etag='"1"', last_modified=LONG_AGO)}) as running:
+        yield running
+
+
+def source_of(server: Server, **options: float) -> ObjectSource:
+    access = S3Access(endpoint=server.base, keys=KEYS, allow_http=True, machine_credentials=False)
+    return ObjectSource(s3=access, **options)  # type: ignore[arg-type]
+
+
+def contents(stream: ByteStream) -> bytes:
+    buffer, found = memoryview(bytearray(70_000)), b""
+    while length := stream.readinto(buffer):
+        found += buffer[:length]
+    return found
+
+
+def fetched(source: ObjectSource, *, offset: int = 0) -> bytes:
+    with source.open(source.describe(REF), offset=offset) as stream:
+        return contents(stream)
+
+
+def refusal(source: ObjectSource, ref: str = str(REF)) -> UnderlayError:
+    with pytest.raises(UnderlayError) as caught:
+        source.describe(parse_ref(ref))
+    for secret in ("geheim", "heimlich", "AKIATEST"):
+        assert secret not in f"{caught.value.message} {caught.value.hint}"
+    return caught.value
+
+
+def answering(status: int, code: str, **headers: str) -> Served:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>geheim</Message><Region>eu-central-1</Region></Error>"
+    return Served(body.encode(), status=status, headers=headers)
+
+
+# -------------------------------------------------------------------------------------------------------------- the requests
+
+
+def test_a_head_describes_and_is_signed_and_a_get_asks_for_what_was_described(server: Server) -> None:
+    assert BODY[5:] == fetched(source_of(server), offset=5)
+    head, get = server.requests
+    assert ("HEAD", PATH) == (head.method, head.path)
+    assert "Credential=AKIATEST/" in head.headers["authorization"]
+    assert "heimlich" == head.headers["x-amz-security-token"]
+    assert ("GET", "bytes=5-", '"1"') == (get.method, get.headers["range"], get.headers["if-match"])
+
+
+def test_a_secret_is_in_no_repr(server: Server) -> None:
+    for secret in ("geheim", "heimlich", "AKIATEST"):
+        assert secret not in repr(source_of(server))
+
+
+def test_where_a_head_is_refused_the_first_byte_describes(server: Server) -> None:
+    server.serve(PATH, Served(BODY, etag='"1"', head_status=403))
+    assert len(BODY) == source_of(server).describe(REF).size
+
+
+def test_a_weak_etag_is_no_validator(server: Server) -> None:
+    server.serve(PATH, Served(BODY, etag='W/"1"'))
+    assert source_of(server).describe(REF).validator is None
+    assert BODY == fetched(source_of(server))
+
+
+def test_an_answer_with_another_etag_is_refused_although_the_condition_was_not_heeded(server: Server) -> None:
+    server.serve(PATH, Served(BODY, etag='"1"', for_get=Served(BODY, etag='"2"')))
+    with pytest.raises(SourceChanged):
+        fetched(source_of(server))
+
+
+def test_an_answer_of_another_length_is_refused_where_there_is_no_etag(server: Server) -> None:
+    server.serve(PATH, Served(BODY, for_get=Served(BODY[1:])))
+    with pytest.raises(SourceChanged):
+        fetched(source_of(server))
+
+
+@pytest.mark.parametrize(
+    ("bucket", "endpoint", "style", "virtual", "asked"),
+    [
+        ("images", None, Addressing.AUTO, True, None),
+        ("my.images", None, Addressing.AUTO, False, None),
+        ("images", None, Addressing.PATH, False, None),
+        ("images", "https://store:9000/", Addressing.AUTO, False, "https://store:9000"),
+        ("images", "https://store:9000", Addressing.VIRTUAL, True, "https://images.store:9000"),
+    ],
+)
+def test_the_bucket_is_named_in_the_host_at_amazon_or_when_that_is_configured(
+    bucket: str, endpoint: str | None, style: Addressing, virtual: bool, asked: str | None
+) -> None:
+    transport = Transport(connect_timeout=1.0, read_timeout=1.0, ca_file=None)
+    settings = open_s3(bucket, S3Access(endpoint=endpoint, keys=KEYS, addressing_style=style), transport).store.config
+    assert str(virtual).lower() == settings["virtual_hosted_style_request"]
+    assert asked == settings.get("aws_endpoint_url_s3")
+
+
+# ---------------------------------------------------------------------------------------------------------------- the faults
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "says"),
+    [
+        (404, "NoSuchBucket", ImageNotFound, "there is no such bucket"),
+        (405, "MethodNotAllowed", ImageNotFound, "the mark of a removal"),
+        (400, "ExpiredToken", NotAuthorized, "the keys of the environment: they have expired"),
+        (403, "RequestTimeTooSkewed", NotAuthorized, "this machine's clock is wrong"),
+        (401, "Odd", NotAuthorized, "answers 401 Odd to the keys of the environment"),
+        (403, "AccessDenied", NotAuthorized, "answers 403 AccessDenied to the keys of the environment"),
+        (503, "SlowDown", SourceUnavailable, "answers 503"),
+        (500, "InternalError", SourceUnavailable, "answers 500"),
+        (429, "TooManyRequests", SourceUnavailable, "answers 429"),
+        (400, "InvalidRequest", SourceRefused, "answers 400 InvalidRequest"),
+        (301, "PermanentRedirect", SourceRefused, "the bucket is not in the region us-east-1"),
+        (400, "AuthorizationHeaderMalformed", SourceRefused, "the bucket is not in the region us-east-1"),
+    ],
+)
+def test_each_refusal_of_a_server_has_its_error(
+    server: Server, status: int, code: str, kind: type[UnderlayError], says: str
+) -> None:
+    server.serve(PATH, answering(status, code))
+    error = refusal(source_of(server))
+    assert kind is type(error)
+    assert says in error.message
+
+
+def test_the_right_region_is_named_when_the_server_names_it(server: Server) -> None:
+    server.serve(PATH, answering(400, "AuthorizationHeaderMalformed"))
+    assert "set region = 'eu-central-1' under [sources.s3]" == refusal(source_of(server)).hint
+
+
+def test_a_body_that_is_cut_off_is_truncated(server: Server) -> None:
+    server.serve(PATH, Served(BODY, etag='"1"', cut_after=100_000))
+    with pytest.raises(BodyTruncated):
+        fetched(source_of(server))
+
+
+def test_what_was_sent_before_the_cut_can_be_had_and_the_rest_from_there_on(server: Server) -> None:
+    server.serve(PATH, Served(BODY, etag='"1"', cut_after=100_000))
+    source, had = source_of(server), b""
+    version, buffer = source.describe(REF), memoryview(bytearray(10_000))
+    with source.open(version) as stream:
+        with suppress(BodyTruncated):
+            while length := stream.readinto(buffer):
+                had += buffer[:length]
+    assert 0 < len(had) <= 100_000
+    server.serve(PATH, Served(BODY, etag='"1"'))
+    with source.open(version, offset=len(had)) as stream:
+        assert BODY == had + contents(stream)
+
+
+def test_a_body_that_stalls_is_given_up(server: Server) -> None:
+    server.serve(PATH, Served(BODY, etag='"1"', stall_after=100_000))
+    started = time.monotonic()
+    with pytest.raises(SourceUnavailable, match="it went silent"):
+        fetched(source_of(server, read_timeout=0.3))
+    server.resume()
+    assert time.monotonic() - started < 10
+
+
+def test_a_body_that_trickles_is_given_up(server: Server) -> None:
+    server.serve(PATH, Served(BODY, etag='"1"', rate=2_000))
+    with pytest.raises(SourceUnavailable, match="bytes came in"):
+        fetched(source_of(server, low_speed_limit=50_000, low_speed_time=0.5))
+
+
+def test_a_body_that_is_slow_but_not_too_slow_is_read_to_its_end(server: Server) -> None:
+    server.serve(PATH, Served(BODY, etag='"1"', rate=400_000))
+    assert BODY == fetched(source_of(server, low_speed_limit=50_000, low_speed_time=0.2))
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(server: Server) -> None:
+    server.serve(PATH, Served(BODY, etag='"1"', for_get=Served(BODY, etag='"1"', stall_after=0)))
+    with pytest.raises(SourceUnavailable):
+        fetched(source_of(server, read_timeout=0.3))
+    server.resume()
+
+
+def test_a_server_that_is_not_there_is_named_with_the_reason() -> None:
+    source = ObjectSource(s3=S3Access(endpoint=NOWHERE, keys=KEYS, allow_http=True))
+    error = refusal(source)
+    assert isinstance(error, SourceUnavailable)
+    assert f"{REF}: {NOWHERE}: Connection refused" == error.message
+
+
+def test_a_host_that_no_name_server_knows_is_named_with_the_reason() -> None:
+    source = ObjectSource(s3=S3Access(endpoint="https://store.invalid", keys=KEYS))
+    assert f"{REF}: https://store.invalid: the name of its host cannot be resolved" == refusal(source).message
+
+
+def test_a_certificate_must_be_trusted_and_a_file_of_them_makes_it_so(tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path)
+    with serving({PATH: Served(BODY, etag='"1"')}, tls=certificate) as server:
+        source = ObjectSource(s3=S3Access(endpoint=server.base, keys=KEYS))
+        error = refusal(source)
+        assert isinstance(error, UntrustedCertificate)
+        assert "ca_file" in str(error.hint)
+        assert BODY == fetched(replace(source, ca_file=os.fspath(certificate.ca_file)))
+        assert isinstance(refusal(replace(source, ca_file=os.fspath(tmp_path / "gone.pem"))), ConfigError)
+
+
+# ------------------------------------------------------------------------------------------------------------- the endpoints
+
+
+def test_an_endpoint_without_tls_is_refused_unless_it_is_allowed(server: Server) -> None:
+    source = source_of(server)
+    error = refusal(replace(source, s3=replace(source.s3, allow_http=False)))
+    assert isinstance(error, SourceRefused)
+    assert "allow_http" in str(error.hint)
+    assert () == server.requests
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "nonsense",
+        "https://",
+        "ftp://host",
+        "https://AKIATEST:geheim@host",
+        "https://host/?geheim",
+        "https://ho st",
+        "https://h:x",
+    ],
+)
+def test_an_endpoint_that_is_no_plain_url_is_not_used_and_not_repeated(endpoint: str) -> None:
+    for source in (ObjectSource(s3=S3Access(endpoint=endpoint, keys=KEYS)), ObjectSource(gs=GcsAccess(endpoint=endpoint))):
+        scheme = "gs" if source.gs.endpoint else "s3"
+        error = refusal(source, f"{scheme}://images/disk.raw")
+        assert isinstance(error, ConfigError)
+        assert f"the endpoint for {scheme} is no plain URL" == error.message
+
+
+def test_a_region_that_is_none_is_not_used() -> None:
+    assert isinstance(refusal(ObjectSource(s3=S3Access(region="eu west\n", keys=KEYS))), ConfigError)
+
+
+# ----------------------------------------------------------------------------------------------------------- the credentials
+
+
+def test_keys_that_are_not_complete_are_told_by_name(server: Server) -> None:
+    source = source_of(server)
+    for keys, word in (
+        (replace(KEYS, secret_access_key=""), "the secret key is missing"),
+        (replace(KEYS, access_key_id=""), "the access key's id is missing"),
+        (replace(KEYS, access_key_id="AKIA TEST"), "characters that no key has"),
+    ):
+        error = refusal(replace(source, s3=replace(source.s3, keys=keys)))
+        assert isinstance(error, NotAuthorized)
+        assert "the keys of the environment" in error.message
+        assert word in error.message
+
+
+def test_with_no_credentials_at_all_the_error_says_which_could_be_set(server: Server) -> None:
+    source = source_of(server)
+    error = refusal(replace(source, s3=replace(source.s3, keys=None)))
+    assert isinstance(error, NotAuthorized)
+    assert "AWS_ACCESS_KEY_ID" in str(error.hint)
+    assert () == server.requests
+
+
+def test_a_machine_without_credentials_of_its_own_is_asked_in_bounded_time(server: Server) -> None:
+    source = source_of(server, read_timeout=0.3)
+    silent = Served(b"", stall_after=0)
+    server.serve("/latest/api/token", silent)
+    for endpoint in (NOWHERE, server.base):
+        access = replace(source.s3, keys=None, machine_credentials=True, metadata_endpoint=endpoint)
+        started = time.monotonic()
+        error = refusal(replace(source, s3=access))
+        assert isinstance(error, NotAuthorized)
+        assert "the machine's metadata service gives none" in error.message
+        assert time.monotonic() - started < 10
+    server.resume()
+
+
+def test_without_credentials_nothing_is_signed(server: Server) -> None:
+    source = source_of(server)
+    anonymous = replace(source, s3=replace(source.s3, keys=None, anonymous=True))
+    assert BODY == fetched(anonymous)
+    assert all("authorization" not in request.headers for request in server.requests)
+
+
+# -------------------------------------------------------------------------------------------------------------- the profiles
+
+
+CREDENTIALS = """
+[default]
+aws_access_key_id = AKIADEFAULT
+aws_secret_access_key = one%two#three
+
+[images]
+aws_access_key_id = AKIAIMAGES
+aws_secret_access_key = geheim
+aws_session_token = heimlich
+"""
+CONFIG = """
+[default]
+region = eu-west-1
+s3 =
+    addressing_style = path
+
+[profile images]
+region = eu-central-1
+endpoint_url = https://images.example.org
+
+[profile role]
+role_arn = arn:aws:iam::123456789012:role/images
+source_profile = images
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    (tmp_path / "credentials").write_text(CREDENTIALS)
+    (tmp_path / "config").write_text(CONFIG)
+    return tmp_path / "credentials", tmp_path / "config"
+
+
+def test_a_profile_is_what_both_files_say_of_it(files: tuple[Path, Path]) -> None:
+    profile = read_profile(files, "images")
+    assert Keys(access_key_id="AKIAIMAGES", secret_access_key="geheim", session_token="heimlich") == profile.keys
+    assert ("eu-central-1", "https://images.example.org") == (profile.region, profile.endpoint)
+    assert "geheim" not in repr(profile)
+
+
+def test_the_default_profile_is_used_when_none_is_named_and_need_not_be_there(files: tuple[Path, Path], tmp_path: Path) -> None:
+    default = read_profile(files, None)
+    assert Keys(access_key_id="AKIADEFAULT", secret_access_key="one%two#three") == default.keys
+    assert "eu-west-1" == default.region
+    assert read_profile((tmp_path / "gone", tmp_path / "credentials" / "below"), None).keys is None
+
+
+def test_a_profile_that_is_named_must_be_there(files: tuple[Path, Path]) -> None:
+    with pytest.raises(NotAuthorized, match="there is no profile 'gone' in"):
+        read_profile(files, "gone")
+
+
+def test_a_profile_that_has_its_keys_from_elsewhere_says_how_to_get_them(files: tuple[Path, Path]) -> None:
+    with pytest.raises(NotAuthorized, match="by role_arn") as caught:
+        read_profile(files, "role")
+    assert "aws configure export-credentials --profile role" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("content", [b"geheim = 1", b"[default\ngeheim", b"[default]\n  = geheim", b"[default]\ngeheim = \xff"])
+def test_a_file_that_holds_no_profiles_is_named_and_not_repeated(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "credentials").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_profile((tmp_path / "credentials",), None)
+    assert str(tmp_path / "credentials") in caught.value.message
+    assert "geheim" not in caught.value.message
+
+
+def test_the_region_and_the_endpoint_of_a_profile_stand_in_for_those_of_the_configuration(
+    server: Server, files: tuple[Path, Path]
+) -> None:
+    files[1].write_text(CONFIG.replace("https://images.example.org", server.base))
+    source = ObjectSource(s3=S3Access(files=files, profile="images", allow_http=True))
+    assert len(BODY) == source.describe(REF).size
+    assert "/eu-central-1/s3/" in server.requests[0].headers["authorization"]

@@ -8,10 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from underlay.contracts import ByteStream
 from underlay.errors import (
@@ -26,10 +30,12 @@ from underlay.errors import (
     UntrustedCertificate,
 )
 from underlay.refs import parse_ref
-from underlay.sources.objects import Addressing, GcsAccess, Keys, ObjectSource, S3Access
+from underlay.sources.objects.access import Addressing, GcsAccess, Keys, S3Access
 from underlay.sources.objects.profiles import read_profile
-from underlay.sources.objects.stores import Transport, open_s3
-from underlay.testing.httpserver import Served, Server, self_signed, serving
+from underlay.sources.objects.source import ObjectSource
+from underlay.sources.objects.stores import open_s3
+from underlay.testing.httpserver import Certificate, Served, Server, serving
+from underlay.web import Web
 
 pytest.importorskip("obstore")
 
@@ -56,9 +62,9 @@ def server() -> Iterator[Server]:
         yield running
 
 
-def source_of(server: Server, **options: float) -> ObjectSource:
+def source_of(server: Server, web: Web | None = None) -> ObjectSource:
     access = S3Access(endpoint=server.base, keys=KEYS, allow_http=True, machine_credentials=False)
-    return ObjectSource(s3=access, **options)  # type: ignore[arg-type]
+    return ObjectSource(s3=access, web=web or Web())
 
 
 def contents(stream: ByteStream) -> bytes:
@@ -129,20 +135,19 @@ def test_an_answer_of_another_length_is_refused_where_there_is_no_etag(server: S
 @pytest.mark.parametrize(
     ("bucket", "endpoint", "style", "virtual", "asked"),
     [
-        ("images", None, Addressing.AUTO, True, None),
-        ("my.images", None, Addressing.AUTO, False, None),
-        ("images", None, Addressing.PATH, False, None),
-        ("images", "https://store:9000/", Addressing.AUTO, False, "https://store:9000"),
-        ("images", "https://store:9000", Addressing.VIRTUAL, True, "https://images.store:9000"),
+        ("images", None, Addressing.AUTO, "true", None),
+        ("my.images", None, Addressing.AUTO, "false", None),
+        ("images", None, Addressing.PATH, "false", None),
+        ("images", "https://store:9000/", Addressing.AUTO, "false", "https://store:9000"),
+        ("images", "https://store:9000", Addressing.VIRTUAL, "true", "https://images.store:9000"),
     ],
 )
 def test_the_bucket_is_named_in_the_host_at_amazon_or_when_that_is_configured(
-    bucket: str, endpoint: str | None, style: Addressing, virtual: bool, asked: str | None
+    bucket: str, endpoint: str | None, style: Addressing, virtual: str, asked: str | None
 ) -> None:
-    transport = Transport(connect_timeout=1.0, read_timeout=1.0, ca_file=None)
-    settings = open_s3(bucket, S3Access(endpoint=endpoint, keys=KEYS, addressing_style=style), transport).store.config
-    assert str(virtual).lower() == settings["virtual_hosted_style_request"]
-    assert asked == settings.get("aws_endpoint_url_s3")
+    settings = open_s3(bucket, S3Access(endpoint=endpoint, keys=KEYS, addressing_style=style), Web()).store.config
+    assert virtual == settings["virtual_hosted_style_request"]
+    assert asked == settings.get("endpoint_url_s3")
 
 
 # ---------------------------------------------------------------------------------------------------------------- the faults
@@ -203,26 +208,26 @@ def test_a_body_that_stalls_is_given_up(server: Server) -> None:
     server.serve(PATH, Served(BODY, etag='"1"', stall_after=100_000))
     started = time.monotonic()
     with pytest.raises(SourceUnavailable, match="it went silent"):
-        fetched(source_of(server, read_timeout=0.3))
+        fetched(source_of(server, Web(read_timeout=0.3)))
     server.resume()
     assert time.monotonic() - started < 10
 
 
 def test_a_body_that_trickles_is_given_up(server: Server) -> None:
     server.serve(PATH, Served(BODY, etag='"1"', rate=2_000))
-    with pytest.raises(SourceUnavailable, match="bytes came in"):
-        fetched(source_of(server, low_speed_limit=50_000, low_speed_time=0.5))
+    with pytest.raises(SourceUnavailable, match="fewer than 50000 bytes a second"):
+        fetched(source_of(server, Web(low_speed_limit=50_000, low_speed_time=0.5)))
 
 
 def test_a_body_that_is_slow_but_not_too_slow_is_read_to_its_end(server: Server) -> None:
     server.serve(PATH, Served(BODY, etag='"1"', rate=400_000))
-    assert BODY == fetched(source_of(server, low_speed_limit=50_000, low_speed_time=0.2))
+    assert BODY == fetched(source_of(server, Web(low_speed_limit=50_000, low_speed_time=0.2)))
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(server: Server) -> None:
     server.serve(PATH, Served(BODY, etag='"1"', for_get=Served(BODY, etag='"1"', stall_after=0)))
     with pytest.raises(SourceUnavailable):
-        fetched(source_of(server, read_timeout=0.3))
+        fetched(source_of(server, Web(read_timeout=0.3)))
     server.resume()
 
 
@@ -238,15 +243,58 @@ def test_a_host_that_no_name_server_knows_is_named_with_the_reason() -> None:
     assert f"{REF}: https://store.invalid: the name of its host cannot be resolved" == refusal(source).message
 
 
+def issued(directory: Path) -> tuple[Certificate, Path]:
+    """A server's certificate and its key, and the authority's that issued it: the library takes none for both."""
+    now, names = (
+        datetime.now(UTC),
+        x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")]),
+    )
+    authority, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+
+    def certificate(name: str, public: ec.EllipticCurvePublicKey, *, is_authority: bool) -> bytes:
+        subject, issuer = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, one)]) for one in (name, "authority"))
+        made = x509.CertificateBuilder(issuer_name=issuer, subject_name=subject, public_key=public)
+        made = made.serial_number(x509.random_serial_number()).add_extension(names, critical=False)
+        made = made.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
+        made = made.add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        return made.sign(authority, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    (directory / "ca.pem").write_bytes(certificate("authority", authority.public_key(), is_authority=True))
+    (directory / "server.pem").write_bytes(certificate("localhost", key.public_key(), is_authority=False))
+    secret = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (directory / "key.pem").write_bytes(key.private_bytes(*secret))
+    return Certificate(ca_file=directory / "server.pem", key_file=directory / "key.pem"), directory / "ca.pem"
+
+
 def test_a_certificate_must_be_trusted_and_a_file_of_them_makes_it_so(tmp_path: Path) -> None:
-    certificate = self_signed(tmp_path)
+    certificate, authority = issued(tmp_path)
     with serving({PATH: Served(BODY, etag='"1"')}, tls=certificate) as server:
         source = ObjectSource(s3=S3Access(endpoint=server.base, keys=KEYS))
         error = refusal(source)
         assert isinstance(error, UntrustedCertificate)
         assert "ca_file" in str(error.hint)
-        assert BODY == fetched(replace(source, ca_file=os.fspath(certificate.ca_file)))
-        assert isinstance(refusal(replace(source, ca_file=os.fspath(tmp_path / "gone.pem"))), ConfigError)
+        assert BODY == fetched(replace(source, web=Web(ca_file=os.fspath(authority))))
+        assert isinstance(refusal(replace(source, web=Web(ca_file=os.fspath(tmp_path / "gone.pem")))), ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("proxies", "no_proxy", "through"),
+    [
+        ({"http": "PROXY"}, (), True),
+        ({"http": "PROXY"}, ("127.0.0.1",), False),
+        ({"http": "PROXY"}, ("*",), False),
+        ({}, (), False),
+    ],
+)
+def test_a_proxy_is_the_configured_one_and_never_one_that_the_library_finds(
+    server: Server, monkeypatch: pytest.MonkeyPatch, proxies: list[str], no_proxy: tuple[str, ...], through: int
+) -> None:
+    with serving({f"{server.base}{PATH}": Served(BODY, etag='"1"')}) as proxy:
+        monkeypatch.setenv("http_proxy", NOWHERE)
+        monkeypatch.setenv("no_proxy", "")
+        web = Web(proxies=dict.fromkeys(proxies, proxy.base), no_proxy=no_proxy)
+        assert BODY == fetched(source_of(server, web))
+        assert (2 * through, 2 - 2 * through) == (len(proxy.requests), len(server.requests))
 
 
 # ------------------------------------------------------------------------------------------------------------- the endpoints
@@ -309,7 +357,7 @@ def test_with_no_credentials_at_all_the_error_says_which_could_be_set(server: Se
 
 
 def test_a_machine_without_credentials_of_its_own_is_asked_in_bounded_time(server: Server) -> None:
-    source = source_of(server, read_timeout=0.3)
+    source = source_of(server, Web(read_timeout=0.3))
     silent = Served(b"", stall_after=0)
     server.serve("/latest/api/token", silent)
     for endpoint in (NOWHERE, server.base):

@@ -14,13 +14,14 @@ from underlay.errors import ConfigError, ExtraMissing, UnknownBackend, UnknownSc
 
 _SOURCES: Mapping[str, str] = MappingProxyType(
     {
-        "az": "underlay.sources.objects:ObjectSource",
+        "az": "underlay.sources.objects.source:ObjectSource",
         "file": "underlay.sources.file:FileSource",
-        "gs": "underlay.sources.objects:ObjectSource",
+        "gs": "underlay.sources.objects.source:ObjectSource",
         "http": "underlay.sources.http:HttpSource",
         "https": "underlay.sources.http:HttpSource",
         "oci": "underlay.sources.oci.source:OciSource",
         "s3": "underlay.sources.objects:ObjectSource",
+        "s3": "underlay.sources.objects.source:ObjectSource",
     }
 )
 _DISKS: Mapping[str, str] = MappingProxyType(

@@ -20,7 +20,8 @@ import urllib3
 from azurite_environment import program as azurite
 from gcs_environment import program as fake_gcs
 
-from underlay.sources.objects import AzureAccess, GcsAccess, Keys, ObjectSource, S3Access
+from underlay.sources.objects.access import AzureAccess, GcsAccess, Keys, S3Access
+from underlay.sources.objects.source import ObjectSource
 
 PATIENCE = 60.0
 KEYS = Keys(access_key_id="admin", secret_access_key="geheim")

@@ -9,7 +9,8 @@ from object_places import AzurePlace
 from underlay.errors import ImageNotFound, NotAuthorized, SourceChanged, UnderlayError
 from underlay.model import ImageVersion
 from underlay.refs import parse_ref
-from underlay.sources.objects import AzureAccess, ObjectSource
+from underlay.sources.objects.access import AzureAccess
+from underlay.sources.objects.source import ObjectSource
 
 pytestmark = pytest.mark.component("azurite")
 

@@ -10,7 +10,7 @@ from object_places import GcsPlace, gcs_place
 from underlay.errors import ImageNotFound, NotAuthorized, SourceChanged
 from underlay.model import ImageVersion
 from underlay.refs import parse_ref
-from underlay.sources.objects import ObjectSource
+from underlay.sources.objects.source import ObjectSource
 
 pytestmark = pytest.mark.component("fake-gcs-server")
 

@@ -14,7 +14,8 @@ from underlay.errors import ImageNotFound, NotAuthorized, SourceChanged, SourceR
 from underlay.model import ImageVersion
 from underlay.naming import CacheKind
 from underlay.refs import parse_ref
-from underlay.sources.objects import Keys, ObjectSource, S3Access
+from underlay.sources.objects.access import Keys, S3Access
+from underlay.sources.objects.source import ObjectSource
 from underlay.store import Store
 from underlay.testing.fakes import Recorder
 

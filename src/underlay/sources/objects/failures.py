@@ -154,7 +154,7 @@ def _broken(ref: ImageRef, bucket: Bucket, answer: _Answer) -> UnderlayError:
     text = answer.text
     if "InvalidCertificate" in text:
         return UntrustedCertificate(
-            f"{ref}: the certificate of {bucket.where} is not trusted", hint=f"set ca_file under [sources.{bucket.scheme}]"
+            f"{ref}: the certificate of {bucket.where} is not trusted", hint="set ca_file under [sources.http]"
         )
     if "IncompleteBody" in text or "IncompleteMessage" in text:
         return BodyTruncated(f"{ref}: the body ended before its announced length", hint="try again")

@@ -1,5 +1,6 @@
 """Buckets as a source. What was described is asked for by its version and its ETag, so that two versions are never mixed."""
 
+import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,13 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
-from underlay.errors import BodyTruncated, ImageNotFound, NotAuthorized, SourceChanged, SourceRefused, SourceUnavailable
+from underlay.contracts import ByteStream
+from underlay.errors import BodyTruncated, ImageNotFound, NotAuthorized, SourceChanged, SourceRefused
 from underlay.model import ImageRef, ImageVersion
 from underlay.naming import content_version_id
 from underlay.refs import object_name
 from underlay.sources.objects.access import AzureAccess, GcsAccess, S3Access
 from underlay.sources.objects.failures import translated
-from underlay.sources.objects.stores import Bucket, Transport, library, open_azure, open_gcs, open_s3
+from underlay.sources.objects.stores import Bucket, library, open_azure, open_gcs, open_s3
+from underlay.web import Web
+from underlay.web.pace import Pace
 
 _ETAG = "etag:"  # how validators begin, as those of web servers do
 _UNVERSIONED = "null"  # S3's version of an object in a bucket that keeps none: replaced in its place
@@ -29,9 +33,7 @@ class ObjectSource:
     nothing is kept between requests.
 
     Attributes:
-        connect_timeout, read_timeout: seconds; the latter between two pieces of a body.
-        low_speed_limit, low_speed_time: a body of which fewer bytes a second come for so many seconds is given up.
-        ca_file: certificates to trust beside the system's.
+        web: whose time-outs, proxies and certificates hold here as well, although the library makes the requests.
     """
 
     schemes: ClassVar[frozenset[str]] = frozenset({"s3", "gs", "az"})
@@ -40,11 +42,7 @@ class ObjectSource:
     s3: S3Access = field(default_factory=S3Access)
     gs: GcsAccess = field(default_factory=GcsAccess)
     az: AzureAccess = field(default_factory=AzureAccess)
-    connect_timeout: float = 10.0
-    read_timeout: float = 60.0
-    low_speed_limit: int = 1024
-    low_speed_time: float = 60.0
-    ca_file: str | None = None
+    web: Web = field(default_factory=Web)
 
     def fixed_id(self, ref: ImageRef) -> str | None:
         """The version that the ref names, for it never changes; None for what is there now."""
@@ -76,7 +74,7 @@ class ObjectSource:
         )
 
     @contextmanager
-    def open(self, version: ImageVersion, *, offset: int = 0) -> Iterator["_ObjectStream"]:
+    def open(self, version: ImageVersion, *, offset: int = 0) -> Iterator[ByteStream]:
         """The object's bytes from ``offset`` on.
 
         Raises:
@@ -85,7 +83,7 @@ class ObjectSource:
         options: dict[str, Any] = {"version": _asked_version(version), "if_match": _etag(version)}
         if offset and offset == version.size:
             self._check_still_there(version)
-            yield _ObjectStream(version.ref, self._bucket(version.ref), iter(()), 0, self.low_speed_limit, self.low_speed_time)
+            yield io.BytesIO()
             return
         if offset:
             options["range"] = {"offset": offset}
@@ -100,7 +98,8 @@ class ObjectSource:
         _check_coding(version.ref, found.attributes)
         pieces = iter(found.stream(min_chunk_size=_PIECE))
         left = found.range[1] - found.range[0]
-        yield _ObjectStream(version.ref, bucket, pieces, left, self.low_speed_limit, self.low_speed_time)
+        pace = Pace(str(version.ref), bucket.where, self.web.low_speed_limit, self.web.low_speed_time)
+        yield _ObjectStream(version.ref, bucket, pieces, left, pace)
 
     def _found(self, ref: ImageRef) -> Any:
         bucket, version = self._bucket(ref), object_name(ref).version
@@ -118,11 +117,10 @@ class ObjectSource:
 
     def _bucket(self, ref: ImageRef) -> Bucket:
         name = object_name(ref).bucket
-        transport = Transport(connect_timeout=self.connect_timeout, read_timeout=self.read_timeout, ca_file=self.ca_file)
         try:
             if ref.scheme == "s3":
-                return open_s3(name, self.s3, transport)
-            return open_gcs(name, self.gs, transport) if ref.scheme == "gs" else open_azure(name, self.az, transport)
+                return open_s3(name, self.s3, self.web)
+            return open_gcs(name, self.gs, self.web) if ref.scheme == "gs" else open_azure(name, self.az, self.web)
         except (NotAuthorized, SourceRefused) as error:
             raise type(error)(f"{ref}: {error}", hint=error.hint) from error
 
@@ -135,11 +133,8 @@ class _ObjectStream:
     bucket: Bucket
     pieces: Iterator[bytes]
     left: int
-    low_speed_limit: int
-    low_speed_time: float
+    pace: Pace
     _piece: memoryview = field(default_factory=lambda: memoryview(b""))
-    _waited: float = 0.0
-    _came: int = 0
 
     def readinto(self, buffer: memoryview, /) -> int:
         if not self._piece:
@@ -156,19 +151,8 @@ class _ObjectStream:
         self.left -= len(piece)
         if not piece and self.left > 0:
             raise BodyTruncated(f"{self.ref}: the body ended {self.left} bytes before its announced length", hint="try again")
-        self._watch(len(piece), time.monotonic() - asked)
+        self.pace.check(len(piece), time.monotonic() - asked)
         return piece
-
-    def _watch(self, length: int, waited: float) -> None:
-        """Give up what comes too slowly. Only the waiting counts: what is done with the bytes takes its own time."""
-        self._came += length
-        self._waited += waited
-        if self._waited < self.low_speed_time:
-            return
-        if self._came < self.low_speed_limit * self._waited:
-            pace = f"{self._came} bytes came in {self._waited:.0f} s"
-            raise SourceUnavailable(f"{self.ref}: {self.bucket.where} went silent: {pace}", hint="try again later")
-        self._came, self._waited = 0, 0.0
 
 
 def _get(ref: ImageRef, bucket: Bucket, options: Mapping[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from underlay.errors import ConfigError, ExtraMissing, NotAuthorized, SourceRefused
 from underlay.sources.objects.access import Addressing, AzureAccess, GcsAccess, Keys, S3Access
 from underlay.sources.objects.profiles import Profile, read_profile
+from underlay.web import Web
 
 ANONYMOUS = "requests without credentials"
 MACHINE = "this machine's own credentials"
@@ -20,21 +21,10 @@ _DEFAULT_REGION = "us-east-1"
 _REGION = re.compile(r"[a-z0-9-]{1,63}")
 _VISIBLE = re.compile(r"[!-~]+")  # what a header can carry
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
+_NO_PROXY = "http://127.0.0.1:9"  # never asked: everybody is excluded from it
+_EVERYBODY = ("*", "0.0.0.0/0", "::/0")
+_METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "fd00:ec2::254", "metadata.google.internal")
 _WHOLE_BODY = timedelta(days=30)  # a body is bounded by its pace, not by its length
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transport:
-    """How long is waited, and who is trusted.
-
-    Attributes:
-        connect_timeout, read_timeout: seconds; the latter between two pieces of a body.
-        ca_file: certificates to trust beside the system's.
-    """
-
-    connect_timeout: float
-    read_timeout: float
-    ca_file: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +42,6 @@ class Bucket:
     where: str
     credential: str
     region: str | None = None
-    ca_file: str | None = None
 
 
 def library() -> ModuleType:
@@ -67,7 +56,7 @@ def library() -> ModuleType:
         raise ExtraMissing("object stores need obstore", hint="pip install 'underlay[s3]'") from error
 
 
-def open_s3(bucket: str, access: S3Access, transport: Transport) -> Bucket:
+def open_s3(bucket: str, access: S3Access, web: Web) -> Bucket:
     """A bucket of S3 or of what speaks its language. Nothing is asked yet.
 
     Raises:
@@ -94,16 +83,14 @@ def open_s3(bucket: str, access: S3Access, transport: Transport) -> Bucket:
         config=settings,
         # Handed out by a function, so that a token of the environment is never sent with the keys of a profile.
         credential_provider=None if keys is None else lambda: _handed_out(keys),
-        client_options=_client_options(transport, allow_http=endpoint is not None and access.allow_http),
+        client_options=_client_options(web, endpoint=endpoint, allow_http=endpoint is not None and access.allow_http),
         retry_config={"max_retries": 0},
     )
     where = endpoint or f"Amazon S3 in {region}"
-    return Bucket(
-        store=store, scheme="s3", name=bucket, where=where, credential=credential, region=region, ca_file=transport.ca_file
-    )
+    return Bucket(store=store, scheme="s3", name=bucket, where=where, credential=credential, region=region)
 
 
-def open_gcs(bucket: str, access: GcsAccess, transport: Transport) -> Bucket:
+def open_gcs(bucket: str, access: GcsAccess, web: Web) -> Bucket:
     """A bucket of Google Cloud Storage. Nothing is asked yet.
 
     Raises:
@@ -122,7 +109,7 @@ def open_gcs(bucket: str, access: GcsAccess, transport: Transport) -> Bucket:
         store = library_.store.GCSStore(
             bucket,
             config=settings,
-            client_options=_client_options(transport, allow_http=access.allow_http),
+            client_options=_client_options(web, endpoint=access.endpoint, allow_http=access.allow_http),
             retry_config={"max_retries": 0},
         )
     except library_.exceptions.BaseError as error:
@@ -130,10 +117,10 @@ def open_gcs(bucket: str, access: GcsAccess, transport: Transport) -> Bucket:
             f"{credential} cannot be used", hint="see that the file is there and is JSON of Google's"
         ) from error
     where = access.endpoint or "Google Cloud Storage"
-    return Bucket(store=store, scheme="gs", name=bucket, where=where, credential=credential, ca_file=transport.ca_file)
+    return Bucket(store=store, scheme="gs", name=bucket, where=where, credential=credential)
 
 
-def open_azure(container: str, access: AzureAccess, transport: Transport) -> Bucket:
+def open_azure(container: str, access: AzureAccess, web: Web) -> Bucket:
     """A container of Azure Blob Storage. Nothing is asked yet.
 
     Raises:
@@ -153,13 +140,13 @@ def open_azure(container: str, access: AzureAccess, transport: Transport) -> Buc
         store = library_.store.AzureStore(
             container,
             config=settings,
-            client_options=_client_options(transport, allow_http=access.allow_http),
+            client_options=_client_options(web, endpoint=access.endpoint, allow_http=access.allow_http),
             retry_config={"max_retries": 0},
         )
     except library_.exceptions.BaseError as error:
         raise NotAuthorized(f"{credential} cannot be used", hint="a key is in base64, as Azure shows it") from error
     where = access.endpoint or f"the Azure account {access.account}"
-    return Bucket(store=store, scheme="az", name=container, where=where, credential=credential, ca_file=transport.ca_file)
+    return Bucket(store=store, scheme="az", name=container, where=where, credential=credential)
 
 
 def _s3_credential(access: S3Access, profile: Profile) -> tuple[Keys | None, str]:
@@ -238,17 +225,25 @@ def _is_plain_url(text: str) -> bool:
     return has_host and not spare and parts.scheme in ("http", "https") and bool(_VISIBLE.fullmatch(text))
 
 
-def _client_options(transport: Transport, *, allow_http: bool) -> dict[str, Any]:
+def _client_options(web: Web, *, endpoint: str | None, allow_http: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
         "allow_http": allow_http,
-        "connect_timeout": timedelta(seconds=transport.connect_timeout),
-        "read_timeout": timedelta(seconds=transport.read_timeout),
+        "connect_timeout": timedelta(seconds=web.connect_timeout),
+        "read_timeout": timedelta(seconds=web.read_timeout),
         "timeout": _WHOLE_BODY,
         "user_agent": "underlay",
     }
-    if transport.ca_file is not None:
-        options["root_certificate"] = _certificates(Path(transport.ca_file))
-    return options
+    if web.ca_file is not None:
+        options["root_certificate"] = _certificates(Path(web.ca_file))
+    return options | _proxy(web, "http" if (endpoint or "").lower().startswith("http:") else "https")
+
+
+def _proxy(web: Web, scheme: str) -> dict[str, str]:
+    """The proxy, and who is asked without one. The library would read the environment where it is not told of one."""
+    proxy = web.proxies.get(scheme)
+    if proxy is None or "*" in web.no_proxy:
+        return {"proxy_url": _NO_PROXY, "proxy_excludes": ",".join(_EVERYBODY)}
+    return {"proxy_url": proxy, "proxy_excludes": ",".join((*web.no_proxy, *_METADATA_SERVICES))}
 
 
 def _certificates(file: Path) -> bytes:

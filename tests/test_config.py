@@ -40,6 +40,8 @@ def test_one_cache_is_all_that_a_configuration_needs() -> None:
     assert [http, http, {"allowed_paths": ()}] == [config.sources[scheme] for scheme in ("http", "https", "file")]
     oci = {"revalidate_after": 300.0, "stale_if_error": True, "plain_http": frozenset(), "platform": None, "web": Web()}
     assert oci == {key: value for key, value in config.sources["oci"].items() if key != "auth_files"}
+    expected = {"http": http, "https": http, "file": {"allowed_paths": ()}}
+    assert expected == {scheme: config.sources[scheme] for scheme in expected}
     assert Web() == config.web
     assert ((), True) == (config.keyrings, config.require_signature)
 

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from underlay.cache import Cache
 from underlay.contracts import ByteStream
 from underlay.errors import (
     BodyTruncated,
@@ -29,11 +30,14 @@ from underlay.errors import (
     UnderlayError,
     UntrustedCertificate,
 )
+from underlay.naming import CacheKind
 from underlay.refs import parse_ref
 from underlay.sources.objects.access import Addressing, GcsAccess, Keys, S3Access
 from underlay.sources.objects.profiles import read_profile
 from underlay.sources.objects.source import ObjectSource
 from underlay.sources.objects.stores import open_s3
+from underlay.store import Store
+from underlay.testing.fakes import Recorder
 from underlay.testing.httpserver import Certificate, Served, Server, serving
 from underlay.web import Web
 
@@ -204,6 +208,18 @@ def test_what_was_sent_before_the_cut_can_be_had_and_the_rest_from_there_on(serv
         assert BODY == had + contents(stream)
 
 
+def test_a_fetch_that_breaks_goes_on_where_it_broke(server: Server, tmp_path: Path) -> None:
+    whole, cut = Served(BODY, etag='"1"'), Served(BODY, etag='"1"', cut_after=100_000)
+    server.serve(PATH, [whole, cut, whole])  # to the HEAD, to the first GET, to all that follow
+    store = Store(root=tmp_path / "base", kind=CacheKind.BASE)
+    store.root.mkdir()
+    image = Cache(name="base", store=store).ensure(REF, source_of(server), Recorder()).image
+    assert BODY == image.path.read_bytes()
+    ranges = [request.headers["range"] for request in server.requests if "range" in request.headers]
+    assert ranges
+    assert all(0 < int(one.removeprefix("bytes=").removesuffix("-")) <= 100_000 for one in ranges)
+
+
 def test_a_body_that_stalls_is_given_up(server: Server) -> None:
     server.serve(PATH, Served(BODY, etag='"1"', stall_after=100_000))
     started = time.monotonic()
@@ -222,6 +238,18 @@ def test_a_body_that_trickles_is_given_up(server: Server) -> None:
 def test_a_body_that_is_slow_but_not_too_slow_is_read_to_its_end(server: Server) -> None:
     server.serve(PATH, Served(BODY, etag='"1"', rate=400_000))
     assert BODY == fetched(source_of(server, Web(low_speed_limit=50_000, low_speed_time=0.2)))
+
+
+def test_a_server_without_ranges_says_so(server: Server) -> None:
+    server.serve(PATH, Served(BODY, etag='"1"', ranges=False))
+    with pytest.raises(SourceRefused, match="serves no ranges"):
+        fetched(source_of(server), offset=5)
+
+
+def test_an_object_without_an_etag_that_became_shorter_has_changed(server: Server) -> None:
+    server.serve(PATH, Served(BODY, for_get=Served(BODY[:100])))
+    with pytest.raises(SourceChanged):
+        fetched(source_of(server), offset=200_000)
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(server: Server) -> None:

@@ -59,15 +59,24 @@ def proxies() -> tuple[Mapping[str, str], tuple[str, ...]]:
     Raises:
         ConfigError: one is no proxy that we know how to use.
     """
-    everything = _either("all_proxy", "ALL_PROXY")
-    named = {"http": os.environ.get("http_proxy") or everything, "https": _either("https_proxy", "HTTPS_PROXY") or everything}
+    everything = first("all_proxy", "ALL_PROXY")
+    named = {"http": os.environ.get("http_proxy") or everything, "https": first("https_proxy", "HTTPS_PROXY") or everything}
     found = {scheme: _proxy(scheme, url) for scheme, url in named.items() if url}
-    hosts = (_either("no_proxy", "NO_PROXY") or "").split(",")
+    hosts = (first("no_proxy", "NO_PROXY") or "").split(",")
     return found, tuple(host.strip() for host in hosts if host.strip())
 
 
-def _either(name: str, capitals: str) -> str | None:
-    return os.environ.get(name) or os.environ.get(capitals)
+def first(*names: str) -> str | None:
+    """The value of the first of these variables that is set and not empty."""
+    return next((value for value in map(os.environ.get, names) if value), None)
+
+
+def file_in_home(name: str, default: str) -> Path | None:
+    """The file that a variable names, else one below the user's home; None for a user without a home."""
+    try:
+        return Path(first(name) or f"~/{default}").expanduser()
+    except RuntimeError:
+        return None
 
 
 def _proxy(scheme: str, url: str) -> str:

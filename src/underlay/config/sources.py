@@ -11,6 +11,7 @@ from underlay.config import environment, values
 from underlay.config.credentials import read_credentials
 from underlay.errors import InvalidRef
 from underlay.refs import registry_host
+from underlay.config.objects import AzureTable, GcsTable, S3Table, object_arguments
 from underlay.web import Web
 
 _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?")
@@ -56,6 +57,9 @@ class SourceTables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     http: HttpTable = HttpTable()
     file: FileTable = FileTable()
     oci: OciTable = OciTable()
+    s3: S3Table = S3Table()
+    gs: GcsTable = GcsTable()
+    az: AzureTable = AzureTable()
 
 
 def web_of(table: HttpTable) -> Web:
@@ -117,6 +121,8 @@ def _registry(text: str) -> str:
         return registry_host(text)
     except InvalidRef as error:
         raise values.WrongValue("sources.oci.plain_http", str(error), hint=error.hint) from error
+    objects = object_arguments(tables.s3, tables.gs, tables.az, web)
+    return {"http": http, "https": http, "file": {"allowed_paths": allowed}, **objects}
 
 
 def _file(text: str | None, key: str) -> str | None:

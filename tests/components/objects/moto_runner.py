@@ -8,16 +8,17 @@ import logging
 import os
 import sys
 import threading
+from importlib import import_module
 
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
+moto = import_module("moto.server")
+serving = import_module("werkzeug.serving")
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")  # nothing that is printed on the way may get among the answers
     os.dup2(2, 1)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+    server = serving.make_server("127.0.0.1", 0, moto.DomainDispatcherApplication(moto.create_backend_app), threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for _ in sys.stdin:
         answers.write(json.dumps({"url": f"http://127.0.0.1:{server.server_port}"}) + "\n")

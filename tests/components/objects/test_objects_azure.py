@@ -1,10 +1,11 @@
 """Images in Azurite's containers, which stand in for Azure's."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from object_places import AzurePlace
+from object_places import AzurePlace, azure_place
 
 from underlay.errors import ImageNotFound, NotAuthorized, SourceChanged, UnderlayError
 from underlay.model import ImageVersion
@@ -15,6 +16,13 @@ from underlay.sources.objects.source import ObjectSource
 pytestmark = pytest.mark.component("azurite")
 
 CONTENT = os.urandom(300_000)
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[AzurePlace]:
+    """A container in an Azurite that is started once for the tests of one process."""
+    with azure_place("images") as place:
+        yield place
 
 
 def described(place: AzurePlace, key: str, source: ObjectSource | None = None) -> ImageVersion:

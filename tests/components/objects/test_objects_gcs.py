@@ -1,6 +1,7 @@
 """Images in the buckets of fake-gcs-server, which stands in for Google's. It numbers objects as that does."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from underlay.sources.objects.source import ObjectSource
 pytestmark = pytest.mark.component("fake-gcs-server")
 
 CONTENT = os.urandom(300_000)
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[GcsPlace]:
+    """A bucket on a server that is started once for the tests of one process."""
+    with gcs_place("images") as place:
+        yield place
 
 
 def described(place: GcsPlace, ref: str) -> ImageVersion:

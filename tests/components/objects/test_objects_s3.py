@@ -2,12 +2,16 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
-from object_places import S3Place, s3_user, signatures_checked
+from moto_environment import s3_server
+from object_places import S3Place, s3_place, s3_user, signatures_checked
 
+from underlay import Host
 from underlay.cache import Cache
 from underlay.contracts import ByteStream
 from underlay.errors import ImageNotFound, NotAuthorized, SourceChanged, SourceRefused, UnderlayError
@@ -22,6 +26,20 @@ from underlay.testing.fakes import Recorder
 pytestmark = pytest.mark.component("moto")
 
 CONTENT = os.urandom(300_000)
+BUCKETS = count(1)
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """A server, started once for the tests of one process."""
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(s3_url: str) -> S3Place:
+    """A new bucket."""
+    return s3_place(s3_url, f"images-{next(BUCKETS)}")
 
 
 def contents(stream: ByteStream) -> bytes:
@@ -129,8 +147,8 @@ def test_what_was_described_is_what_is_sent_although_a_newer_version_is_there(s3
     s3.put("image", b"first" * 1000)
     version = described(s3, s3.ref("image"))
     s3.put("image", b"second" * 1000)
-    assert b"first" * 1000 == fetched(s3, version)
-    assert b"first" * 1000 == b"first" + fetched(s3, version, offset=5)
+    for offset in (0, 5, 5000):
+        assert (b"first" * 1000)[offset:] == fetched(s3, version, offset=offset)
 
 
 def test_the_version_null_is_replaced_in_its_place_and_so_is_no_id(s3: S3Place) -> None:
@@ -288,6 +306,34 @@ def test_an_image_is_fetched_once_and_anew_when_it_changed(s3: S3Place, cache: C
     s3.put("image.raw", CONTENT[::-1])
     second = cache.ensure(ref, source, Recorder()).image
     assert (CONTENT, CONTENT[::-1]) == (first.path.read_bytes(), second.path.read_bytes())
+
+
+def test_a_host_fetches_by_its_configuration_and_a_profile(
+    s3: S3Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.keep_versions()
+    s3.put_in_parts("image.raw", [CONTENT * 18, CONTENT])
+    (tmp_path / "credentials").write_text("[images]\naws_access_key_id = admin\naws_secret_access_key = geheim\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.fspath(tmp_path / "credentials"))
+    (tmp_path / "underlay.toml").write_text(
+        f"""
+        [caches.base]
+        kind = "base"
+        path = "{tmp_path}/base"
+        [instances]
+        path = "{tmp_path}/instances"
+        [sources.s3]
+        endpoint = "{s3.url}"
+        profile = "images"
+        allow_http = true
+        """
+    )
+    (tmp_path / "base").mkdir()
+    image = Host.open(tmp_path / "underlay.toml").ensure(s3.ref("image.raw"))
+    assert CONTENT * 19 == image.path.read_bytes()
+    assert image.record is not None
+    assert image.record.version_id.startswith(f"{s3.ref('image.raw')}#")
+    assert "#sha256:" not in image.record.version_id
 
 
 def test_a_version_is_fetched_once_by_whichever_ref_it_is_asked_for(s3: S3Place, cache: Cache) -> None:

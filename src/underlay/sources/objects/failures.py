@@ -83,6 +83,12 @@ def translated(ref: ImageRef, bucket: Bucket) -> Iterator[None]:
         raise _meaning(ref, bucket, answer) from error
 
 
+def is_answer(error: UnderlayError) -> bool:
+    """Whether the service itself answered so, and not what hands out credentials for it."""
+    text = str(error.__cause__)
+    return error.__cause__ is not None and not _TOKENS.search(text)
+
+
 def _status_of(error: Exception, exceptions: object) -> int | None:
     if told := _STATUS.search(str(error)):
         return int(told[1])
@@ -142,7 +148,7 @@ def _of_status(ref: ImageRef, bucket: Bucket, answer: _Answer) -> UnderlayError 
         return NotAuthorized(
             f"{ref}: {said} to {bucket.credential}", hint="use others, or have them allowed to read the object"
         )
-    if answer.status == 412:
+    if answer.status in (412, 416):  # 416: it has become shorter than it was
         return SourceChanged(f"{ref} changed after it was described", hint="try again")
     if answer.status is not None and (answer.status >= 500 or answer.status in _TRY_LATER):
         return SourceUnavailable(f"{ref}: {said}", hint="try again later")
@@ -156,6 +162,8 @@ def _broken(ref: ImageRef, bucket: Bucket, answer: _Answer) -> UnderlayError:
         return UntrustedCertificate(
             f"{ref}: the certificate of {bucket.where} is not trusted", hint="set ca_file under [sources.http]"
         )
+    if "non-partial response" in text:
+        return SourceRefused(f"{ref}: {bucket.where} serves no ranges, so a transfer cannot go on where it broke")
     if "IncompleteBody" in text or "IncompleteMessage" in text:
         return BodyTruncated(f"{ref}: the body ended before its announced length", hint="try again")
     return SourceUnavailable(f"{ref}: {bucket.where}: {_why(text)}", hint="try again later")

@@ -14,7 +14,7 @@ from underlay.model import ImageRef, ImageVersion
 from underlay.naming import content_version_id
 from underlay.refs import object_name
 from underlay.sources.objects.access import AzureAccess, GcsAccess, S3Access
-from underlay.sources.objects.failures import translated
+from underlay.sources.objects.failures import is_answer, translated
 from underlay.sources.objects.stores import Bucket, library, open_azure, open_gcs, open_s3
 from underlay.web import Web
 from underlay.web.pace import Pace
@@ -80,21 +80,17 @@ class ObjectSource:
         Raises:
             as `describe`; SourceChanged when the object is another one by now.
         """
-        options: dict[str, Any] = {"version": _asked_version(version), "if_match": _etag(version)}
-        if offset and offset == version.size:
-            self._check_still_there(version)
-            yield io.BytesIO()
-            return
-        if offset:
-            options["range"] = {"offset": offset}
         bucket = self._bucket(version.ref)
         try:
-            found = _get(version.ref, bucket, options)
+            found = _get(version.ref, bucket, _question(version, offset))
         except ImageNotFound:
             self._check_still_there(version)
             raise
-        if found.range[0] != offset or _is_other(version, found.meta):
+        if _is_other(version, found.meta):
             raise SourceChanged(f"{version.ref} changed after it was described", hint="try again")
+        if offset and offset == version.size:
+            yield io.BytesIO()
+            return
         _check_coding(version.ref, found.attributes)
         pieces = iter(found.stream(min_chunk_size=_PIECE))
         left = found.range[1] - found.range[0]
@@ -105,7 +101,9 @@ class ObjectSource:
         bucket, version = self._bucket(ref), object_name(ref).version
         try:
             return _get(ref, bucket, {"head": True, "version": version})
-        except (ImageNotFound, NotAuthorized, SourceRefused):
+        except (ImageNotFound, NotAuthorized, SourceRefused) as error:
+            if not is_answer(error):
+                raise
             # A HEAD is refused without a word of why (RFC 9110, 9.3.2), so the first byte is asked for.
             return _get(ref, bucket, {"range": (0, 1), "version": version})
 
@@ -159,6 +157,13 @@ def _get(ref: ImageRef, bucket: Bucket, options: Mapping[str, Any]) -> Any:
     given = {option: value for option, value in options.items() if value is not None}
     with translated(ref, bucket):
         return library().get(bucket.store, object_name(ref).key, options=given)
+
+
+def _question(version: ImageVersion, offset: int) -> dict[str, Any]:
+    asked = {"version": _asked_version(version), "if_match": _etag(version)}
+    if offset and offset == version.size:
+        return {**asked, "head": True}  # no service serves the range behind the last byte
+    return {**asked, "range": {"offset": offset}} if offset else asked
 
 
 def _version_id(ref: ImageRef, version: str) -> str:

@@ -31,6 +31,7 @@ from underlay.errors import (
     UntrustedCertificate,
 )
 from underlay.naming import CacheKind
+from underlay.policy.retry import Retries
 from underlay.refs import parse_ref
 from underlay.sources.objects.access import Addressing, GcsAccess, Keys, S3Access
 from underlay.sources.objects.profiles import read_profile
@@ -213,7 +214,8 @@ def test_a_fetch_that_breaks_goes_on_where_it_broke(server: Server, tmp_path: Pa
     server.serve(PATH, [whole, cut, whole])  # to the HEAD, to the first GET, to all that follow
     store = Store(root=tmp_path / "base", kind=CacheKind.BASE)
     store.root.mkdir()
-    image = Cache(name="base", store=store).ensure(REF, source_of(server), Recorder()).image
+    retries = Retries(attempts=2, first_wait=0.01, longest_wait=0.01)
+    image = Cache(name="base", store=store).ensure(REF, source_of(server), Recorder(), retries=retries).image
     assert BODY == image.path.read_bytes()
     ranges = [request.headers["range"] for request in server.requests if "range" in request.headers]
     assert ranges

@@ -4,7 +4,9 @@ The services themselves are asked in tests/components/objects; here a web server
 """
 
 import os
+import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +24,7 @@ from underlay.contracts import ByteStream
 from underlay.errors import (
     BodyTruncated,
     ConfigError,
+    ExtraMissing,
     ImageNotFound,
     NotAuthorized,
     SourceChanged,
@@ -109,6 +112,13 @@ def test_a_head_describes_and_is_signed_and_a_get_asks_for_what_was_described(se
     assert ("GET", "bytes=5-", '"1"') == (get.method, get.headers["range"], get.headers["if-match"])
 
 
+def test_without_the_library_the_extra_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    error = refusal(source_of(server))
+    assert isinstance(error, ExtraMissing)
+    assert "pip install 'underlay[s3]'" == error.hint
+
+
 def test_a_secret_is_in_no_repr(server: Server) -> None:
     for secret in ("geheim", "heimlich", "AKIATEST"):
         assert secret not in repr(source_of(server))
@@ -182,6 +192,14 @@ def test_each_refusal_of_a_server_has_its_error(
     error = refusal(source_of(server))
     assert kind is type(error)
     assert says in error.message
+
+
+def test_what_a_server_tells_of_a_wrong_signature_is_in_no_traceback(server: Server) -> None:
+    """Amazon answers with what was signed, the token of a temporary key included."""
+    server.serve(PATH, answering(403, "SignatureDoesNotMatch"))
+    with pytest.raises(NotAuthorized) as caught:
+        source_of(server).describe(REF)
+    assert "geheim" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_the_right_region_is_named_when_the_server_names_it(server: Server) -> None:

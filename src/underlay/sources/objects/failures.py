@@ -70,26 +70,32 @@ class _Answer:
     text: str
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What the library raises."""
+    return (library().exceptions.BaseError, FileNotFoundError, ValueError)
+
+
 @contextmanager
 def translated(ref: ImageRef, bucket: Bucket) -> Iterator[None]:
-    """The library's errors as those of the tree."""
-    exceptions = library().exceptions
+    """The library's errors as those of the tree.
+
+    Each stands alone: Amazon answers a wrong signature with all that was signed, and a temporary key's token is among that.
+    """
     try:
         yield
-    except (exceptions.BaseError, FileNotFoundError, ValueError) as error:
-        status = _status_of(error, exceptions)
+    except failures() as error:
         code = _CODE.search(str(error))
-        answer = _Answer(status=status, code=code[1] if code else "", text=str(error))
-        raise _meaning(ref, bucket, answer) from error
+        answer = _Answer(status=_status_of(error), code=code[1] if code else "", text=str(error))
+        raise _meaning(ref, bucket, answer) from None
 
 
-def is_answer(error: UnderlayError) -> bool:
-    """Whether the service itself answered so, and not what hands out credentials for it."""
-    text = str(error.__cause__)
-    return error.__cause__ is not None and not _TOKENS.search(text)
+def is_unexplained(error: Exception) -> bool:
+    """Whether the service itself refused a request, and not what hands out credentials for it, without a word of why."""
+    status = _status_of(error)
+    return status is not None and 400 <= status < 500 and not _CODE.search(str(error)) and not _TOKENS.search(str(error))
 
 
-def _status_of(error: Exception, exceptions: object) -> int | None:
+def _status_of(error: Exception) -> int | None:
     if told := _STATUS.search(str(error)):
         return int(told[1])
     kinds = {"PermissionDeniedError": 403, "UnauthenticatedError": 401, "PreconditionError": 412, "NotModifiedError": 304}

@@ -14,7 +14,7 @@ from underlay.model import ImageRef, ImageVersion
 from underlay.naming import content_version_id
 from underlay.refs import object_name
 from underlay.sources.objects.access import AzureAccess, GcsAccess, S3Access
-from underlay.sources.objects.failures import is_answer, translated
+from underlay.sources.objects.failures import failures, is_unexplained, translated
 from underlay.sources.objects.stores import Bucket, library, open_azure, open_gcs, open_s3
 from underlay.web import Web
 from underlay.web.pace import Pace
@@ -82,7 +82,8 @@ class ObjectSource:
         """
         bucket = self._bucket(version.ref)
         try:
-            found = _get(version.ref, bucket, _question(version, offset))
+            with translated(version.ref, bucket):
+                found = _asked(version.ref, bucket, _question(version, offset))
         except ImageNotFound:
             self._check_still_there(version)
             raise
@@ -99,13 +100,14 @@ class ObjectSource:
 
     def _found(self, ref: ImageRef) -> Any:
         bucket, version = self._bucket(ref), object_name(ref).version
-        try:
-            return _get(ref, bucket, {"head": True, "version": version})
-        except (ImageNotFound, NotAuthorized, SourceRefused) as error:
-            if not is_answer(error):
-                raise
+        with translated(ref, bucket):
+            try:
+                return _asked(ref, bucket, {"head": True, "version": version})
+            except failures() as error:
+                if not is_unexplained(error):
+                    raise
             # A HEAD is refused without a word of why (RFC 9110, 9.3.2), so the first byte is asked for.
-            return _get(ref, bucket, {"range": (0, 1), "version": version})
+            return _asked(ref, bucket, {"range": (0, 1), "version": version})
 
     def _check_still_there(self, version: ImageVersion) -> None:
         """Tell an object that was replaced from one that was removed."""
@@ -153,10 +155,9 @@ class _ObjectStream:
         return piece
 
 
-def _get(ref: ImageRef, bucket: Bucket, options: Mapping[str, Any]) -> Any:
+def _asked(ref: ImageRef, bucket: Bucket, options: Mapping[str, Any]) -> Any:
     given = {option: value for option, value in options.items() if value is not None}
-    with translated(ref, bucket):
-        return library().get(bucket.store, object_name(ref).key, options=given)
+    return library().get(bucket.store, object_name(ref).key, options=given)
 
 
 def _question(version: ImageVersion, offset: int) -> dict[str, Any]:

@@ -112,10 +112,8 @@ def open_gcs(bucket: str, access: GcsAccess, web: Web) -> Bucket:
             client_options=_client_options(web, endpoint=access.endpoint, allow_http=access.allow_http),
             retry_config={"max_retries": 0},
         )
-    except library_.exceptions.BaseError as error:
-        raise NotAuthorized(
-            f"{credential} cannot be used", hint="see that the file is there and is JSON of Google's"
-        ) from error
+    except library_.exceptions.BaseError:  # which may quote the file or the key
+        raise NotAuthorized(f"{credential} cannot be used", hint="see that the file is there and is JSON of Google's") from None
     where = access.endpoint or "Google Cloud Storage"
     return Bucket(store=store, scheme="gs", name=bucket, where=where, credential=credential)
 
@@ -143,8 +141,8 @@ def open_azure(container: str, access: AzureAccess, web: Web) -> Bucket:
             client_options=_client_options(web, endpoint=access.endpoint, allow_http=access.allow_http),
             retry_config={"max_retries": 0},
         )
-    except library_.exceptions.BaseError as error:
-        raise NotAuthorized(f"{credential} cannot be used", hint="a key is in base64, as Azure shows it") from error
+    except library_.exceptions.BaseError:  # which may quote the file or the key
+        raise NotAuthorized(f"{credential} cannot be used", hint="a key is in base64, as Azure shows it") from None
     where = access.endpoint or f"the Azure account {access.account}"
     return Bucket(store=store, scheme="az", name=container, where=where, credential=credential)
 

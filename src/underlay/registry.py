@@ -20,7 +20,6 @@ _SOURCES: Mapping[str, str] = MappingProxyType(
         "http": "underlay.sources.http:HttpSource",
         "https": "underlay.sources.http:HttpSource",
         "oci": "underlay.sources.oci.source:OciSource",
-        "s3": "underlay.sources.objects:ObjectSource",
         "s3": "underlay.sources.objects.source:ObjectSource",
     }
 )

@@ -9,9 +9,9 @@ import msgspec
 
 from underlay.config import environment, values
 from underlay.config.credentials import read_credentials
+from underlay.config.objects import AzureTable, GcsTable, S3Table, object_arguments
 from underlay.errors import InvalidRef
 from underlay.refs import registry_host
-from underlay.config.objects import AzureTable, GcsTable, S3Table, object_arguments
 from underlay.web import Web
 
 _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?")
@@ -98,7 +98,8 @@ def arguments_of(tables: SourceTables, web: Web) -> dict[str, Mapping[str, Any]]
         "web": web,
     }
     allowed = tuple(values.absolute(path, "sources.file.allowed_paths") for path in tables.file.allowed_paths)
-    return {"http": http, "https": http, "file": {"allowed_paths": allowed}, "oci": _oci(tables.oci, web)}
+    objects = object_arguments(tables.s3, tables.gs, tables.az, web)
+    return {"http": http, "https": http, "file": {"allowed_paths": allowed}, "oci": _oci(tables.oci, web), **objects}
 
 
 def _oci(table: OciTable, web: Web) -> Mapping[str, Any]:
@@ -121,8 +122,6 @@ def _registry(text: str) -> str:
         return registry_host(text)
     except InvalidRef as error:
         raise values.WrongValue("sources.oci.plain_http", str(error), hint=error.hint) from error
-    objects = object_arguments(tables.s3, tables.gs, tables.az, web)
-    return {"http": http, "https": http, "file": {"allowed_paths": allowed}, **objects}
 
 
 def _file(text: str | None, key: str) -> str | None:

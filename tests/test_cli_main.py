@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -171,27 +172,30 @@ def test_a_defect_is_told_to_programs_too(machine: Machine, broken: dict[str, st
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_an_interrupted_fetch_leaves_nothing_half_done(machine: Machine, *, as_json: bool) -> None:
-    image = Served(bytes(range(256)) * 4096 * 8, etag='"1"', stall_after=4 * MIB)
-    with serving({"/a.img": image}) as server:
+def test_an_interrupted_fetch_ends_in_one_line_and_the_next_goes_on(machine: Machine, *, as_json: bool) -> None:
+    whole = Served(bytes(range(256)) * 4096 * 8, etag='"1"')
+    with serving({"/a.img": replace(whole, stall_after=4 * MIB)}) as server:
         process = machine.start("fetch", server.url("/a.img"), *(["--json"] if as_json else []))
         server.wait_until_sent("/a.img", 4 * MIB)
-        while not any((machine.base / ".underlay" / "tmp").rglob("download")):
+        while not any(path.stat().st_size for path in (machine.base / ".underlay" / "tmp").rglob("download")):
             assert None is process.poll()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
 
-    assert 130 == process.returncode
-    if as_json:
-        assert {"error": {"code": "interrupted", "message": "interrupted", "hint": None}} == json.loads(out)
-    else:
-        assert "underlay: interrupted" == err.splitlines()[-1]
-    assert "Traceback" not in err
-    assert "\n\n" not in err
-    assert [] == list((machine.base / ".underlay" / "tmp").iterdir())
-    assert ([], []) == machine.host().images()
-    with serving({"/a.img": Served(image.body, etag='"1"')}) as server:
+        assert 130 == process.returncode
+        if as_json:
+            assert {"error": {"code": "interrupted", "message": "interrupted", "hint": None}} == json.loads(out)
+        else:
+            assert "underlay: interrupted" == err.splitlines()[-1]
+        assert "Traceback" not in err
+        assert "\n\n" not in err
+        assert ([], []) == machine.host().images()
+        server.serve("/a.img", whole)
         assert 0 == machine.run("fetch", server.url("/a.img")).status
+        assert server.requests[-1].headers["range"].startswith("bytes=")
+    assert [] == list((machine.base / ".underlay" / "tmp").iterdir())
+    [image], _ = machine.host().images()
+    assert whole.body == image.path.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------------------- output that ends

@@ -1221,7 +1221,7 @@ def test_certificates_and_time_outs_are_those_of_the_options(tmp_path: Path) -> 
 @leases
 def test_a_file_of_this_host_is_delivered_and_not_kept(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(CONTENT)
-    sources = sources_of(Options(file_url_allowed_paths=(os.fspath(tmp_path),)), validated=True)
+    sources = sources_of(Options(file_url_allowed_paths=(os.fspath(tmp_path),)))
     version = sources["file"].describe(parse_ref(f"file://{tmp_path}/image"))
     assert (True, len(CONTENT)) == (version.no_store, version.size)
     with pytest.raises(ImageNotFound):

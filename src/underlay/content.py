@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from underlay.claim import Claim
-from underlay.errors import DigestMismatch
+from underlay.errors import DigestMismatch, FormatMismatch
 from underlay.formats.compressed import Decompressor, compression_of
 from underlay.formats.inspect import Inspector, check_virtual_size
 from underlay.model import ImageFacts
@@ -16,7 +16,7 @@ from underlay.stream import Digests, SparseWriter
 class Content:
     """Takes the bytes of an image as served, in order; nothing is written that inspection has not seen.
 
-    Where no rule applies, nothing is inspected, and nothing is decompressed either: it may be anything.
+    Where no rule applies, nothing is inspected, and nothing is decompressed unless that is asked for: it may be anything.
 
     Attributes:
         compression: what the bytes as served are compressed with; None: they are not.
@@ -32,12 +32,10 @@ class Content:
 
     def begin(self, beginning: bytes) -> None:
         """Find out from the first bytes what is to be done with all of them. Comes before the first `feed`."""
-        order = self.order
-        if order.exempt:
-            return
-        self._inspector = Inspector(what=order.what, label=order.label, virtual_size_limit=order.store.virtual_size_limit)
-        compression = compression_of(beginning)
-        if compression is not None and order.want.undoes(compression):
+        order, compression = self.order, compression_of(beginning)
+        if not order.exempt:
+            self._inspector = Inspector(what=order.what, label=order.label, virtual_size_limit=order.store.virtual_size_limit)
+        if compression is not None and order.undoes(compression):
             self.compression = compression
             self._decompressor = Decompressor(order.what, compression)
             self._digests = Digests(tuple({digest.algorithm: None for digest in order.version.content_digests}))
@@ -62,6 +60,7 @@ class Content:
             self._check_digests()
         size = self.writer.size
         facts = self._inspector.finish() if self._inspector else ImageFacts(format="raw", label="raw", virtual_size=size)
+        self._check_permitted(facts if self._inspector else None)
         return facts, self.writer.finish()
 
     def _keep(self, pieces: Iterator[memoryview] | list[memoryview]) -> None:
@@ -69,11 +68,19 @@ class Content:
             size = self.writer.size + len(piece)
             if self._inspector is not None:
                 self._inspector.feed(piece)
+                self._check_permitted(self._inspector.early)
             if self._decompressor is not None:  # a few bytes can stand for gigabytes
                 check_virtual_size(self.order.what, size, limit=self.order.store.virtual_size_limit)
                 self._digests.feed(piece)
             self.claim.expect(self._inspector.early if self._inspector else None, received=size)
             self.writer.feed(piece)
+
+    def _check_permitted(self, facts: ImageFacts | None) -> None:
+        permitted = self.order.want.formats
+        if facts is None or permitted is None or facts.label in permitted:
+            return
+        hint = f"permitted formats: {', '.join(sorted(permitted))}"
+        raise FormatMismatch(f"{self.order.what} is {facts.label}, which is not permitted", hint=hint)
 
     def _check_digests(self) -> None:
         computed = {digest.algorithm: digest for digest in self._digests.result()}

@@ -232,11 +232,27 @@ class Host:
         Raises:
             InvalidName, CacheMissing, CacheNotWritable: the path. As `ensure`.
         """
-        path = Path(path)
-        check_place(self.config, path)
-        ref, chosen = _ref(ref), self.cache(self._masters_cache() if cache is None else cache)
+        ref = _ref(ref)
         expected = self._expected(ref, checksum, signature)
-        want = Want(disk_format=disk_format, raw=raw)
+        return self.deliver_wanted(ref, Path(path), Want(disk_format=disk_format, raw=raw), expected=expected, cache=cache)
+
+    def deliver_wanted(
+        self,
+        ref: ImageRef,
+        path: Path,
+        want: Want,
+        *,
+        expected: Digest | ChecksumList | None = None,
+        cache: str | None = None,
+    ) -> Delivered:
+        """As `deliver`, of an image that is what is wanted in every respect.
+
+        Args:
+            expected: the checksum, or the list that has it; None: what is wanted says.
+        """
+        check_place(self.config, path)
+        chosen = self.cache(self._masters_cache() if cache is None else cache)
+        expected = want.checksum if expected is None else expected
         for _ in range(_DELIVERIES - 1):
             with suppress(NotCached):  # replaced by a newer version since it was fetched
                 return self._delivered(ref, chosen, want, expected, path)

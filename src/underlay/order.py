@@ -61,6 +61,11 @@ class Order:
         """
         return self.label in EXEMPT_FORMATS or not (self.store.validation or self.want.raw)
 
+    def undoes(self, compression: str) -> bool:
+        """Whether bytes as served that are compressed so are decompressed."""
+        is_asked_for = self.want.decompress is not None
+        return self.want.undoes(compression) and (is_asked_for or not self.exempt)
+
     @property
     def raw_only(self) -> bool:
         """Whether nothing but a raw image will do."""

@@ -25,6 +25,7 @@ class Want:
         raw: True: in raw form; False: byte for byte as it is served; None: as the cache keeps images.
         traits: of the backend that it is for; one that needs raw images gets one.
         decompress: which compressions of the bytes as served are undone; None: all, unless it is wanted byte for byte.
+        formats: what the image may be, as image services say it; None: anything that is safe.
     """
 
     checksum: Digest | None = None
@@ -32,6 +33,7 @@ class Want:
     raw: bool | None = None
     traits: BackendTraits | None = None
     decompress: frozenset[str] | None = None
+    formats: frozenset[str] | None = None
 
     def undoes(self, compression: str) -> bool:
         """Whether an image that is compressed so is decompressed."""

@@ -1,5 +1,6 @@
 """Ironic's own code over our cache: what its callers ask for, what they get, and which of its exceptions arrive."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from ironic_environment import IRONIC, Ironic, running
 
 from corpus import create
@@ -303,15 +305,28 @@ def test_only_permitted_formats_are_taken(ironic: Ironic, site: Site, expected: 
     assert None is ironic.fetch_images("underlay", site.masters, [(site.href, site.path())], options=options)["error"]
 
 
-def test_what_is_compressed_is_never_taken_for_a_raw_disk(ironic: Ironic, site: Site) -> None:
-    content = site.serve(b"\x28\xb5\x2f\xfd" + os.urandom(MIB))
-    images = [(site.href, site.path())]
-    answer = ironic.fetch_images("underlay", site.masters, images)
-    assert "InvalidImage" == answer["error"]
-    assert "zstd" in answer["message"]
+def test_what_is_compressed_with_zstd_is_decompressed_unless_that_is_disabled(ironic: Ironic, site: Site) -> None:
+    content = os.urandom(MIB)
+    served = site.serve(zstandard.compress(content))
+    checksum: dict[str, Any] = {"expected_checksum": hashlib.sha256(served).hexdigest(), "expected_checksum_algo": "sha256"}
+    for whose in ("ironic", "underlay"):
+        answer = ironic.fetch_images(whose, site.root / whose, [(site.href, site.path(whose))], **checksum)
+        assert None is answer["error"], answer["traceback"]
+        assert content == site.path(whose).read_bytes()
     options = {"conductor.disable_zstandard_decompression": True}
-    assert None is ironic.fetch_images("underlay", site.masters, images, options=options)["error"]
-    assert content == site.path().read_bytes()
+    for whose in ("ironic", "underlay"):
+        images = [(site.href, site.path(f"{whose}-plain"))]
+        answer = ironic.fetch_images(whose, site.root / f"{whose}-plain", images, options=options)
+        assert None is answer["error"], answer["traceback"]
+        assert served == site.path(f"{whose}-plain").read_bytes()
+
+
+def test_what_is_compressed_with_gzip_is_not_decompressed(ironic: Ironic, site: Site) -> None:
+    served = site.serve(gzip.compress(os.urandom(MIB)))
+    for whose in ("ironic", "underlay"):
+        answer = ironic.fetch_images(whose, site.root / whose, [(site.href, site.path(whose))])
+        assert None is answer["error"], answer["traceback"]
+        assert served == site.path(whose).read_bytes()
 
 
 def test_without_deep_inspection_images_are_taken_as_they_are(ironic: Ironic, site: Site) -> None:

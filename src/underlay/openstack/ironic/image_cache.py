@@ -21,9 +21,9 @@ from underlay.openstack.ironic.exceptions import failure, translated
 from underlay.openstack.ironic.options import Options
 from underlay.openstack.ironic.refs import read_ref
 from underlay.openstack.ironic.registry import LOG, logged
-from underlay.openstack.ironic.sources import located, permitted_formats, sources_of
+from underlay.openstack.ironic.sources import decompressed, located, permitted_formats, sources_of
 from underlay.openstack.ironic.watch import Watch, tell
-from underlay.policy.form import EXEMPT_FORMATS
+from underlay.policy.form import EXEMPT_FORMATS, Want
 from underlay.units import format_size
 
 
@@ -95,10 +95,16 @@ class ImageCache:
         where = self.master_dir or os.path.dirname(path)
         with translated(href, where=where, is_transferring=lambda: watch.is_transferring), self._masters(path) as masters:
             ref = located(read_ref(href), options)
-            sources = sources_of(options, validated=self._is_validated(options), context=ctx, auth=image_auth_data)
+            sources = sources_of(options, context=ctx, auth=image_auth_data)
             host = Host(configuration(masters, options, others=registered_masters(options)), watch, sources)
-            cache, disk_format = masters.name, expected_format
-            delivered = host.deliver(ref, path, checksum=checksum, cache=cache, disk_format=disk_format, raw=raw)
+            want = Want(
+                checksum=checksum,
+                disk_format=expected_format,
+                raw=raw,
+                decompress=decompressed(options),
+                formats=permitted_formats(options) if self._is_validated(options) else None,
+            )
+            delivered = host.deliver_wanted(ref, Path(path), want, cache=masters.name)
         if delivered.came is not None and delivered.came.code in ("fetched", "made-raw"):
             with logged(self):
                 self.clean_up()

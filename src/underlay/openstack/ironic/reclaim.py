@@ -64,7 +64,7 @@ def clean_up_caches(
     if directory is None:
         return
     options, watch = Options.load(), Watch()
-    sources = sources_of(options, validated=False, context=ctx, auth=image_auth_data)
+    sources = sources_of(options, context=ctx, auth=image_auth_data)
     host = Host(configuration(_masters_in(directory, options), options), watch, sources)
     need = sum((_need(host, href, options) for href in dict.fromkeys(href for href, _ in images_info)), _Need())
     with _kept(host, need.held if free_bytes(Path(directory)) < need.transfers + need.raw else ()):

@@ -15,7 +15,6 @@ from urllib.parse import quote, urlsplit
 from underlay.contracts import ByteStream, ImageSource
 from underlay.errors import (
     ExtraMissing,
-    FormatMismatch,
     ImageNotFound,
     InvalidDigest,
     NotAuthorized,
@@ -23,12 +22,10 @@ from underlay.errors import (
     SourceRefused,
     SourceUnavailable,
 )
-from underlay.formats.inspect import Inspector
 from underlay.model import Digest, ImageRef, ImageVersion
 from underlay.naming import content_version_id
 from underlay.openstack.ironic.exceptions import exception_class, failure
 from underlay.openstack.ironic.options import Options
-from underlay.policy.form import EXEMPT_FORMATS
 from underlay.sources.file import FileSource
 from underlay.sources.http import HttpSource
 from underlay.web import Web
@@ -36,7 +33,6 @@ from underlay.web import Web
 _TRUE = frozenset({"1", "t", "true", "on", "y", "yes"})
 _FALSE = frozenset({"0", "f", "false", "off", "n", "no"})
 _PIECE = 1 << 20
-_ZSTD, _ZSTD_MAGIC = "zstd", b"\x28\xb5\x2f\xfd"  # RFC 8878, 3.1.1
 
 # Which of Ironic's exceptions is which of ours; the first that fits. One that this release does not have is passed over.
 _MEANINGS: Sequence[tuple[str, type[SourceError]]] = (
@@ -50,13 +46,10 @@ _MEANINGS: Sequence[tuple[str, type[SourceError]]] = (
 )
 
 
-def sources_of(
-    options: Options, *, validated: bool, context: Any = None, auth: Mapping[str, Any] | None = None
-) -> dict[str, ImageSource]:
+def sources_of(options: Options, *, context: Any = None, auth: Mapping[str, Any] | None = None) -> dict[str, ImageSource]:
     """The source of each scheme.
 
     Args:
-        validated: whether images have to be of a permitted format.
         context: of the request. auth: credentials for image services that take them.
     """
     web = http_source(options)
@@ -72,13 +65,12 @@ def sources_of(
         "oci": service,
     }
     slots = _slots(options.transfers)
-    permitted = permitted_formats(options) if validated else None
-    if permitted is not None and options.disable_zstandard_decompression:
-        permitted |= {_ZSTD}  # kept compressed, as Ironic does then
-    return {
-        scheme: ConductorSource(source, slots, permitted=permitted, keeps=scheme != "file")
-        for scheme, source in sources.items()
-    }
+    return {scheme: ConductorSource(source, slots, keeps=scheme != "file") for scheme, source in sources.items()}
+
+
+def decompressed(options: Options) -> frozenset[str]:
+    """The compressions that Ironic undoes; gzip and xz are none of them."""
+    return frozenset() if options.disable_zstandard_decompression else frozenset({"zstd"})
 
 
 def permitted_formats(options: Options) -> frozenset[str]:
@@ -285,16 +277,15 @@ def _meaning(error: Exception) -> type[SourceError]:
 
 @dataclass(frozen=True, slots=True)
 class ConductorSource:
-    """Another source as a conductor uses it: so many transfers at a time, of permitted formats only.
+    """Another source as a conductor uses it: so many transfers at a time.
 
     Attributes:
-        slots: one for each transfer. permitted: formats as image services say them, or None for any.
+        slots: one for each transfer.
         keeps: whether its images are kept; else they are only delivered.
     """
 
     source: ImageSource
     slots: Semaphore
-    permitted: frozenset[str] | None = None
     keeps: bool = True
     schemes: ClassVar[frozenset[str]] = frozenset()
 
@@ -326,42 +317,7 @@ class ConductorSource:
         """As the source does, as soon as there is a slot.
 
         Raises:
-            as the source; FormatMismatch as soon as the bytes tell that their format is not permitted.
+            as the source
         """
         with self.slots, self.source.open(version, offset=offset) as stream:
-            if self.permitted is None or offset or version.disk_format in EXEMPT_FORMATS:
-                yield stream
-            else:
-                yield _PermittedStream(stream, self.permitted, Inspector(what=str(version.ref)))
-
-
-@dataclass(slots=True)
-class _PermittedStream:
-    stream: ByteStream
-    permitted: frozenset[str]
-    inspector: Inspector | None
-    beginning: bytes = b""
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        length = self.stream.readinto(buffer)
-        if self.inspector is not None:
-            self._judge(self.inspector, buffer[:length])
-        return length
-
-    def _judge(self, inspector: Inspector, piece: memoryview) -> None:
-        """Refuse what is not permitted, once its format is known. Whether the content is safe the ingest judges."""
-        self.beginning += bytes(piece[: len(_ZSTD_MAGIC) - len(self.beginning)])
-        if piece:
-            inspector.feed(piece)
-        facts = inspector.early if piece else inspector.finish()
-        if facts is None:
-            return
-        self.inspector = None
-        if self.beginning == _ZSTD_MAGIC and _ZSTD not in self.permitted:
-            # Ironic would decompress it. Its bytes would pass for those of a raw disk.
-            raise FormatMismatch(f"{inspector.what} is compressed with zstd", hint="serve it uncompressed")
-        if facts.label not in self.permitted:
-            raise FormatMismatch(
-                f"{inspector.what} is {facts.label}, which is not permitted",
-                hint=f"permitted_image_formats has {', '.join(sorted(self.permitted))}",
-            )
+            yield stream

@@ -17,7 +17,6 @@ import os
 import re
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +24,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO
 from urllib.parse import quote, unquote
 
 from underlay.errors import ExtraMissing
+from underlay.testing.connections import Ledger, Listener, Request, plain_path, running
 
 _PIECE = 1 << 20
 _RATE_STEPS = 20  # pieces a second under a rate limit
@@ -88,23 +87,6 @@ def redirect(location: str, *, status: int = 302) -> Served:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One request that was answered.
-
-    Attributes:
-        path: as asked, with its query.
-        headers: with lower-case names.
-        sent: bytes of the body that have been given to the network so far, without what frames them.
-    """
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    status: int
-    sent: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """A server's certificate. ``ca_file`` is what a client must trust; it holds for ``localhost`` and 127.0.0.1."""
 
@@ -123,9 +105,11 @@ class Server:
         base: its URL without a path.
     """
 
-    def __init__(self, base: str, ledger: "_Ledger") -> None:
+    def __init__(self, base: str, answers: "_Answers", ledger: Ledger, resumed: threading.Event) -> None:
         self.base = base
+        self._answers = answers
         self._ledger = ledger
+        self._resumed = resumed
 
     def url(self, path: str, *, credentials: str | None = None) -> str:
         """Where a client finds ``path`` (already quoted), with ``user:password`` in it when given."""
@@ -136,28 +120,28 @@ class Server:
 
     def serve(self, path: str, served: Served | Sequence[Served]) -> None:
         """From the next request on, ``path`` answers this. Answers under way go on as they began."""
-        self._ledger.put(path, served)
+        self._answers.put(path, served)
 
     def withdraw(self, path: str) -> None:
         """From the next request on, ``path`` is 404."""
-        self._ledger.drop(path)
+        self._answers.drop(path)
 
     @property
     def requests(self) -> tuple[Request, ...]:
         """Every request so far, in the order in which their answers began."""
-        return self._ledger.requests()
+        return self._ledger.requests
 
     def count(self, method: str, path: str) -> int:
         """How many requests of this method the path has had, whatever they were answered. The query does not matter."""
-        return sum(1 for request in self.requests if request.method == method and _plain(request.path) == path)
+        return self._ledger.count(method, path)
 
     def bodies(self, path: str) -> int:
         """How many GETs were answered with content of the path, whole or a range of it."""
-        return sum(1 for request in self.requests if _plain(request.path) == path and _has_content(request))
+        return self._ledger.bodies(path)
 
     def sent(self, path: str) -> int:
         """Bytes of the path that were given to the network, over all requests."""
-        return sum(request.sent for request in self.requests if _plain(request.path) == path)
+        return self._ledger.sent(path)
 
     def wait_until_sent(self, path: str, length: int, *, seconds: float = 10) -> None:
         """Wait until `sent` is at least ``length`` for the path.
@@ -165,13 +149,11 @@ class Server:
         Raises:
             TimeoutError
         """
-        with self._ledger.changed:
-            if not self._ledger.changed.wait_for(lambda: self.sent(path) >= length, timeout=seconds):
-                raise TimeoutError(f"{self.sent(path)} bytes of {path} were sent in {seconds:g} s, not {length}")
+        self._ledger.wait_until_sent(path, length, seconds=seconds)
 
     def resume(self) -> None:
         """End every stall, now and from now on."""
-        self._ledger.resumed.set()
+        self._resumed.set()
 
 
 @contextlib.contextmanager
@@ -183,18 +165,10 @@ def serving(contents: Contents, *, tls: Certificate | None = None, clients: Cert
         tls: serve HTTPS at ``https://localhost:…`` with this certificate.
         clients: of those alone who show this certificate.
     """
-    ledger = _Ledger(contents)
-    listener = _Listener(ledger, tls, clients)
-    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, name="testing-http-server")
-    thread.start()
-    try:
-        yield Server(listener.base, ledger)
-    finally:
-        listener.shutdown()
-        thread.join()
-        listener.drop_connections()
-        ledger.resumed.set()
-        listener.server_close()  # waits for the connections' threads
+    listener = _Listener(_Answers(contents), None if tls is None else _context(tls, clients))
+    with running(listener):
+        # A stall ends for good by `Server.resume`, and with the listener.
+        yield Server(listener.base, listener.answers, listener.ledger, listener.ended)
 
 
 def self_signed(directory: Path) -> Certificate:
@@ -248,15 +222,13 @@ def self_signed(directory: Path) -> Certificate:
 # -------------------------------------------------------------------------------------------------------- the connections
 
 
-class _Ledger:
-    """What is to be answered and what was asked, between the test's thread and those of the connections."""
+class _Answers:
+    """What is to be answered, between the test's thread and those of the connections."""
 
     def __init__(self, contents: Contents) -> None:
-        self.changed = threading.Condition()
-        self.resumed = threading.Event()
+        self._lock = threading.Lock()
         self._root = contents if isinstance(contents, Path) else None
         self._answers: dict[str, list[Served]] = {}
-        self._requests: list[Request] = []
         if not isinstance(contents, Path):
             for path, served in contents.items():
                 self.put(path, served)
@@ -264,87 +236,39 @@ class _Ledger:
     def put(self, path: str, served: Served | Sequence[Served]) -> None:
         answers = [served] if isinstance(served, Served) else list(served)
         assert answers
-        with self.changed:
+        with self._lock:
             self._answers[path] = answers
 
     def drop(self, path: str) -> None:
-        with self.changed:
+        with self._lock:
             del self._answers[path]
 
     def take(self, path: str) -> Served:
         """What this request is answered."""
-        with self.changed:
-            answers = self._answers.get(path) or self._answers.get(_plain(path))
+        with self._lock:
+            answers = self._answers.get(path) or self._answers.get(plain_path(path))
             if answers is not None:
                 return answers.pop(0) if len(answers) > 1 else answers[0]
-        found = None if self._root is None else _file_below(self._root, _plain(path))
+        found = None if self._root is None else _file_below(self._root, plain_path(path))
         return found or Served(status=HTTPStatus.NOT_FOUND)
 
-    def begin(self, request: Request) -> int:
-        """Record a request that is about to be answered; its number is for `add_sent`."""
-        with self.changed:
-            self._requests.append(request)
-            self.changed.notify_all()
-            return len(self._requests) - 1
 
-    def add_sent(self, number: int, length: int) -> None:
-        with self.changed:
-            request = self._requests[number]
-            self._requests[number] = replace(request, sent=request.sent + length)
-            self.changed.notify_all()
-
-    def requests(self) -> tuple[Request, ...]:
-        with self.changed:
-            return tuple(self._requests)
-
-
-class _Listener(ThreadingHTTPServer):
-    request_queue_size = 256
-    daemon_threads = False
-
-    def __init__(self, ledger: _Ledger, tls: Certificate | None, clients: Certificate | None) -> None:
-        self.ledger = ledger
-        self._context = None if tls is None else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        if self._context is not None and tls is not None:
-            self._context.load_cert_chain(tls.ca_file, tls.key_file)
-            if clients is not None:
-                self._context.load_verify_locations(clients.ca_file)
-                self._context.verify_mode = ssl.CERT_REQUIRED
-        self._open: set[socket.socket] = set()
-        self._open_lock = threading.Lock()
-        super().__init__(("127.0.0.1", 0), _Connection)
+class _Listener(Listener):
+    def __init__(self, answers: _Answers, tls: ssl.SSLContext | None) -> None:
+        self.answers = answers
+        self.ledger = Ledger()
+        super().__init__(_Connection, tls=tls)
         host = "localhost" if tls else "127.0.0.1"
-        self.base = f"http{'s' if tls else ''}://{host}:{self.server_address[1]}"
+        self.base = f"http{'s' if tls else ''}://{host}:{self.port}"
 
-    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
-        connection, address = self.socket.accept()
-        if self._context is not None:
-            connection = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        with self._open_lock:
-            self._open.add(connection)
-        return connection, address
 
-    def finish_request(self, request: object, client_address: object) -> None:
-        if isinstance(request, ssl.SSLSocket):
-            request.do_handshake()
-        super().finish_request(request, client_address)  # type: ignore[arg-type]
-
-    def shutdown_request(self, request: object) -> None:
-        assert isinstance(request, socket.socket)
-        with self._open_lock:
-            self._open.discard(request)
-        super().shutdown_request(request)
-
-    def drop_connections(self) -> None:
-        with self._open_lock:
-            for connection in self._open:
-                with contextlib.suppress(OSError):  # the client was faster
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away in the middle is nothing to report; the thread's own mistakes are."""
-        if not isinstance(sys.exception(), ConnectionError | ssl.SSLError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
+def _context(ours: Certificate, clients: Certificate | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ours.ca_file, ours.key_file)
+    if clients is not None:
+        context.load_verify_locations(clients.ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 class _Connection(BaseHTTPRequestHandler):
@@ -364,7 +288,7 @@ class _Connection(BaseHTTPRequestHandler):
         """Nothing: the requests are recorded."""
 
     def _served(self) -> Served:
-        served = self.server.ledger.take(self.path)
+        served = self.server.answers.take(self.path)
         is_past_caches = "no-cache" in self.headers.get("Cache-Control", "").lower()
         return served.past_caches if is_past_caches and served.past_caches is not None else served
 
@@ -374,7 +298,7 @@ class _Connection(BaseHTTPRequestHandler):
             served = Served(b"who are you?\n", status=401, headers=challenge)
         with _Body.open(served.body) as body:
             answer = self._choose(served, body.size)
-            number = self._record(answer.status)
+            number = self.server.ledger.begin(self, answer.status)
             self._send_head(served, answer)
             if self.command != "HEAD" and answer.has_body:
                 self._send_body(served, answer, body, number)
@@ -409,11 +333,6 @@ class _Connection(BaseHTTPRequestHandler):
             return condition == served.etag and not condition.startswith("W/")
         return condition == _date(served.last_modified)
 
-    def _record(self, status: int) -> int:
-        headers = MappingProxyType({name.lower(): value for name, value in self.headers.items()})
-        request = Request(method=self.command, path=self.path, headers=headers, status=status, sent=0)
-        return self.server.ledger.begin(request)
-
     def _send_head(self, served: Served, answer: "_Answer") -> None:
         told = {name.lower() for name in served.headers}
         ours = {"Date": self.date_time_string(), **_fields(served, answer, head=self.command == "HEAD")}.items()
@@ -432,7 +351,6 @@ class _Connection(BaseHTTPRequestHandler):
             self._stall(served)
         while done < length:
             piece = _piece(served, done, length)
-            # Counted before it is sent: what a client has received is never missing in the count.
             self.server.ledger.add_sent(number, piece)
             self._send_piece(served, body, answer.start + done, piece)
             done += piece
@@ -444,7 +362,7 @@ class _Connection(BaseHTTPRequestHandler):
             self.connection.sendall(b"0\r\n\r\n")
 
     def _stall(self, served: Served) -> None:
-        self.server.ledger.resumed.wait(served.stall)
+        self.server.ended.wait(served.stall)
 
     def _send_piece(self, served: Served, body: "_Body", start: int, length: int) -> None:
         if served.chunked:
@@ -558,14 +476,6 @@ def _file_below(root: Path, path: str) -> Served | None:
     status = file.stat()
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
     return Served(file, etag=f'"{status.st_mtime_ns:x}-{status.st_size:x}"', last_modified=modified)
-
-
-def _plain(path: str) -> str:
-    return path.partition("?")[0]
-
-
-def _has_content(request: Request) -> bool:
-    return request.method == "GET" and request.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
 
 
 def _date(time: datetime | None) -> str | None:

@@ -118,6 +118,21 @@ def test_a_password_is_not_repeated_in_an_error(ending: str) -> None:
     assert "secret" not in f"{error.value} {error.value.hint}"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://host/a.img\0?X-Amz-Signature=secret",
+        "https://user:secret@host/a\n.img?X-Amz-Signature=secret",
+        "https://host/\ud800?sig=secret",
+        "https//user:secret@host/a.img?sig=secret",
+    ],
+)
+def test_a_text_that_cannot_be_read_is_repeated_without_its_password_and_signature(text: str) -> None:
+    with pytest.raises(InvalidRef, match="host/") as error:
+        parse_ref(text)
+    assert "secret" not in f"{error.value} {error.value.hint}"
+
+
 @pytest.mark.parametrize("letter", ["x", '"', "\\", "é"])
 def test_a_ref_may_be_as_long_as_its_record_can_hold(letter: str) -> None:
     room = MAX_LENGTH - len("https://host/")

@@ -27,7 +27,11 @@ class ByteStream(Protocol):
 
 
 class ImageSource(Protocol):
-    """One kind of place from which images come. Safe to share between threads."""
+    """One kind of place from which images come. Safe to share between threads.
+
+    Its errors name the ref, and what failed; a place that does not answer is named as well. None of them has a secret in it,
+    nor in what it came from. `underlay.testing.source_suite` tries whether all of this holds.
+    """
 
     schemes: ClassVar[frozenset[str]]
     """The ref schemes that it serves, in lower case."""
@@ -65,7 +69,9 @@ class ImageSource(Protocol):
     def open(self, version: ImageVersion, *, offset: int = 0) -> AbstractContextManager[ByteStream]:
         """The bytes as served of exactly this version, from ``offset`` on.
 
-        Nothing is decoded or decompressed on the way. A version that is no longer there is never replaced by another one.
+        Nothing is decoded or decompressed on the way. A version that is no longer there is never replaced by another one, and
+        one that is replaced while it is read never ends well with bytes of both. At the version's end there is nothing, which
+        is no error; beyond it, nothing either, or SourceChanged. An error of who reads passes through as it is.
 
         Raises:
             as `describe`; SourceChanged when the source now has other bytes.

@@ -117,14 +117,16 @@ def registry_host(text: str) -> str:
 
 def _parse(text: str) -> ImageRef:
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in text):
-        raise InvalidRef(f"the ref {_without_userinfo(text)!r} has control characters")
+        raise InvalidRef(f"the ref {_shown(text)!r} has control characters")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidRef(f"the ref {_without_userinfo(text)!r} is not UTF-8", hint="write %XX for each byte")
+        raise InvalidRef(f"the ref {_shown(text)!r} is not UTF-8", hint="write %XX for each byte")
     if _UUID.fullmatch(text):
         return _glance(text)
     match = _SCHEME.fullmatch(text)
     if not match:
-        raise InvalidRef(f"{text!r} is no image ref", hint="write https://…, file:///absolute/path or a Glance image's UUID")
+        raise InvalidRef(
+            f"{_shown(text)!r} is no image ref", hint="write https://…, file:///absolute/path or a Glance image's UUID"
+        )
     scheme, rest = match[1].lower(), match[2]
     if scheme in _DEFAULT_PORTS:
         return _http(scheme, text)
@@ -257,3 +259,9 @@ def _name(pair: str) -> str:
 
 def _without_userinfo(text: str) -> str:
     return re.sub(r"//[^/]*@", "//", text)
+
+
+def _shown(text: str) -> str:
+    """What a message repeats of a text that could not be read: nothing that may be a password or a signature."""
+    path, mark, _ = _without_userinfo(text).partition("?")
+    return f"{path}?…" if mark else path

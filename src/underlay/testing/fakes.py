@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
-from underlay.errors import ImageNotFound, SourceChanged, UnderlayError
+from underlay.errors import BodyTruncated, ImageNotFound, SourceChanged, UnderlayError
 from underlay.model import Digest, Event, ImageRef, ImageVersion, Progress
 from underlay.naming import content_version_id
 from underlay.refs import parse_ref
@@ -34,6 +34,7 @@ class FakeImage:
         size: what is announced; None: the content's own size. announces_size: whether any is.
         describe_error, open_error: raised in place of an answer.
         read_error: raised when ``read_error_after`` bytes of the content have been read.
+        cut_after: each stream breaks off after so many bytes of its own; one that has fewer to give is whole.
         piece: at most so many bytes come at once.
         delay: seconds that each description and each read takes.
     """
@@ -53,6 +54,7 @@ class FakeImage:
     open_error: UnderlayError | None = field(default=None, kw_only=True)
     read_error: UnderlayError | None = field(default=None, kw_only=True)
     read_error_after: int = field(default=0, kw_only=True)
+    cut_after: int | None = field(default=None, kw_only=True)
     piece: int = field(default=1 << 20, kw_only=True)
     delay: float = field(default=0.0, kw_only=True)
 
@@ -144,7 +146,8 @@ class FakeSource:
             raise SourceChanged(f"{version.ref} changed after it was described")
         with _opened(image.content) as file:
             file.seek(offset)
-            yield _FakeStream(self, version.ref, image, file, offset)
+            cut_at = None if image.cut_after is None else offset + image.cut_after
+            yield _FakeStream(self, version.ref, image, file, offset, cut_at)
 
     def count_read(self, ref: ImageRef, length: int) -> None:
         """Add to what `read` answers; for the streams."""
@@ -185,6 +188,7 @@ class _FakeStream:
     image: FakeImage
     file: BinaryIO
     position: int
+    cut_at: int | None
 
     def readinto(self, buffer: memoryview, /) -> int:
         time.sleep(self.image.delay)
@@ -193,7 +197,11 @@ class _FakeStream:
             length = min(length, self.image.read_error_after - self.position)
             if length <= 0:
                 raise self.image.read_error
+        if self.cut_at is not None:
+            length = min(length, self.cut_at - self.position)
         piece = self.file.read(length)
+        if self.position == self.cut_at and self.file.read(1):
+            raise BodyTruncated(f"{self.ref}: the transfer broke off after {self.image.cut_after} bytes")
         buffer[: len(piece)] = piece
         self.position += len(piece)
         self.source.count_read(self.ref, len(piece))

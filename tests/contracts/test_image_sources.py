@@ -1,0 +1,56 @@
+"""Our image sources pass the shipped conformance suite."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from source_stages import FakeStage, FileStage, HttpStage
+
+from children import NOBODY, start
+from underlay.testing.httpserver import serving
+from underlay.testing.relay import relaying
+from underlay.testing.source_suite import CASES, Case, Forbidden, Replaced, cases, impossible
+
+
+@pytest.mark.parametrize("case", cases(FakeStage), ids=str)
+def test_the_fake_keeps_the_contract(case: Case) -> None:
+    case.run(FakeStage())
+
+
+@pytest.mark.parametrize("case", cases(FileStage), ids=str)
+def test_files_keep_the_contract(case: Case, short_directory: Path) -> None:
+    if Forbidden in case.needs and os.geteuid() == 0:  # root may read every file
+        os.chown(short_directory, NOBODY, NOBODY)
+        with start(run_as_another_user, case, short_directory, user=NOBODY) as child:
+            child.end()
+    else:
+        case.run(FileStage.make(short_directory))
+
+
+@pytest.mark.parametrize("case", [case for case in cases(FileStage) if Replaced in case.needs], ids=str)
+def test_files_that_are_rewritten_in_their_place_keep_the_contract(case: Case, short_directory: Path) -> None:
+    case.run(FileStage.make(short_directory, rewrites=True))
+
+
+def run_as_another_user(name: str, directory: str) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    case.run(FileStage.make(Path(directory)))
+
+
+@pytest.fixture(params=[1, 3], ids=["in-one-request", "in-ranges"])
+def http(request: pytest.FixtureRequest) -> Iterator[HttpStage]:
+    with serving({}) as server, relaying(server.base) as relay:
+        yield HttpStage(server=server, relay=relay, parallel=request.param)
+
+
+@pytest.mark.parametrize("case", cases(HttpStage), ids=str)
+def test_web_servers_keep_the_contract(case: Case, http: HttpStage) -> None:
+    case.run(http)
+
+
+@pytest.mark.parametrize("stage", [FakeStage, FileStage, HttpStage])
+def test_every_case_is_run_or_is_impossible_for_a_reason(stage: type[FakeStage | FileStage | HttpStage]) -> None:
+    left_out = impossible(stage)
+    assert set(CASES) == {*cases(stage), *left_out}
+    assert all(left_out.values())

@@ -1,4 +1,7 @@
-"""Cases about images on their way into a cache: what is published is whole, and what fails leaves nothing behind."""
+"""Cases about images on their way into a cache: what is published is whole, and what fails publishes nothing.
+
+What is left of a transfer that broke off is there for the next one to go on from; of every other failure nothing is.
+"""
 
 import json
 import os
@@ -48,6 +51,10 @@ path = {instances}
 [caches.base]
 kind = "base"
 path = {base}
+[transfer]
+attempts = 2
+first_wait = "0.01s"
+longest_wait = "0.02s"
 """
 
 
@@ -75,6 +82,7 @@ def content_with_another_digest_than_the_expected_one_is_refused(stage: Stage) -
     with _caching(stage) as caching:
         with refused(stage, DigestMismatch):
             caching.host.ensure(stage.put(_CONTENT), checksum=Digest("sha256", sha256(_OTHER)))
+        caching.expect_nothing_published()
         caching.expect_nothing_left()
 
 
@@ -114,17 +122,22 @@ def of_a_forbidden_image_nothing_is_left(stage: Stage) -> None:
 
 
 @case(Away)
-def of_an_image_whose_place_is_away_nothing_is_left(stage: Stage) -> None:
+def an_image_whose_place_is_away_comes_when_it_is_back(stage: Stage) -> None:
     _expect_failure(stage, Away(), SourceUnavailable)
 
 
 @case(Stalled)
-def of_a_transfer_that_stalls_nothing_is_published(stage: Stage) -> None:
-    _expect_failure(stage, Stalled(after=_AFTER), SourceUnavailable)
+def an_image_that_does_not_begin_to_come_is_given_up(stage: Stage) -> None:
+    _expect_failure(stage, Stalled(after=0), SourceUnavailable)
+
+
+@case(Stalled)
+def a_transfer_that_stalls_goes_on_or_publishes_nothing(stage: Stage) -> None:
+    _expect_whole_or_failure(stage, Stalled(after=_AFTER), SourceUnavailable)
 
 
 @case(Cut)
-def a_transfer_that_is_cut_off_is_resumed_or_leaves_nothing(stage: Stage) -> None:
+def a_transfer_that_is_cut_off_goes_on_or_publishes_nothing(stage: Stage) -> None:
     _expect_whole_or_failure(stage, Cut(after=_AFTER), BodyTruncated, SourceUnavailable)
 
 
@@ -149,12 +162,15 @@ class _Caching:
     host: Host
     observer: Recorder
 
-    def expect_nothing_left(self) -> None:
-        """Nothing is published, and no ingest has left anything."""
+    def expect_nothing_published(self) -> None:
         (store,) = self.host.stores()
         expect_equal([], sorted(set(os.listdir(store.root)) - {".underlay"}), "what is published after a failure")
+
+    def expect_nothing_left(self) -> None:
+        """No ingest has left anything behind."""
+        (store,) = self.host.stores()
         left = os.listdir(store.paths.tmp) if store.paths.tmp.exists() else []
-        expect_equal([], left, "what a failed ingest left")
+        expect_equal([], left, "what an ingest left")
 
     def expect_secrets_kept(self) -> None:
         """Neither an event nor a name, a file or an attribute below the cache tells a secret."""
@@ -180,24 +196,44 @@ def _caching(stage: Stage) -> Iterator[_Caching]:
 
 
 def _expect_failure(stage: Stage, trouble: Trouble, *errors: type[UnderlayError]) -> None:
-    """The image does not come, nothing of it is left, and once the trouble is over another one comes."""
+    """The image does not come, nothing of it is published, and once the trouble is over it comes; or another one does."""
     with _caching(stage) as caching:
         ref = stage.put(_CONTENT)
-        with stage.trouble(ref, trouble), refused(stage, *errors):
-            caching.host.ensure(ref)
-        caching.expect_nothing_left()
-        _expect_kept_whole(_OTHER, caching.host.ensure(stage.put(_OTHER)))
+        with stage.trouble(ref, trouble):
+            error = _ensure_error(caching, ref)
+            expect_error(stage, error, *errors)
+        caching.expect_nothing_published()
+        if error is not None and not error.transient:
+            caching.expect_nothing_left()
+        _expect_all_well(caching, ref, trouble)
 
 
 def _expect_whole_or_failure(stage: Stage, trouble: Trouble, *errors: type[UnderlayError]) -> None:
     with _caching(stage) as caching:
         ref = stage.put(_CONTENT)
         with stage.trouble(ref, trouble):
-            try:
-                _expect_kept_whole(_CONTENT, caching.host.ensure(ref))
-            except UnderlayError as error:
+            error = _ensure_error(caching, ref)
+            if error is not None:
                 expect_error(stage, error, *errors)
-                caching.expect_nothing_left()
+                caching.expect_nothing_published()
+        _expect_all_well(caching, ref, trouble)
+
+
+def _expect_all_well(caching: _Caching, ref: str, trouble: Trouble) -> None:
+    """What comes now is whole, and nothing is left beside it."""
+    if isinstance(trouble, Withdrawn | Forbidden):  # which may outlast
+        _expect_kept_whole(_OTHER, caching.host.ensure(caching.stage.put(_OTHER)))
+    else:
+        _expect_kept_whole(_CONTENT, caching.host.ensure(ref))
+    caching.expect_nothing_left()
+
+
+def _ensure_error(caching: _Caching, ref: str) -> UnderlayError | None:
+    try:
+        _expect_kept_whole(_CONTENT, caching.host.ensure(ref))
+    except UnderlayError as error:
+        return error
+    return None
 
 
 def _expect_kept_whole(content: bytes, image: BaseImage) -> None:
@@ -219,9 +255,10 @@ CASES: tuple[Case, ...] = (
     a_verified_image_bridges_a_place_that_is_away_where_that_is_wanted,
     of_a_missing_image_nothing_is_left,
     of_a_forbidden_image_nothing_is_left,
-    of_an_image_whose_place_is_away_nothing_is_left,
-    of_a_transfer_that_stalls_nothing_is_published,
-    a_transfer_that_is_cut_off_is_resumed_or_leaves_nothing,
+    an_image_whose_place_is_away_comes_when_it_is_back,
+    an_image_that_does_not_begin_to_come_is_given_up,
+    a_transfer_that_stalls_goes_on_or_publishes_nothing,
+    a_transfer_that_is_cut_off_goes_on_or_publishes_nothing,
     what_is_longer_than_announced_is_never_published,
     what_is_shorter_than_announced_is_never_published,
 )

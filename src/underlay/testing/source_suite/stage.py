@@ -115,7 +115,7 @@ class Stage(Protocol):
     def trouble(self, ref: str, trouble: Trouble) -> AbstractContextManager[None]:
         """From the next question on, and while the block lasts, this is the matter with the image.
 
-        One trouble at a time; what concerns one image alone may outlast the block. A trouble of which ``cannot`` speaks is
-        never asked for.
+        One trouble at a time. `Replaced`, `Withdrawn` and `Forbidden` may outlast the block, the others must not. A trouble of
+        which ``cannot`` speaks is never asked for.
         """
         ...

@@ -1,12 +1,15 @@
 """``underlay fetch``."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
+from children import NOBODY
 from machine import MIB, Machine
 from signing import GOOD, OTHER, Keys
+from underlay.errors import SourceRefused
 from underlay.testing.httpserver import Served, serving
 
 CONTENT = bytes(range(256)) * 4096
@@ -266,3 +269,41 @@ def test_a_digest_that_is_given_needs_no_signature(tmp_path: Path, keys: Keys) -
     with serving({"/a.img": Served(CONTENT)}) as server:
         digest = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
         assert 0 == machine.call("fetch", server.url("/a.img"), "--checksum", digest).status
+
+
+# ------------------------------------------------------------------------------------------------------- files of this host
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The ref of a file that the configuration does not allow."""
+    file = tmp_path_factory.mktemp("elsewhere") / "image.raw"
+    file.write_bytes(CONTENT)
+    return f"file://{file}"
+
+
+def test_who_can_read_a_file_may_have_it_fetched_and_a_service_may_not(machine: Machine, elsewhere: str) -> None:
+    with pytest.raises(SourceRefused):
+        machine.host().ensure(elsewhere)
+    assert 0 == machine.call("fetch", elsewhere).status
+    assert 1 == len(machine.host().images()[0])
+
+
+def test_a_command_keeps_to_the_allowed_paths_where_the_configuration_says_so(machine: Machine, elsewhere: str) -> None:
+    allowed = machine.raw_image()
+    machine.config.write_text(machine.config.read_text().replace("[sources.file]", "[sources.file]\ncommand_line = false"))
+    assert (26, 0) == (machine.call("fetch", elsewhere).status, machine.call("fetch", allowed).status)
+
+
+@pytest.mark.component("root")
+def test_a_command_reads_no_file_that_its_user_may_not_read(open_directory: Path, tmp_path: Path) -> None:
+    machine = Machine.make(open_directory)
+    for path in (machine.base, machine.instances):
+        os.chown(path, NOBODY, NOBODY)
+    secret, open_to_all = open_directory / "secret", open_directory / "open"
+    for file, mode in ((secret, 0o600), (open_to_all, 0o644)):
+        file.write_bytes(CONTENT)
+        file.chmod(mode)
+    refused = machine.run("fetch", f"file://{secret}", "--json", user=NOBODY)
+    assert (21, "not-authorized") == (refused.status, refused.error["code"])
+    assert 0 == machine.run("fetch", f"file://{open_to_all}", user=NOBODY).status

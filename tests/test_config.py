@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from machine import command_line, run
-from underlay.config import Config, embedded_config, load_config, parse_config
+from underlay.config import Config, embedded_config, for_command_line, load_config, parse_config
 from underlay.errors import ConfigError
 from underlay.naming import CacheKind
 from underlay.plan import Rules
@@ -170,6 +170,18 @@ def test_novas_locks_are_found_where_nova_has_them(path: str, kind: str, nova_lo
     config = parsed(f'[caches.a]\nkind = "{kind}"\npath = "{path}"\nnova_locks = {nova_locks}')
 
     assert (None if expected is None else Path(expected)) == config.caches["a"].nova_locks
+
+
+def test_a_command_may_fetch_what_its_user_can_read_beside_what_is_allowed_anyhow() -> None:
+    config = parsed(CACHE + '[sources.file]\nallowed_paths = ["/srv"]')
+    files = for_command_line(config).sources["file"]
+    assert ((Path("/srv"),), (Path("/srv"), Path("/"))) == (config.sources["file"]["allowed_paths"], files["allowed_paths"])
+    assert config.sources["http"] == for_command_line(config).sources["http"]
+
+
+def test_a_command_keeps_to_the_allowed_paths_where_it_is_told_to() -> None:
+    config = parsed(CACHE + '[sources.file]\nallowed_paths = ["/srv"]\ncommand_line = false')
+    assert config == for_command_line(config)
 
 
 def test_the_embedded_default_keeps_all_below_one_directory(tmp_path: Path) -> None:

@@ -1,17 +1,25 @@
 """Images from this host's files: which of them are allowed, what describes them, and that a change never goes unseen."""
 
 import hashlib
+import itertools
 import os
 import socket
+import stat
+import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from children import NOBODY, start, tell
-from underlay.contracts import ByteStream
+from underlay.config import parse_config
+from underlay.contracts import ByteStream, ClonableStream
 from underlay.errors import ImageNotFound, NotAuthorized, SourceChanged, SourceError, SourceRefused
+from underlay.extents import own_bytes
+from underlay.host import Host
 from underlay.model import ImageRef
 from underlay.refs import parse_ref
 from underlay.sources.file import FileSource
@@ -148,6 +156,76 @@ def test_a_path_that_is_not_allowed_is_not_even_opened(tmp_path: Path) -> None:
         writer.join()
 
 
+@pytest.mark.parametrize("path", ["/etc/hostname", "/etc/none", "/boot/vmlinuz", "/run/none", "/dev/shm/none", "/dev/zero"])
+def test_a_wide_allowed_path_does_not_reach_into_the_systems_directories(path: str) -> None:
+    assert "outside the allowed paths" in refused(allowing(Path("/")), ref_of(path)).message
+
+
+def test_a_systems_directory_is_allowed_by_its_own_name() -> None:
+    assert Path("/etc/passwd").read_bytes() == fetched(allowing(Path("/"), Path("/etc")), ref_of("/etc/passwd"))
+
+
+@pytest.mark.parametrize("path", ["/proc/self/environ", "/proc/version", "/sys/kernel/uevent_seqnum"])
+def test_the_kernels_files_are_no_images_whatever_is_allowed(path: str) -> None:
+    refused(allowing(Path("/"), Path("/proc"), Path("/sys"), Path(path)), ref_of(path))
+
+
+@pytest.mark.component("root")
+@pytest.mark.parametrize(("kind", "name"), [("proc", "version"), ("sysfs", "kernel/uevent_seqnum")])
+def test_the_kernels_files_are_no_images_wherever_they_are_mounted(tmp_path: Path, kind: str, name: str) -> None:
+    subprocess.run(["mount", "-t", kind, kind, tmp_path], check=True)
+    try:
+        assert (tmp_path / name).read_bytes()
+        assert "not a plain file" in refused(allowing(tmp_path), ref_of(tmp_path / name)).message
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_symlink_into_a_systems_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "image").symlink_to("chain")
+    (tmp_path / "chain").symlink_to("/etc/passwd")
+    (tmp_path / "process").symlink_to("/proc/self")
+    refused(allowing(Path("/")), ref_of(tmp_path / "image"))
+    refused(allowing(Path("/")), ref_of(tmp_path / "process/environ"))
+
+
+def test_what_a_cache_keeps_for_itself_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / ".underlay" / "tmp").mkdir(parents=True)
+    (tmp_path / ".underlay" / "tmp" / "download").write_bytes(b"half of it")
+    (tmp_path / "link").symlink_to(".underlay/tmp/download")
+    refused(allowing(tmp_path), ref_of(tmp_path / ".underlay" / "tmp" / "download"))
+    refused(allowing(tmp_path), ref_of(tmp_path / "link"))
+
+
+def test_a_path_that_is_swapped_meanwhile_never_leads_out_of_the_allowed_ones(tmp_path: Path) -> None:
+    for name in ("allowed", "secret"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+        (tmp_path / name / "inside" / "image").write_bytes(name.encode())
+    swapped, ended = tmp_path / "allowed" / "swapped", threading.Event()
+    swapped.symlink_to("inside")
+
+    def swap() -> None:
+        targets = itertools.cycle([f"{tmp_path}/secret/inside", "inside"])
+        while not ended.is_set():
+            (tmp_path / "next").symlink_to(next(targets))
+            (tmp_path / "next").rename(swapped)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    source, deadline = allowing(tmp_path / "allowed"), time.monotonic() + 20
+    outcomes: set[bytes] = set()
+    try:
+        while (len(outcomes) < 2 or time.monotonic() < deadline - 19) and time.monotonic() < deadline:
+            try:
+                outcomes.add(fetched(source, ref_of(swapped / "image")))
+            except (SourceRefused, SourceChanged):
+                outcomes.add(b"refused")
+    finally:
+        ended.set()
+        swapping.join()
+    assert {b"allowed", b"refused"} == outcomes
+
+
 # ---------------------------------------------------------------------------------------------------------- what is no image
 
 
@@ -169,6 +247,28 @@ def test_a_fifo_is_no_image_and_nobody_waits_for_its_writer(tmp_path: Path) -> N
     started = time.monotonic()
     assert "not a plain file" in refused(allowing(tmp_path), ref_of(tmp_path / "fifo")).message
     assert time.monotonic() - started < 5
+
+
+def test_what_is_no_plain_file_is_not_even_opened(tmp_path: Path) -> None:
+    """Its writer goes on waiting for a reader."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="No such device or address"):
+        os.open(tmp_path / "fifo", os.O_WRONLY | os.O_NONBLOCK)
+    writer = threading.Thread(target=lambda: os.close(os.open(tmp_path / "fifo", os.O_WRONLY)))
+    writer.start()
+    try:
+        refused(allowing(tmp_path), ref_of(tmp_path / "fifo"))
+        writer.join(0.3)
+        assert writer.is_alive()
+    finally:
+        os.close(os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK))
+        writer.join()
+
+
+@pytest.mark.component("root")
+def test_a_device_in_an_allowed_directory_is_no_image(tmp_path: Path) -> None:
+    os.mknod(tmp_path / "zero", 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+    assert "not a plain file" in refused(allowing(tmp_path), ref_of(tmp_path / "zero")).message
 
 
 def test_a_socket_is_no_image(short_directory: Path) -> None:
@@ -269,3 +369,76 @@ def test_no_byte_beyond_the_described_size_is_ever_given(tmp_path: Path) -> None
         assert 5000 == stream.readinto(buffer)
         with pytest.raises(SourceChanged):
             stream.readinto(buffer)
+
+
+# ------------------------------------------------------------------------------------------------------------ shared blocks
+
+SHARING = [pytest.param(kind, marks=pytest.mark.component("root", kind)) for kind in ("xfs", "btrfs")]
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_a_file_shares_its_blocks_and_no_later_change(mounted: Callable[..., Path], kind: str) -> None:
+    directory = mounted(kind)
+    file, content = directory / "image", os.urandom(1 << 20)
+    file.write_bytes(content)
+    source = allowing(directory)
+    with source.open(source.describe(ref_of(file))) as stream, new_file(directory / "kept") as target:
+        assert isinstance(stream, ClonableStream)
+        assert stream.clone_into(target)
+        os.fsync(target)
+        assert 0 == own_bytes(target)
+    with file.open("r+b") as changed:
+        changed.write(bytes(4096))
+    assert content == (directory / "kept").read_bytes()
+    assert 1 == file.stat().st_nlink
+    assert file.stat().st_ino != (directory / "kept").stat().st_ino
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_a_file_that_changed_is_not_shared_as_what_it_was(mounted: Callable[..., Path], kind: str) -> None:
+    directory = mounted(kind)
+    (directory / "image").write_bytes(bytes(1 << 20))
+    source = allowing(directory)
+    with source.open(source.describe(ref_of(directory / "image"))) as stream, new_file(directory / "kept") as target:
+        (directory / "image").write_bytes(b"other")
+        with pytest.raises(SourceChanged):
+            stream.clone_into(target)
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_only_a_whole_file_is_shared_and_only_on_its_own_file_system(
+    mounted: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    directory = mounted(kind)
+    (directory / "image").write_bytes(b"content")
+    source = allowing(directory)
+    version = source.describe(ref_of(directory / "image"))
+    with source.open(version, offset=1) as stream, new_file(directory / "kept") as target:
+        assert not stream.clone_into(target)
+        assert b"ontent" == contents(stream)
+    with source.open(version) as stream, new_file(tmp_path / "kept") as target:
+        assert not stream.clone_into(target)
+        assert 0 == os.fstat(target).st_size
+        assert b"content" == contents(stream)
+
+
+def test_an_image_is_never_the_file_that_it_came_from(tmp_path: Path) -> None:
+    for directory in ("base", "instances"):
+        (tmp_path / directory).mkdir()
+    file, content = tmp_path / "image", os.urandom(100_000)
+    file.write_bytes(content)
+    text = f'[instances]\npath = "{tmp_path}/instances"\n[caches.base]\nkind = "base"\npath = "{tmp_path}/base"\n'
+    host = Host.open(parse_config(text, origin=tmp_path / "underlay.toml"), sources={"file": allowing(tmp_path)})
+    image = host.ensure(f"file://{file}")
+    assert (1, False) == (file.stat().st_nlink, file.samefile(image.path))
+    file.write_bytes(b"other")
+    assert content == image.path.read_bytes()

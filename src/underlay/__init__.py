@@ -16,7 +16,15 @@ from underlay.version import __version__
 if TYPE_CHECKING:
     from underlay.cache import Ensured
     from underlay.config import Config, load_config
-    from underlay.contracts import BackendTraits, ByteStream, DiskBackend, ImageSource, InstanceInventory, Observer
+    from underlay.contracts import (
+        BackendTraits,
+        ByteStream,
+        ClonableStream,
+        DiskBackend,
+        ImageSource,
+        InstanceInventory,
+        Observer,
+    )
     from underlay.delivery import Delivered
     from underlay.errors import UnderlayError
     from underlay.host import Host
@@ -48,6 +56,7 @@ __all__ = [
     "BaseImage",
     "ByteStream",
     "CachedFile",
+    "ClonableStream",
     "Config",
     "Delivered",
     "Digest",
@@ -86,7 +95,15 @@ __all__ = [
 _HOMES = {
     "underlay.cache": ("Ensured",),
     "underlay.config": ("Config", "load_config"),
-    "underlay.contracts": ("BackendTraits", "ByteStream", "DiskBackend", "ImageSource", "InstanceInventory", "Observer"),
+    "underlay.contracts": (
+        "BackendTraits",
+        "ByteStream",
+        "ClonableStream",
+        "DiskBackend",
+        "ImageSource",
+        "InstanceInventory",
+        "Observer",
+    ),
     "underlay.errors": ("UnderlayError",),
     "underlay.delivery": ("Delivered",),
     "underlay.host": ("Host",),

@@ -7,7 +7,7 @@ is ever faked in tests.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from underlay.model import BaseImage, DiskSpec, Event, ImageRef, ImageVersion, InstanceDisk, InstanceRecord, Progress
 from underlay.plan import Inventory, Observed
@@ -22,6 +22,24 @@ class ByteStream(Protocol):
         Raises:
             SourceUnavailable: the transfer broke or stalled; trying again may help.
             BodyTruncated: the end came before the announced size.
+        """
+        ...
+
+
+@runtime_checkable
+class ClonableStream(ByteStream, Protocol):
+    """A stream of bytes that this host has already, in a file whose blocks another may share. A source need not have such."""
+
+    def clone_into(self, target: int) -> bool:
+        """Make an empty file, open for writing, share all the bytes of the version, instead of having them read and written.
+
+        Returns:
+            False when that cannot be: the file system knows no sharing, or is another one, or the stream does not begin at the
+            first byte. Then the target is as it was, and the stream is read. After True it is not read any more: the target
+            has the whole version, and none of the changes that come later.
+
+        Raises:
+            SourceChanged: the file is not the described version any more, and the target is of no use. OSError: of the target.
         """
         ...
 

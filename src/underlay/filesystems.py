@@ -28,6 +28,11 @@ LOCAL_KINDS = frozenset(
     | {"fuse", "fuse.ext2", "fuse.ext3", "fuse.ext4", "fuse.fuse2fs", "fuse.lxcfs", "fuse.mergerfs"}
 )
 """Kinds that one host has for itself. Any other may be shared, known by name or not."""
+KERNEL_KINDS = frozenset(
+    {"binder", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "efivarfs", "fusectl", "mqueue"}
+    | {"nfsd", "nsfs", "proc", "pstore", "resctrl", "rpc_pipefs", "securityfs", "selinuxfs", "smackfs", "sysfs", "tracefs"}
+)
+"""Kinds whose files are questions and orders to the kernel."""
 
 _LOCAL_LOCKS = frozenset({"nolock", "local_lock=all", "local_lock=posix", "nobrl", "localflocks", "localflock", "noflock"})
 

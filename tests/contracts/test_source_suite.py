@@ -1,5 +1,6 @@
 """The conformance suite itself: sources that do one thing wrong each, and what finds it."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -149,6 +150,28 @@ class Ended:
             return 0
 
 
+@dataclass(slots=True)
+class Copied:
+    """A stream that says it has been cloned when it has not."""
+
+    stream: ByteStream
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        return self.stream.readinto(buffer)
+
+    def clone_into(self, target: int) -> bool:
+        return os.write(target, b"something") > 0
+
+
+class Cloning(FakeSource):
+    """Clones something else."""
+
+    @contextmanager
+    def open(self, version: ImageVersion, *, offset: int = 0) -> Iterator[Any]:
+        with super().open(version, offset=offset) as stream:
+            yield Copied(stream)
+
+
 class Spoiling(FakeSource):
     """Changes a byte of each piece."""
 
@@ -250,6 +273,7 @@ SPOILED: Sequence[tuple[str, type[FakeSource]]] = (
     ("a-version-is-given-whole", Spoiling),
     ("a-transfer-that-is-cut-off-is-truncated", Content),
     ("two-streams-of-one-thread-do-not-disturb-each-other", Shared),
+    ("a-stream-that-can-be-cloned-gives-the-version-or-nothing", Cloning),
     ("a-missing-image-is-not-found", Confused),
     ("a-forbidden-image-is-not-authorized", Vague),
     ("a-place-that-is-away-is-unavailable-and-named-with-the-reason", Slip),

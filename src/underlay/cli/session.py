@@ -9,6 +9,7 @@ from pathlib import Path
 
 from underlay import render
 from underlay.cli.output import silence
+from underlay.config import for_command_line, load_config
 from underlay.host import Host
 from underlay.model import Event, Level, Progress
 
@@ -28,7 +29,7 @@ class Session:
         """The host; its events and progress go to standard error while the context lasts."""
         reporter = Reporter(threshold=self._threshold(), as_json=self.log_format == "json")
         try:
-            yield Host.open(self.config, observer=reporter)
+            yield Host.open(for_command_line(load_config(self.config)), observer=reporter)
         finally:
             reporter.close()
 

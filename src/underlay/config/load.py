@@ -5,7 +5,7 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Config:
         retries: how often a source that fails is asked, and a transfer that breaks goes on.
         rules: by which a cache's unused files go, by the cache's name. leases: seconds for which a fetch into a cache leases
             what it fetched, by the cache's name; not there: it does not.
+        command_line_reads_files: a command may fetch every file that its user can read: see `for_command_line`.
     """
 
     origin: Path | None
@@ -63,6 +64,7 @@ class Config:
     default_ephemeral_format: str | None = None
     virt_mkfs: Mapping[str, str] = field(default_factory=dict)
     precache_concurrency: int = 1
+    command_line_reads_files: bool = True
 
 
 def load_config(file: Path | None = None) -> Config:
@@ -82,6 +84,18 @@ def load_config(file: Path | None = None) -> Config:
         if path is not None and (text := _read(path)) is not None:
             return parse_config(text, origin=path)
     return embedded_config(environment.storage_directory())
+
+
+def for_command_line(config: Config) -> Config:
+    """The same for a command that a user runs: who can read a file may have it fetched, unless the configuration forbids it.
+
+    A service works for others than its user, so it keeps to the allowed paths.
+    """
+    if not config.command_line_reads_files:
+        return config
+    files = config.sources["file"]
+    allowed = (*files["allowed_paths"], Path("/"))
+    return replace(config, sources={**config.sources, "file": {**files, "allowed_paths": allowed}})
 
 
 def _read(path: Path) -> str | None:
@@ -165,6 +179,7 @@ def _config(document: Document, origin: Path | None) -> Config:
         default_ephemeral_format=document.disks.default_ephemeral_format or None,
         virt_mkfs=_commands(document.disks.virt_mkfs),
         precache_concurrency=document.precache_concurrency,
+        command_line_reads_files=document.sources.file.command_line,
     )
 
 

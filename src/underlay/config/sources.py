@@ -39,6 +39,7 @@ class FileTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Files of this host."""
 
     allowed_paths: list[str] = []
+    command_line: bool = True
 
 
 class OciTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -33,6 +33,8 @@ from urllib.parse import quote, unquote
 from underlay.errors import ExtraMissing
 from underlay.testing.connections import Ledger, Listener, Request, plain_path, running
 
+__all__ = ["Certificate", "Contents", "Request", "Served", "Server", "redirect", "self_signed", "serving"]
+
 _PIECE = 1 << 20
 _RATE_STEPS = 20  # pieces a second under a rate limit
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")  # of one range; a request for several may be answered whole (RFC 9110, 14.2)

@@ -186,7 +186,7 @@ def an_unsafe_ref_leads_nowhere(stage: Stage) -> None:
     """By `parse_ref`, or by the source: nothing is described, so nothing can be opened."""
     expect(stage.unsafe_refs, "the stage names no unsafe ref")
     for text in stage.unsafe_refs:
-        with refused(stage, BadInput, SourceRefused, ImageNotFound):
+        with refused(stage, BadInput, SourceRefused, ImageNotFound, NotAuthorized):
             version = described(stage, text)
             raise AssertionError(f"{version.ref} is described")
 

@@ -1,8 +1,10 @@
 """Cases about the bytes of a version: whole, from an offset on, by any buffer, at the same time."""
 
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
+from underlay.contracts import ClonableStream
 from underlay.errors import SourceChanged
 from underlay.testing.source_suite.case import (
     Case,
@@ -137,6 +139,21 @@ def a_version_can_be_opened_long_after_others_were_described(stage: Stage) -> No
     expect_whole(_CONTENT, transfer(stage, versions[0]), "the first image")
 
 
+@case()
+def a_stream_that_can_be_cloned_gives_the_version_or_nothing(stage: Stage) -> None:
+    version = described(stage, stage.put(_CONTENT))
+    for offset in (0, 1):
+        with stage.source.open(version, offset=offset) as stream, tempfile.TemporaryFile() as target:
+            if not isinstance(stream, ClonableStream):
+                return
+            if stream.clone_into(target.fileno()):
+                expect_equal(_CONTENT, target.read(), "the cloned image")
+                expect(offset == 0, "a stream that does not begin at the first byte is cloned whole")
+            else:
+                expect_equal(b"", target.read(), "what a clone that cannot be leaves in its target")
+                expect_equal(_CONTENT[offset:], b"".join(pieces(stream)), "the image that cannot be cloned")
+
+
 CASES: tuple[Case, ...] = (
     a_version_is_given_whole,
     an_image_of_no_bytes_is_given,
@@ -150,4 +167,5 @@ CASES: tuple[Case, ...] = (
     a_stream_may_be_left_early_as_often_as_one_likes,
     an_error_of_the_reader_passes_as_it_is,
     a_version_can_be_opened_long_after_others_were_described,
+    a_stream_that_can_be_cloned_gives_the_version_or_nothing,
 )

@@ -71,8 +71,7 @@ def a_version_has_one_id_and_other_content_another(stage: Stage) -> None:
     fixed, version = source.fixed_id(ref), source.describe(ref)
     ids = [source.version_id(ref, sha256(_CONTENT)) for _ in range(2)]
     expect_equal(ids[0], ids[1], "the id of the same version")
-    if version.id is not None:
-        expect_equal(version.id, ids[0], "the id by the content's digest, beside the described one")
+    # An id of the place's own making, such as a manifest's digest, cannot be told from the content unless the ref has it.
     if fixed is None:
         expect(version.id is not None or ids[0] != source.version_id(ref, sha256(_OTHER)), "other content has the same id")
     else:

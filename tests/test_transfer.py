@@ -391,6 +391,12 @@ def test_a_range_that_breaks_is_gone_on_from(store: Store) -> None:
         assert BODY == fetch(store, server, web=Web(parallel=3, range_size=300_001)).image.path.read_bytes()
 
 
+def test_ranges_that_never_come_whole_get_further_all_the_same(store: Store) -> None:
+    whole = Served(BODY, etag='"1"')
+    with serving({PATH: [whole, *[replace(whole, cut_after=400_000)] * 60]}) as server:
+        assert BODY == fetch(store, server, web=Web(parallel=3, range_size=1 << 20)).image.path.read_bytes()
+
+
 def test_the_memory_of_a_partial_holds_no_secret(store: Store) -> None:
     whole = Served(BODY, etag='"1"', credentials="tux:s3cret")
     with serving({PATH: [whole, replace(whole, cut_after=2_000_000), whole]}) as server:

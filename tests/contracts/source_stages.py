@@ -31,7 +31,7 @@ from underlay.testing.source_suite import (
 )
 from underlay.web import Web
 
-_RANGE = 64 << 10
+_RANGE = 128 << 10
 _NONE: Mapping[type, str] = MappingProxyType({})
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from underlay.contracts import ByteStream
-from underlay.errors import BodyTruncated, SourceChanged, SourceUnavailable
+from underlay.errors import BodyTruncated, SourceChanged, SourceError, SourceUnavailable
 from underlay.web.client import Answer, Web
 from underlay.web.status import check_status
 from underlay.web.validators import first_byte, is_other, range_condition, whole_length
@@ -71,6 +71,14 @@ def open_ranges(web: Web, wanted: Wanted, offset: int) -> Iterator[ByteStream | 
             ranges.end()
 
 
+@dataclass(slots=True)
+class _Piece:
+    """What came of a range: from its first byte on, and why no more of it came if it broke."""
+
+    content: memoryview
+    broke: SourceError | None = None
+
+
 @dataclass(slots=True, eq=False)
 class _Attempt:
     """One request for the bytes from ``start`` up to ``stop``."""
@@ -88,7 +96,7 @@ class _Attempt:
             self.answer.cut()
 
 
-_Part = Future[memoryview | None]
+_Part = Future[_Piece | None]
 
 
 @dataclass(slots=True)
@@ -97,19 +105,21 @@ class _Ranges:
     wanted: Wanted
     pool: ThreadPoolExecutor
     position: int
-    piece: memoryview
+    piece: _Piece
     under_way: deque[tuple[_Attempt, _Part]] = field(default_factory=deque)
     attempts: list[_Attempt] = field(default_factory=list)
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     def readinto(self, buffer: memoryview, /) -> int:
+        if not self.piece.content and self.piece.broke is not None:
+            raise self.piece.broke
         self._ask_ahead()
-        if not self.piece and self.under_way:
+        if not self.piece.content and self.under_way:
             self.piece = self._next()
             self._ask_ahead()
-        length = min(len(buffer), len(self.piece))
-        buffer[:length] = self.piece[:length]
-        self.piece = self.piece[length:]
+        length = min(len(buffer), len(self.piece.content))
+        buffer[:length] = self.piece.content[:length]
+        self.piece.content = self.piece.content[length:]
         return length
 
     def end(self) -> None:
@@ -129,29 +139,34 @@ class _Ranges:
         self.attempts.append(attempt)
         return attempt, self.pool.submit(_range, self.web, self.wanted, attempt)
 
-    def _next(self) -> memoryview:
+    def _next(self) -> _Piece:
         attempt, part = self.under_way.popleft()
         tries = {part: attempt}
         if not wait([part], timeout=self._patience(attempt)).done:
             again, second = self._ask(attempt.start, attempt.stop)
             tries[second] = again
-        piece = self._first_whole(tries)
+        piece = self._best(tries)
         for one in tries.values():
             one.end()
             self.attempts.remove(one)
         return piece
 
-    def _first_whole(self, tries: Mapping[_Part, _Attempt]) -> memoryview:
-        left = set(tries)
-        while True:
+    def _best(self, tries: Mapping[_Part, _Attempt]) -> _Piece:
+        """The first that is whole; when all of them broke, the one that got furthest."""
+        left, broken = set(tries), []
+        while left:
             done, left = wait(left, return_when=FIRST_COMPLETED)
-            part = next((one for one in done if one.exception() is None), None) or (None if left else next(iter(done)))
-            if part is not None:
+            for part in done:
+                if part.exception() is not None and left:
+                    continue
                 piece = part.result()
                 if piece is None:
                     raise SourceChanged(f"{self.wanted.what} is served in one piece only by now", hint="try again")
-                self.durations.append(time.monotonic() - tries[part].began)
-                return piece
+                if piece.broke is None:
+                    self.durations.append(time.monotonic() - tries[part].began)
+                    return piece
+                broken.append(piece)
+        return max(broken, key=lambda piece: len(piece.content))
 
     def _patience(self, attempt: _Attempt) -> float | None:
         if not self.durations:
@@ -160,7 +175,7 @@ class _Ranges:
         return max(0.0, attempt.began + allowed - time.monotonic())
 
 
-def _range(web: Web, wanted: Wanted, attempt: _Attempt) -> memoryview | None:
+def _range(web: Web, wanted: Wanted, attempt: _Attempt) -> _Piece | None:
     """The bytes of one range; None when the server sends the whole body instead."""
     ranged = {"Range": f"bytes={attempt.start}-{attempt.stop - 1}", **range_condition(wanted.validator)}
     headers = {**wanted.headers, **ranged}
@@ -171,14 +186,17 @@ def _range(web: Web, wanted: Wanted, attempt: _Attempt) -> memoryview | None:
         return None if answer.status == 200 else _read(wanted, attempt, answer)
 
 
-def _read(wanted: Wanted, attempt: _Attempt, answer: Answer) -> memoryview:
-    piece = memoryview(bytearray(attempt.stop - attempt.start))
+def _read(wanted: Wanted, attempt: _Attempt, answer: Answer) -> _Piece:
+    content = memoryview(bytearray(attempt.stop - attempt.start))
     done = 0
-    while done < len(piece):
-        received = answer.readinto(piece[done:])
-        if attempt.is_over:
-            raise SourceUnavailable(f"{wanted.what}: the transfer was given up")
-        if not received:
-            raise BodyTruncated(f"{wanted.what}: a part ended before its announced length", hint="try again")
-        done += received
-    return piece
+    try:
+        while done < len(content):
+            received = answer.readinto(content[done:])
+            if attempt.is_over:
+                raise SourceUnavailable(f"{wanted.what}: the transfer was given up")
+            if not received:
+                raise BodyTruncated(f"{wanted.what}: a part ended before its announced length", hint="try again")
+            done += received
+    except (SourceUnavailable, BodyTruncated) as error:
+        return _Piece(content[:done], error)  # what has come is passed on before that is told
+    return _Piece(content)

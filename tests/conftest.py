@@ -90,6 +90,7 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "root": _root,
     "strace": _strace,
     "leases": _leases,
+    "glance": _service("glance/glance_environment.py"),
     "ironic": _service("ironic/ironic_environment.py"),
     "nova": _service("nova/nova_environment.py"),
     "docker-registry": _program("docker-registry", "docker-registry"),

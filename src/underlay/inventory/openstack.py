@@ -10,14 +10,14 @@ too short says that images are not needed:
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from underlay.errors import ExtraMissing, InventoryUnavailable
+from underlay.clouds import Library, imported, region_of
+from underlay.errors import InventoryUnavailable
 from underlay.inventory import within
 from underlay.model import Ephemeral, InstanceRecord
 
@@ -95,15 +95,15 @@ class OpenstackInventory:
 
     @contextmanager
     def _connected(self) -> Iterator["_Ask"]:
-        sdk, exceptions = _library()
+        library = imported("openstack")
         connection = None
         try:
-            connection = within(self.timeout, lambda: _connect(sdk, self.cloud, self.timeout))
+            connection = within(self.timeout, lambda: _connect(library, self.cloud, self.timeout))
             compute = within(self.timeout, lambda: connection.compute)
             yield _Ask(compute, self.timeout)
         except TimeoutError as error:
             raise InventoryUnavailable(f"Nova does not answer for {self.timeout:g} s", hint=_HINT) from error
-        except exceptions as error:
+        except library.failures as error:
             raise _meaning(error) from error
         except OSError as error:
             raise InventoryUnavailable(f"Nova does not answer: {error}", hint=_HINT) from error
@@ -127,20 +127,8 @@ class _Ask:
         return msgspec.json.decode(response.content, type=kind)
 
 
-def _library() -> tuple[Any, tuple[type[Exception], ...]]:
-    try:
-        sdk = import_module("openstack")
-        errors = import_module("keystoneauth1.exceptions")
-    except ImportError as error:
-        raise ExtraMissing("openstacksdk is not installed", hint="pip install 'underlay[openstack]'") from error
-    return sdk, (sdk.exceptions.SDKException, errors.ClientException)
-
-
-def _connect(sdk: Any, cloud: str, timeout: float) -> Any:
-    try:
-        return sdk.connect(cloud=cloud or None, app_name="underlay", api_timeout=timeout)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # what the library says of values of a wrong kind
-        raise InventoryUnavailable(f"openstacksdk makes nothing of the cloud {cloud!r}: {error}", hint=_HINT) from error
+def _connect(library: Library, cloud: str, timeout: float) -> Any:
+    return library.sdk.connection.Connection(config=region_of(library, cloud, timeout=timeout))
 
 
 def _check_hosts(ask: _Ask, hosts: Sequence[str]) -> None:

@@ -12,12 +12,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from underlay import qemuimg
+from underlay import qemuimg, signatures
 from underlay.claim import Claim
 from underlay.contracts import Observer
 from underlay.errors import (
     ImageRefused,
     NotCached,
+    SignatureRefused,
     StorageFailed,
     UnderlayError,
 )
@@ -127,6 +128,8 @@ def _still_serves(journal: Journal, order: Order, staging: Staging) -> bool:
     same_validator = version.validator is not None and version.validator == journal.validator
     if journal.ref != version.ref.canonical or not (same_id or same_validator) or not _same_rules(journal, order):
         return False
+    if not _is_signed(journal, order):
+        return False
     unknown = [expected for expected in order.expected if str(expected) not in journal.digests]
     return not unknown or (journal.compression is None and _has_digests(staging.download, unknown))
 
@@ -138,6 +141,21 @@ def _has_digests(path: Path, wanted: Sequence[Digest]) -> bool:
             return all(served_digest(fd, digest.algorithm) == digest for digest in wanted)
         finally:
             os.close(fd)
+
+
+def _is_signed(journal: Journal, order: Order) -> bool:
+    """Whether the bytes have the signature that is wanted now, as far as their recorded digests tell."""
+    signature = order.version.signature
+    if signature is None:
+        return True
+    digests = {digest.algorithm: digest for digest in map(Digest.parse, journal.digests)}
+    if signature.algorithm not in digests:
+        return False
+    try:
+        signatures.verify(order.what, signature, digests[signature.algorithm])
+    except SignatureRefused:
+        return False
+    return True
 
 
 def _same_rules(journal: Journal, order: Order) -> bool:

@@ -70,6 +70,23 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """What proves by whom the bytes as served are; `underlay.signatures` verifies it.
+
+    Attributes:
+        value: the signature. algorithm: of the digest that was signed, one of `DIGEST_LENGTHS`.
+        key_type: how it was signed: RSA-PSS, DSA, or ECC_ and the name of a curve.
+        certificate: with the key that signed, in DER. signer: how messages call the certificate.
+    """
+
+    value: bytes = field(repr=False)
+    algorithm: str
+    key_type: str
+    certificate: bytes = field(repr=False)
+    signer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageVersion:
     """What a source says that a ref is now.
 
@@ -83,6 +100,7 @@ class ImageVersion:
         min_disk: the smallest disk in bytes that the source allows.
         resumable: a transfer that breaks may go on from the byte that it got to. Not so where nothing that is known before
             proves the bytes, and the source proves those of one whole stream itself as it gives them.
+        signature: what has to verify over the bytes as served; None: nothing has.
         no_store: the source asks that nobody keep a copy (RFC 9111, 5.2.2.5).
         found_at: where the source found it, when that is not the ref's own location; may carry a signature, so it is never
             printed or stored.
@@ -97,6 +115,7 @@ class ImageVersion:
     validator: str | None = None
     min_disk: int = 0
     resumable: bool = True
+    signature: Signature | None = None
     no_store: bool = False
     properties: Mapping[str, str] = field(default_factory=dict)
     found_at: str | None = field(default=None, repr=False)

@@ -42,6 +42,12 @@ class Order:
         return (*self.version.digests, *asked)
 
     @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Every digest algorithm with which the bytes as served are read."""
+        signed = () if self.version.signature is None else (self.version.signature.algorithm,)
+        return tuple(dict.fromkeys(("sha256", *(digest.algorithm for digest in self.expected), *signed)))
+
+    @property
     def is_fixed(self) -> bool:
         """Whether bytes that are fetched at two times are certainly, or at last provably, of one version."""
         if not self.version.resumable:

@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from underlay import signatures
 from underlay.claim import Claim
 from underlay.content import Content
 from underlay.contracts import ByteStream, Observer
-from underlay.errors import BodyTooLong, BodyTruncated, DigestMismatch, SourceUnavailable, UnderlayError
+from underlay.errors import BodyTooLong, BodyTruncated, DigestMismatch, SignatureRefused, SourceUnavailable, UnderlayError
 from underlay.files import create, open_regular, translated
 from underlay.formats.compressed import MAGIC_BYTES
 from underlay.model import LAYOUT, Digest, ImageFacts, Level
@@ -51,7 +52,7 @@ def _transferred(order: Order, staging: Staging, observer: Observer, *, goes_on:
             stagings.restart(staging)
         try:
             return _received(order, staging, observer)
-        except DigestMismatch:
+        except (DigestMismatch, SignatureRefused):
             if not goes_on:  # what an earlier attempt left may have been of another version
                 raise
         except (SourceUnavailable, BodyTruncated) as error:
@@ -94,7 +95,7 @@ def _received(order: Order, staging: Staging, observer: Observer) -> Journal:
         kept = _kept_bytes(fd)
         writer = SparseWriter(fd, kept=kept)
         content = Content(order, claim, writer)
-        digests = Digests(tuple(dict.fromkeys(["sha256", *(digest.algorithm for digest in order.expected)])))
+        digests = Digests(order.algorithms)
         with running((digests, content)) as pipeline:
             intake = _Intake(order, pipeline, content, Meter(order.what, order.version.size, staging, observer))
             _replay(intake, fd, kept, observer)
@@ -234,6 +235,8 @@ def _check_digests(order: Order, actual: Sequence[Digest]) -> None:
         found = computed[expected.algorithm]
         if found != expected:
             raise DigestMismatch(order.what, expected=str(expected), actual=str(found))
+    if (signature := order.version.signature) is not None:
+        signatures.verify(order.what, signature, computed[signature.algorithm])
 
 
 def _partial(order: Order) -> Partial:

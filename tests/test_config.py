@@ -250,6 +250,8 @@ def test_what_is_no_configuration_is_told_in_one_line_with_the_file_and_the_key(
         ("caches.base.nova_locks", CACHE + 'nova_locks = "{}"'),
         ("sources.http.ca_file", CACHE + '[sources.http]\nca_file = "{}"'),
         ("sources.file.allowed_paths", CACHE + '[sources.file]\nallowed_paths = ["/srv", "{}"]'),
+        ("sources.glance.direct_locations", CACHE + '[sources.glance]\ndirect_locations = ["{}"]'),
+        ("sources.glance.certificates", CACHE + '[sources.glance]\ncertificates = "{}"'),
         ("checksums.keyrings", CACHE + '[checksums]\nkeyrings = ["/etc/ours.gpg", "{}"]'),
     ],
 )
@@ -280,6 +282,50 @@ def test_a_size_or_a_duration_without_its_unit_is_refused_with_its_key_and_an_ex
 def test_no_time_at_all_is_no_timeout(key: str) -> None:
     with pytest.raises(ConfigError, match=f"sources.http.{key}"):
         parsed(CACHE + f'[sources.http]\n{key} = "0s"')
+
+
+def test_glance_is_where_the_cloud_says_unless_the_configuration_does() -> None:
+    nothing = {"cloud": None, "region": None, "interface": None, "endpoints": (), "allow_md5": False, "direct_locations": ()}
+    assert nothing | {"certificates": None, "web": Web()} == parsed(CACHE).sources["glance"]
+    text = """
+        [sources.glance]
+        cloud = "ours"
+        region = "RegionOne"
+        interface = "internal"
+        endpoints = ["https://glance.example.org/image", "http://10.0.0.1:9292"]
+        allow_md5 = true
+        direct_locations = ["/var/lib/glance/images"]
+        verify_signatures = true
+        certificates = "/etc/underlay/publishers"
+    """
+    expected = {
+        "cloud": "ours",
+        "region": "RegionOne",
+        "interface": "internal",
+        "endpoints": ("https://glance.example.org/image", "http://10.0.0.1:9292"),
+        "allow_md5": True,
+        "direct_locations": (Path("/var/lib/glance/images"),),
+        "certificates": Path("/etc/underlay/publishers"),
+        "web": Web(),
+    }
+    assert expected == parsed(CACHE + text).sources["glance"]
+    unasked = parsed(CACHE + text.replace("verify_signatures = true", "")).sources["glance"]
+    assert unasked["certificates"] is None
+
+
+@pytest.mark.parametrize(
+    "url", ["", "host:9292", "ftp://host", "http://", "http://host:0", "http://host:port", "http://u:secret@host", "http://h?x"]
+)
+def test_an_endpoint_that_is_no_plain_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match=f"{ORIGIN}: sources.glance.endpoints: ") as refused:
+        parsed(CACHE + f'[sources.glance]\nendpoints = ["{url}"]')
+    assert "secret" not in refused.value.message
+
+
+def test_signatures_need_the_certificates_of_those_who_sign() -> None:
+    with pytest.raises(ConfigError, match=r"sources\.glance\.verify_signatures") as refused:
+        parsed(CACHE + "[sources.glance]\nverify_signatures = true")
+    assert "certificates" in str(refused.value.hint)
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", ".x", "-x", ""])

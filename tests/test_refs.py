@@ -15,6 +15,11 @@ UUID = "70a599e0-31e7-49b7-b260-868f441e862b"
         (UUID.upper(), f"glance:{UUID}", UUID),
         (f"glance:{UUID}", f"glance:{UUID}", UUID),
         (f"  {UUID}\n", f"glance:{UUID}", UUID),
+        (f"glance://{UUID}", f"glance:{UUID}", UUID),
+        (f"GLANCE://{UUID.upper()}", f"glance:{UUID}", UUID),
+        (f"glance://Glance.example.org:9292/{UUID.upper()}", f"glance://glance.example.org:9292/{UUID}", UUID),
+        (f"glance://host/{UUID}", f"glance://host/{UUID}", UUID),
+        (f"glance://[::1]:9292/{UUID}", f"glance://[::1]:9292/{UUID}", UUID),
         ("https://host/a/b.qcow2", "https://host/a/b.qcow2", "https://host/a/b.qcow2"),
         ("HTTPS://HOST/A", "https://host/A", "https://HOST/A"),
         ("https://host", "https://host/", "https://host"),
@@ -101,6 +106,16 @@ def test_a_plain_parameter_that_a_signature_could_have_too_tells_images_apart_wh
         "glance:",
         "glance:x",
         f"glance:{UUID}0",
+        f"glance:host/{UUID}",
+        f"glance:///{UUID}",
+        f"glance://host/path/{UUID}",
+        f"glance://host:port/{UUID}",
+        f"glance://user@host/{UUID}",
+        f"glance://user:secret@host/{UUID}",
+        f"glance://host?x=/{UUID}",
+        f"glance://ho st/{UUID}",
+        f"glance://[::1/{UUID}",
+        "glance://host/",
         "s3:",
         f"{UUID}0",
     ],
@@ -130,6 +145,15 @@ def test_a_password_is_not_repeated_in_an_error(ending: str) -> None:
 def test_a_text_that_cannot_be_read_is_repeated_without_its_password_and_signature(text: str) -> None:
     with pytest.raises(InvalidRef, match="host/") as error:
         parse_ref(text)
+
+    assert "secret" not in f"{error.value} {error.value.hint}"
+
+
+@pytest.mark.parametrize("end", [UUID, "x", ""])
+def test_a_password_in_a_glance_ref_is_not_repeated(end: str) -> None:
+    with pytest.raises(InvalidRef) as error:
+        parse_ref(f"glance://user:secret@host/{end}")
+
     assert "secret" not in f"{error.value} {error.value.hint}"
 
 

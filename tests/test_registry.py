@@ -124,7 +124,7 @@ def test_an_unknown_scheme_is_told_with_the_known_ones(site: Path) -> None:
     with pytest.raises(UnknownScheme, match="gopher") as refused:
         registry.open_source("gopher", {})
 
-    assert "known schemes: another, az, broken, file, gs, http, https, oci, s3" == refused.value.hint
+    assert "known schemes: another, az, broken, file, glance, gs, http, https, oci, s3" == refused.value.hint
 
 
 def test_an_unknown_backend_is_told_with_the_known_ones(site: Path) -> None:

@@ -409,7 +409,7 @@ def test_after_a_fault_nothing_is_left(store: Store, served: Served, error: type
         (500, SourceUnavailable, True),
         (503, SourceUnavailable, True),
         (429, SourceUnavailable, True),
-        (204, SourceRefused, False),
+        (204, ImageNotFound, False),
         (418, SourceRefused, False),
     ],
 )

@@ -86,7 +86,7 @@ def object_name(ref: ImageRef) -> ObjectName:
 
 
 def parse_ref(text: str) -> ImageRef:
-    """Read a ref: a bare UUID (Glance), ``file:///path``, ``https://…``, ``oci://…``, ``s3://bucket/key`` or another scheme's.
+    """Read a ref: a bare UUID or ``glance:…``, ``file:///path``, ``https://…``, ``oci://…``, ``s3://bucket/key``, or another's.
 
     Raises:
         InvalidRef: not a ref, or longer than `MAX_LENGTH` bytes in its canonical spelling.
@@ -135,9 +135,7 @@ def _parse(text: str) -> ImageRef:
     if scheme in _BUCKETS:
         return _object(scheme, rest)
     if scheme == "glance":
-        if not _UUID.fullmatch(rest):
-            raise InvalidRef(f"the ref {text!r} is no Glance image", hint="write glance:UUID, or the UUID alone")
-        return _glance(rest)
+        return _glance_named(text, rest)
     if scheme == "oci":
         return _oci(text, rest)
     if not rest:
@@ -147,6 +145,33 @@ def _parse(text: str) -> ImageRef:
 
 def _glance(uuid: str) -> ImageRef:
     return ImageRef(scheme="glance", canonical=f"glance:{uuid.lower()}", location=uuid.lower())
+
+
+def _glance_named(text: str, rest: str) -> ImageRef:
+    """``glance:UUID``; ``glance://UUID``, as Ironic writes it; ``glance://HOST[:PORT]/UUID`` of one endpoint."""
+    endpoint, slash, uuid = rest.removeprefix("//").rpartition("/")
+    if not _UUID.fullmatch(uuid) or (slash and not rest.startswith("//")):
+        raise InvalidRef(
+            f"the ref {_without_userinfo(text)!r} is no Glance image", hint="write glance:UUID, or glance://HOST:PORT/UUID"
+        )
+    if not slash:
+        return _glance(uuid)
+    canonical = f"glance://{_endpoint(endpoint)}/{uuid.lower()}"
+    return ImageRef(scheme="glance", canonical=canonical, location=uuid.lower())
+
+
+def _endpoint(text: str) -> str:
+    """A host with its port, if it has one, in lower case; nothing else, because a token may go there."""
+    refused = InvalidRef("the Glance ref names no endpoint", hint="write glance://HOST:PORT/UUID, without a user")
+    try:
+        url = urlsplit(f"//{text}")
+        host, port = url.hostname, url.port
+    except ValueError as error:
+        raise refused from error
+    if not host or re.search(r"[\s@/?#\\]", text):
+        raise refused
+    host = f"[{host}]" if ":" in host else host
+    return host if port is None else f"{host}:{port}"
 
 
 def _file(text: str, rest: str) -> ImageRef:

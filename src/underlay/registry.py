@@ -17,6 +17,7 @@ _SOURCES: Mapping[str, str] = MappingProxyType(
         "az": "underlay.sources.objects.source:ObjectSource",
         "file": "underlay.sources.file:FileSource",
         "gs": "underlay.sources.objects.source:ObjectSource",
+        "glance": "underlay.sources.glance:GlanceSource",
         "http": "underlay.sources.http:HttpSource",
         "https": "underlay.sources.http:HttpSource",
         "oci": "underlay.sources.oci.source:OciSource",

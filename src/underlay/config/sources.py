@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -52,6 +52,19 @@ class OciTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     auth_file: str | None = None
 
 
+class GlanceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """OpenStack's image service; clouds.yaml and the environment's ``OS_…`` are openstacksdk's to read."""
+
+    cloud: str | None = None
+    region: str | None = None
+    interface: Literal["public", "internal", "admin"] | None = None
+    endpoints: list[str] = []
+    allow_md5: bool = False
+    direct_locations: list[str] = []
+    verify_signatures: bool = False
+    certificates: str | None = None
+
+
 class SourceTables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table for each kind of source."""
 
@@ -61,6 +74,7 @@ class SourceTables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     s3: S3Table = S3Table()
     gs: GcsTable = GcsTable()
     az: AzureTable = AzureTable()
+    glance: GlanceTable = GlanceTable()
 
 
 def web_of(table: HttpTable) -> Web:
@@ -100,7 +114,14 @@ def arguments_of(tables: SourceTables, web: Web) -> dict[str, Mapping[str, Any]]
     }
     allowed = tuple(values.absolute(path, "sources.file.allowed_paths") for path in tables.file.allowed_paths)
     objects = object_arguments(tables.s3, tables.gs, tables.az, web)
-    return {"http": http, "https": http, "file": {"allowed_paths": allowed}, "oci": _oci(tables.oci, web), **objects}
+    return {
+        "http": http,
+        "https": http,
+        "file": {"allowed_paths": allowed},
+        "oci": _oci(tables.oci, web),
+        "glance": _glance(tables.glance, web),
+        **objects,
+    }
 
 
 def _oci(table: OciTable, web: Web) -> Mapping[str, Any]:
@@ -123,6 +144,25 @@ def _registry(text: str) -> str:
         return registry_host(text)
     except InvalidRef as error:
         raise values.WrongValue("sources.oci.plain_http", str(error), hint=error.hint) from error
+
+
+def _glance(table: GlanceTable, web: Web) -> dict[str, Any]:
+    key = "sources.glance"
+    certificates = values.optional_path(table.certificates, f"{key}.certificates")
+    if table.verify_signatures and certificates is None:
+        raise values.WrongValue(
+            f"{key}.verify_signatures", "nothing says by whom images must be signed", hint="set certificates to their directory"
+        )
+    return {
+        "cloud": table.cloud,
+        "region": table.region,
+        "interface": table.interface,
+        "endpoints": tuple(values.web_address(url, f"{key}.endpoints") for url in table.endpoints),
+        "allow_md5": table.allow_md5,
+        "direct_locations": tuple(values.absolute(path, f"{key}.direct_locations") for path in table.direct_locations),
+        "certificates": certificates if table.verify_signatures else None,
+        "web": web,
+    }
 
 
 def _file(text: str | None, key: str) -> str | None:

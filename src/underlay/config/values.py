@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from underlay.errors import InvalidName, InvalidSize
 from underlay.naming import plain_name
@@ -31,6 +32,18 @@ def absolute(text: str, key: str) -> Path:
 def optional_path(text: str | None, key: str) -> Path | None:
     """As `absolute`; None when there is none."""
     return None if text is None else absolute(text, key)
+
+
+def web_address(text: str, key: str) -> str:
+    """An http or https URL of a service, without credentials."""
+    try:
+        url = urlsplit(text)
+        is_address = url.scheme in ("http", "https") and url.hostname and (url.port is None or url.port > 0)
+    except ValueError:
+        is_address = False
+    if not is_address or "@" in text or re.search(r"[\s?#]", text):  # it may hold a password, so it is not repeated
+        raise WrongValue(key, "one is no plain http or https URL", hint="write https://HOST:PORT/PATH, without a user")
+    return text
 
 
 def size(value: str | int, key: str) -> int:

@@ -41,7 +41,7 @@ def check_status(what: str, answer: "Answer") -> None:
     if status in (200, 206):
         return
     told = f"{what}: the server answers {status} {printable(answer.reason)}".rstrip()
-    if status in (404, 410):
+    if status in (204, 404, 410):
         raise ImageNotFound(told, hint="check the URL")
     if status == 407:
         raise NotAuthorized(f"{told}: the proxy wants credentials", hint="put them into the proxy's URL")

@@ -1,8 +1,8 @@
 """Plain files of this host as images: opened only below allowed directories, and never read while somebody changes them.
 
 A file is judged by where it really lies, and before it is opened for reading, because that alone can set a device going. A wide
-allowed path such as ``/`` does not reach into ``/boot``, ``/dev``, ``/etc`` and ``/run``: one of theirs has to be named. Nothing
-is opened in ``/proc`` and ``/sys``, wherever they are mounted, nor in a cache's ``.underlay``.
+allowed path such as ``/`` does not reach into ``/boot``, ``/dev``, ``/etc`` and ``/run``: one of theirs has to be named. From
+``/proc`` and ``/sys``, wherever they are mounted, nothing is opened, nor from a cache's ``.underlay``.
 """
 
 import errno

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from underlay.delivery import Delivered
     from underlay.errors import UnderlayError
+    from underlay.following import Refreshed
     from underlay.host import Host
     from underlay.model import (
         BaseImage,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         Reason,
     )
     from underlay.plan import CachedFile, Plan, Report, Rules, Verdict
+    from underlay.policy.follow import FollowedVersion, HoldVerdict
     from underlay.precache import Precached
     from underlay.refs import parse_ref
     from underlay.store.hosts import HostUse
@@ -65,6 +67,8 @@ __all__ = [
     "Ensured",
     "Ephemeral",
     "Event",
+    "FollowedVersion",
+    "HoldVerdict",
     "Host",
     "HostUse",
     "ImageRecord",
@@ -83,6 +87,7 @@ __all__ = [
     "Problem",
     "Progress",
     "Reason",
+    "Refreshed",
     "Report",
     "Rules",
     "UnderlayError",
@@ -106,7 +111,9 @@ _HOMES = {
     ),
     "underlay.errors": ("UnderlayError",),
     "underlay.delivery": ("Delivered",),
+    "underlay.following": ("Refreshed",),
     "underlay.host": ("Host",),
+    "underlay.policy.follow": ("FollowedVersion", "HoldVerdict"),
     "underlay.precache": ("Precached",),
     "underlay.plan": ("CachedFile", "Plan", "Report", "Rules", "Verdict"),
     "underlay.refs": ("parse_ref",),

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from underlay import hits
 from underlay.contracts import ImageSource, Observer
 from underlay.errors import CacheError, CacheMissing, CacheNotWritable, LockError, NotCached, SourceChanged, SourceUnavailable
-from underlay.hits import Ask, Found, version_id
+from underlay.hits import AS_THE_SOURCE_SAYS, Ask, Found, Freshness, version_id
 from underlay.ingest import convert_kept, ingest
 from underlay.model import BaseImage, Event, ImageRef, ImageVersion, Level, Reason
 from underlay.policy.form import Want
@@ -68,6 +68,7 @@ class Cache:
         lease_seconds: float | None = None,
         holding: ExitStack | None = None,
         retries: Retries = NO_RETRIES,
+        freshness: Freshness = AS_THE_SOURCE_SAYS,
     ) -> Ensured:
         """Make the image present and mark it used. Safe from any number of threads and processes: one of them fetches.
 
@@ -76,6 +77,7 @@ class Cache:
             lease_seconds: how long the image is leased to whoever fetched it; None: not at all.
             holding: keeps the image until it is closed; None: it may be evicted from the return on.
             retries: how often a source that fails is asked, and a transfer that breaks goes on.
+            freshness: how old an answer of the source may be. A ref that fixes its version for ever needs none.
 
         Raises:
             SourceError, ImageRefused, CacheError, LockError, ToolError
@@ -92,6 +94,7 @@ class Cache:
                 neighbours=self.neighbours,
                 lease_seconds=lease_seconds,
                 retries=retries,
+                freshness=freshness,
             )
             for _ in range(_TRIES):
                 ensured = _ensure(ask)
@@ -104,7 +107,7 @@ class Cache:
 
 def _ensure(ask: Ask) -> Ensured:
     asked_at = datetime.now(UTC)
-    since = asked_at - _revalidate_after(ask.source)
+    since = ask.freshness.since(ask.source, now=asked_at)
     found = hits.fresh(ask, checked_since=since)
     if found is not None and not found.converts:
         _sweep(ask, found.image)
@@ -162,10 +165,6 @@ def _lease(ask: Ask, hold: Hold, seconds: float) -> None:
     lease = leases.take(hold, holder=FETCHED, ref=ask.ref.canonical, now=now, expires=now + timedelta(seconds=seconds))
     detail = f"kept for {format_duration(seconds)}, until {lease.expires:%Y-%m-%d %H:%M} UTC"
     ask.observer.event(Event(code="leased", level=Level.INFO, detail=detail, fields={"ref": str(ask.ref), "lease": lease.id}))
-
-
-def _revalidate_after(source: ImageSource) -> timedelta:
-    return timedelta(seconds=min(source.revalidate_after, 10 * 365 * 86400))
 
 
 def _learn(ask: Ask, image: BaseImage) -> None:

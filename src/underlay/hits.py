@@ -7,7 +7,7 @@ that lacks the form only, because raw is wanted and it is kept as it was served,
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from underlay.contracts import ImageSource, Observer
 from underlay.errors import CacheMissing, CacheNotWritable, DigestMismatch, FormatMismatch, InsufficientSpace
@@ -18,6 +18,31 @@ from underlay.policy.form import Want, fits, has_format, is_inspected, may_be_co
 from underlay.policy.retry import NO_RETRIES, Retries
 from underlay.store import Store, images, locking, refs
 from underlay.store.refs import RefRecord
+
+_LONGEST_AGE = 10 * 365 * 86400.0  # seconds; further back than any answer that we know of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freshness:
+    """How old an answer of the source may be (RFC 9111, 5.2.1.1), and what is served in place of one.
+
+    Attributes:
+        max_age: seconds for which a former answer holds; 0: the source is asked now; None: as the source says.
+        stands_in: whether the last verified image may be served when the source cannot be asked, if the source allows it.
+    """
+
+    max_age: float | None = None
+    stands_in: bool = True
+
+    def since(self, source: ImageSource, *, now: datetime) -> datetime:
+        """The moment from which on an answer is young enough."""
+        age = source.revalidate_after if self.max_age is None else self.max_age
+        return now - timedelta(seconds=min(age, _LONGEST_AGE))
+
+
+AS_THE_SOURCE_SAYS = Freshness()
+ASKED_NOW = Freshness(max_age=0, stands_in=False)
+"""The source is asked, and if that fails it is an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +55,7 @@ class Ask:
         lease_seconds: how long the image is leased to who asks, or None.
         waits: whether to wait for an image that is on its way out: it may come back.
         retries: how often a source that fails is asked, and a transfer that breaks goes on.
+        freshness: how old an answer of the source may be.
     """
 
     store: Store
@@ -42,6 +68,12 @@ class Ask:
     lease_seconds: float | None = None
     waits: bool = False
     retries: Retries = NO_RETRIES
+    freshness: Freshness = AS_THE_SOURCE_SAYS
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether the last verified image may be served in place of an answer of the source."""
+        return self.source.stale_if_error and self.freshness.stands_in
 
     @property
     def order(self) -> Order:
@@ -81,7 +113,7 @@ def fresh(ask: Ask, *, checked_since: datetime) -> Found | None:
 def last_known(ask: Ask) -> Found | None:
     """What the ref has meant last of what is here, when the source lets it stand in."""
     record = refs.recall(ask.store, ask.ref)
-    if record is None or record.no_store or not ask.source.stale_if_error:
+    if record is None or record.no_store or not ask.stands_in:
         return None
     for seen in reversed(record.versions):
         found = _find(ask, seen.id)
@@ -104,10 +136,7 @@ def unchanged(ask: Ask, version: ImageVersion) -> Found | None:
     Raises:
         DigestMismatch, FormatMismatch: it is here, and it is not what was asked for.
     """
-    if version.no_store:
-        return None
-    version_id = version.id or _meant(refs.recall(ask.store, ask.ref), version.validator)
-    found = _find(ask, version_id) if version_id else None
+    version_id, found = described(ask, version)
     if found is None or version_id is None:
         return None
     matches = _is_asked_for(_labelled(ask, version), found.image)
@@ -119,6 +148,14 @@ def unchanged(ask: Ask, version: ImageVersion) -> Found | None:
     with suppress(CacheNotWritable, InsufficientSpace):
         refs.remember(ask.store, ask.ref, version_id, validator=version.validator, now=datetime.now(UTC))
     return found
+
+
+def described(ask: Ask, version: ImageVersion) -> tuple[str | None, Found | None]:
+    """The id of the version that the source describes, as far as it is known, and what is here of it. Changes nothing."""
+    if version.no_store:
+        return version.id, None
+    version_id = version.id or _meant(refs.recall(ask.store, ask.ref), version.validator)
+    return version_id, _find(ask, version_id) if version_id else None
 
 
 def _labelled(ask: Ask, version: ImageVersion) -> Ask:

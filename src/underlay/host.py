@@ -4,14 +4,14 @@ Everything that it does is a call further down; what it adds is which cache, whi
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from underlay import checksumlist, filedisk, hits, holding, instances, lookup, registry
+from underlay import checksumlist, filedisk, following, hits, holding, instances, lookup, registry
 from underlay.cache import Cache, Ensured
 from underlay.checksumlist import ChecksumList
 from underlay.config import Config, load_config
@@ -29,6 +29,8 @@ from underlay.errors import (
     UnknownHost,
 )
 from underlay.files import make_directory, translated
+from underlay.following import Following, Refreshed
+from underlay.hits import AS_THE_SOURCE_SAYS, ASKED_NOW, Freshness
 from underlay.model import (
     BaseImage,
     Digest,
@@ -183,25 +185,35 @@ class Host:
 
     def _ensured(self, ref: ImageRef, cache: Cache, source: ImageSource, want: Want, holding: ExitStack) -> Ensured:
         """The image, kept until ``holding`` is closed; room is made for it as often as others take what was made."""
-        store = cache.store
-        self._make_directories()
-        lease = self.config.leases.get(cache.name)
         ensure = partial(
             cache.ensure,
             ref,
             source,
             self.observer,
             want=want,
-            lease_seconds=lease,
+            lease_seconds=self.config.leases.get(cache.name),
             holding=holding,
             retries=self.config.retries,
+            freshness=self._freshness(ref, cache, source),
         )
+        return self._brought(ensure, cache.store, ref)
+
+    def _brought(self, ensure: Callable[[], Ensured], store: Store, ref: ImageRef) -> Ensured:
+        self._make_directories()
         for _ in range(_ROOM_TRIES):
             try:
                 return ensure()
             except InsufficientSpace as error:
                 self._make_room(error, store.root, ref)
         return ensure()
+
+    def _freshness(self, ref: ImageRef, cache: Cache, source: ImageSource) -> Freshness:
+        """What is followed moves with a refresh, so what the last one found is served for a while."""
+        follow = self.config.follow
+        is_followed = any(one.canonical == ref.canonical for one in follow.refs)
+        if not is_followed or cache.name != self.cache(follow.cache).name:
+            return AS_THE_SOURCE_SAYS
+        return Freshness(max_age=max(follow.max_age, source.revalidate_after))
 
     def _make_room(self, error: InsufficientSpace, path: Path, ref: ImageRef) -> None:
         spared = {(one.root, name) for one in self.config.caches.values() for name in hits.names(one, ref)}
@@ -611,6 +623,61 @@ class Host:
         """
         jobs = jobs or self.config.precache_concurrency
         return precache(refs, lambda ref: self.fetch(ref, cache=cache), jobs=jobs)
+
+    def refresh(
+        self, refs: Sequence[str | ImageRef] | None = None, *, cache: str | None = None, keep: int | None = None
+    ) -> list[Refreshed]:
+        """Have the newest versions of followed refs here ahead of need, and hold them; one that fails does not keep the others.
+
+        Each source is asked now. The holds move once a new version is published: the newest and ``keep`` older ones are
+        pinned, what is older is let go so that a prune may take it. When a new version cannot be had, the last good one stays
+        held. Nothing is removed. In a cache of masters a new version takes the place of the old one, so there are no old ones.
+
+        Args:
+            refs: None for those of the configuration; what is held for others is let go then.
+            cache: the cache's name; None for the configured one.
+            keep: older versions held beside the newest; None for the configured number.
+
+        Raises:
+            UnknownCache
+        """
+        chosen = self.cache(cache or self.config.follow.cache)
+        done = self._each(refs, lambda ref: self._refreshed(ref, chosen, keep))
+        return done + (following.unfollow(self.stores(cache), self._followed(chosen), self.observer) if refs is None else [])
+
+    def plan_refresh(
+        self, refs: Sequence[str | ImageRef] | None = None, *, cache: str | None = None, keep: int | None = None
+    ) -> list[Refreshed]:
+        """What `refresh` would do now, as far as the sources' descriptions tell. Changes nothing.
+
+        Raises:
+            UnknownCache
+        """
+        chosen = self.cache(cache or self.config.follow.cache)
+        done = self._each(refs, lambda ref: following.look(self._following(ref, chosen, keep)))
+        return done + (following.look_unfollowed(self.stores(cache), self._followed(chosen)) if refs is None else [])
+
+    def _followed(self, cache: Cache) -> list[tuple[Store, ImageRef]]:
+        return [(cache.store, ref) for ref in self.config.follow.refs]
+
+    def _each(self, refs: Sequence[str | ImageRef] | None, work: Callable[[ImageRef], Refreshed]) -> list[Refreshed]:
+        wanted = self.config.follow.refs if refs is None else refs
+        return following.each(wanted, work, jobs=self.config.precache_concurrency)
+
+    def _refreshed(self, ref: ImageRef, cache: Cache, keep: int | None) -> Refreshed:
+        followed, retries = self._following(ref, cache, keep), self.config.retries
+        self._make_directories()
+        ensure = partial(cache.ensure, ref, followed.source, self.observer, retries=retries, freshness=ASKED_NOW)
+        return following.refresh(followed, lambda holding: self._brought(partial(ensure, holding=holding), cache.store, ref))
+
+    def _following(self, ref: ImageRef, cache: Cache, keep: int | None) -> Following:
+        return Following(
+            ref=ref,
+            store=cache.store,
+            source=self.source(ref.scheme),
+            observer=self.observer,
+            keep=self.config.follow.keep if keep is None else keep,
+        )
 
     def _judged(self, cache: str | None) -> list[str]:
         """The caches that are judged; the embedded default's come with the first fetch."""

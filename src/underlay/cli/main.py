@@ -40,6 +40,7 @@ _COMMANDS: Mapping[str, str] = MappingProxyType(
         "leases": "underlay.cli.lease:leases",
         "hosts": "underlay.cli.hosts:hosts",
         "precache": "underlay.cli.precache:precache",
+        "refresh": "underlay.cli.refresh:refresh",
         "check": "underlay.cli.check:check",
         "demo": "underlay.cli.demo:demo",
         "completion": "underlay.cli.completion:completion",

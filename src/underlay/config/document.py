@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 
+from underlay.config.follow import FollowTable
 from underlay.config.sources import SourceTables
 from underlay.naming import CacheKind
 
@@ -77,3 +78,4 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transfer: Transfer = Transfer()
     checksums: Checksums = Checksums()
     disks: Disks = Disks()
+    follow: FollowTable = FollowTable()

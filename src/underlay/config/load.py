@@ -13,6 +13,7 @@ import msgspec
 
 from underlay.config import environment, values
 from underlay.config.document import Cache, Document, Instances, Transfer
+from underlay.config.follow import Follow, follow_of
 from underlay.config.sources import FileTable, SourceTables, arguments_of, web_of
 from underlay.config.values import WrongValue
 from underlay.errors import ConfigError
@@ -44,6 +45,7 @@ class Config:
         rules: by which a cache's unused files go, by the cache's name. leases: seconds for which a fetch into a cache leases
             what it fetched, by the cache's name; not there: it does not.
         command_line_reads_files: a command may fetch every file that its user can read: see `for_command_line`.
+        follow: the refs whose newest versions a refresh brings.
     """
 
     origin: Path | None
@@ -65,6 +67,7 @@ class Config:
     virt_mkfs: Mapping[str, str] = field(default_factory=dict)
     precache_concurrency: int = 1
     command_line_reads_files: bool = True
+    follow: Follow = field(default_factory=Follow)
 
 
 def load_config(file: Path | None = None) -> Config:
@@ -180,6 +183,7 @@ def _config(document: Document, origin: Path | None) -> Config:
         virt_mkfs=_commands(document.disks.virt_mkfs),
         precache_concurrency=document.precache_concurrency,
         command_line_reads_files=document.sources.file.command_line,
+        follow=follow_of(document.follow, caches),
     )
 
 

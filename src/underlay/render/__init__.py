@@ -3,6 +3,7 @@
 Everything printable is made here; only the command line prints it.
 """
 
+from underlay.render.following import refreshed_json, refreshed_table
 from underlay.render.progress import (
     Display,
     LineProgress,
@@ -73,6 +74,8 @@ __all__ = [
     "problem_text",
     "progress_event",
     "progress_line",
+    "refreshed_json",
+    "refreshed_table",
     "released_text",
     "short_name",
     "utc_now",

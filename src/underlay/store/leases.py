@@ -21,7 +21,7 @@ from underlay.store.layout import Store
 from underlay.store.locking import writing_records
 
 _MODE = 0o664
-_LONGEST_HOLDER = 256
+LONGEST_HOLDER = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,5 +151,5 @@ def _id(holder: str, name: str, *, pinned: bool) -> str:
 
 
 def _check_holder(holder: str) -> None:
-    if not holder.strip() or not holder.isprintable() or len(holder) > _LONGEST_HOLDER:
-        raise InvalidName(f"{holder!r} is no name for a holder", hint=f"use up to {_LONGEST_HOLDER} printable characters")
+    if not holder.strip() or not holder.isprintable() or len(holder) > LONGEST_HOLDER:
+        raise InvalidName(f"{holder!r} is no name for a holder", hint=f"use up to {LONGEST_HOLDER} printable characters")

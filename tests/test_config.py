@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from machine import command_line, run
-from underlay.config import Config, embedded_config, for_command_line, load_config, parse_config
+from underlay.config import Config, Follow, embedded_config, for_command_line, load_config, parse_config
 from underlay.errors import ConfigError
 from underlay.naming import CacheKind
 from underlay.plan import Rules
@@ -440,6 +440,37 @@ def test_what_a_key_about_usage_or_pruning_cannot_be_is_refused_with_the_key(tex
 
 def test_the_embedded_default_leases_what_is_fetched_into_its_base(tmp_path: Path) -> None:
     assert {"base": 7 * 86400.0} == embedded_config(tmp_path).leases
+
+
+# ----------------------------------------------------------------------------------------------------------- what is followed
+
+
+def test_nothing_is_followed_unless_it_is_said() -> None:
+    assert Follow() == parsed(CACHE).follow
+
+
+def test_each_ref_is_followed_once() -> None:
+    refs = ["https://example.org/a.img", "https://EXAMPLE.org:443/a.img", "file:///srv/b.img"]
+
+    follow = parsed(CACHE + f'[follow]\nrefs = {refs}\ncache = "base"\nkeep = 0\nmax_age = "2h"\n').follow
+
+    assert ["https://example.org/a.img", "file:///srv/b.img"] == [ref.canonical for ref in follow.refs]
+    assert ("base", 0, 7200.0) == (follow.cache, follow.keep, follow.max_age)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('refs = ["nonsense"]', r"follow\.refs: 'nonsense' is no image ref"),
+        ('cache = "none"', r"follow\.cache: there is no cache 'none'"),
+        ("keep = -1", r"keep"),
+        ('max_age = "5"', r"follow\.max_age"),
+        ("max_age = 5", r"follow\.max_age"),
+    ],
+)
+def test_what_cannot_be_followed_is_told_with_its_key(line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parsed(f"{CACHE}[follow]\n{line}\n")
 
 
 # --------------------------------------------------------------------------------------------------------------- directories

@@ -1,4 +1,4 @@
-"""What is shipped for systemd: the units are sound, and a prune can do its work with no more than they leave it."""
+"""What is shipped for systemd: the units are sound, and leave a prune and a refresh the rights that they need."""
 
 import configparser
 import json
@@ -16,6 +16,7 @@ from pruning import ORIGINAL, OTHER, nova_host, old_file, overlay, verdicts
 from underlay.cli.main import cli
 
 UNITS = Path(__file__).parents[1] / "contrib" / "systemd"
+NAMES = ["underlay-prune", "underlay-refresh"]
 OWNER = 64055  # libvirt-qemu's number on Debian; any other user's would do
 
 
@@ -26,8 +27,9 @@ def unit(name: str) -> configparser.RawConfigParser:
     return parser
 
 
-def test_the_service_runs_a_command_that_there_is() -> None:
-    program, *arguments = shlex.split(unit("underlay-prune.service")["Service"]["ExecStart"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_service_runs_a_command_that_there_is(name: str) -> None:
+    program, *arguments = shlex.split(unit(f"{name}.service")["Service"]["ExecStart"])
 
     assert "underlay" == Path(program).name
     command = cli.get_command(click.Context(cli), arguments[0])
@@ -35,16 +37,21 @@ def test_the_service_runs_a_command_that_there_is() -> None:
     command.parse_args(click.Context(command), arguments[1:])
 
 
-def test_the_timer_starts_the_service() -> None:
-    timer = unit("underlay-prune.timer")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_timer_starts_the_service(name: str) -> None:
+    timer = unit(f"{name}.timer")
 
-    assert (UNITS / "underlay-prune.service").exists()
+    assert (UNITS / f"{name}.service").exists()
     assert "timers.target" == timer["Install"]["WantedBy"]
-    assert not unit("underlay-prune.service").has_section("Install")  # the timer is what is enabled
+    assert not unit(f"{name}.service").has_section("Install")  # the timer is what is enabled
+
+
+def test_every_unit_is_tested() -> None:
+    assert {f"{name}.{kind}" for name in NAMES for kind in ("service", "timer")} == {path.name for path in UNITS.iterdir()}
 
 
 @pytest.mark.component("systemd-analyze")
-@pytest.mark.parametrize("name", ["underlay-prune.service", "underlay-prune.timer"])
+@pytest.mark.parametrize("name", [f"{name}.{kind}" for name in NAMES for kind in ("service", "timer")])
 def test_systemd_understands_the_units(name: str, tmp_path: Path) -> None:
     for path in UNITS.iterdir():
         (tmp_path / path.name).write_text(path.read_text().replace("/usr/bin/underlay", "/bin/true"))
@@ -62,11 +69,7 @@ def test_a_prune_can_do_its_work_with_the_rights_that_the_service_keeps(tmp_path
     overlay(machine, kept)
     with old_file(machine, "swap_512").open("rb"):
         belongs_to_another_user(machine)
-        capabilities = unit("underlay-prune.service")["Service"]["CapabilityBoundingSet"].split()
-        kept_rights = ",".join(f"+{one.removeprefix('CAP_').lower()}" for one in capabilities)
-        argv = ["setpriv", "--no-new-privs", f"--bounding-set=-all,{kept_rights}", "--inh-caps=-all"]
-        command = [sys.executable, "-m", "underlay", "--config", os.fspath(machine.config), "prune", "--json"]
-        ended = subprocess.run(argv + command, capture_output=True, text=True, check=False)
+        ended = with_the_rights_of("underlay-prune.service", machine, "prune", "--json")
 
     assert 0 == ended.returncode, ended.stderr
     told = json.loads(ended.stdout)
@@ -75,6 +78,29 @@ def test_a_prune_can_do_its_work_with_the_rights_that_the_service_keeps(tmp_path
     private = machine.base / ".underlay"
     assert {(OWNER, OWNER)} == {(path.stat().st_uid, path.stat().st_gid) for path in (private, *private.iterdir())}
     assert 0o2775 == (private / "leases").stat().st_mode & 0o7777
+
+
+@pytest.mark.component("root", "qemu-img")
+def test_a_refresh_can_do_its_work_with_the_rights_that_the_service_keeps(tmp_path: Path) -> None:
+    machine = nova_host(tmp_path)
+    belongs_to_another_user(machine)
+
+    ended = with_the_rights_of("underlay-refresh.service", machine, "refresh", machine.qcow2_image(), "--json")
+
+    assert 0 == ended.returncode, ended.stderr
+    [one] = json.loads(ended.stdout)["refs"]
+    assert "moved" == one["outcome"]
+    status = Path(one["path"]).stat()
+    assert (OWNER, OWNER) == (status.st_uid, status.st_gid)
+
+
+def with_the_rights_of(service: str, machine: Machine, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command with no more of root's rights than a service leaves it."""
+    capabilities = unit(service)["Service"]["CapabilityBoundingSet"].split()
+    kept_rights = ",".join(f"+{one.removeprefix('CAP_').lower()}" for one in capabilities)
+    argv = ["setpriv", "--no-new-privs", f"--bounding-set=-all,{kept_rights}", "--inh-caps=-all"]
+    command = [sys.executable, "-m", "underlay", "--config", os.fspath(machine.config), *arguments]
+    return subprocess.run(argv + command, capture_output=True, text=True, check=False)
 
 
 def belongs_to_another_user(machine: Machine) -> None:

@@ -30,10 +30,12 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 import underlay
-from underlay import errors
+from underlay import errors, following
 from underlay.cli.main import cli
 from underlay.config import document, parse_config
+from underlay.model import Level
 from underlay.policy import prune
+from underlay.render import following as rendered
 from underlay.testing.bootimage import write_qcow2, write_raw
 
 ROOT = Path(__file__).parents[1]
@@ -302,11 +304,17 @@ def test_every_event_is_in_the_reference_with_its_level_and_fields(pages: Pages)
 
 def test_every_other_event_has_the_code_of_something_that_is_in_the_reference(pages: Pages) -> None:
     codes = [keyword.value for _, call in _calls("Event") for keyword in call.keywords if keyword.arg == "code"]
-    assert {"code", "reason.code", "ensured.reason.code", "problem.code"} >= {
+    assert {"code", "reason.code", "ensured.reason.code", "problem.code", "one.outcome"} >= {
         ast.unparse(code) for code in codes if not isinstance(code, ast.Constant)
     }
     for code in (code.value for code in codes if isinstance(code, ast.Constant)):
         assert code in set(_literals(pages["reference/reasons"]))
+
+
+def test_every_outcome_of_a_refresh_is_in_the_reference_with_its_level(pages: Pages) -> None:
+    [table] = [table for table in _tables(pages["reference/reasons"]) if table[0] == ["Outcome", "Level", "Meaning"]]
+    expected = {outcome: following._LEVELS.get(outcome, Level.DEBUG).value for outcome in rendered._STYLES}
+    assert expected == {outcome: level for outcome, level, _ in table[1:]}
 
 
 def test_every_finding_is_in_the_reference_with_its_level(pages: Pages) -> None:
@@ -512,6 +520,11 @@ def test_the_json_answers_of_real_commands_keep_to_their_schemas(short_directory
     (host.directory / "elsewhere").unlink()
     _keeps("disk-forget", host.run("disk", "forget", os.fspath(host.directory / "elsewhere")))
     _keeps("precache", host.run("precache", ref, "gopher://host/a", status=11))
+    _keeps("refresh", refreshed := host.run("refresh", ref, "gopher://host/a", "--dry-run", status=11))
+    assert ["current", "error"] == [one["outcome"] for one in refreshed["refs"]]
+    _keeps("refresh", host.run("refresh", ref))
+    _keeps("refresh", unfollowed := host.run("refresh"))
+    assert ["let-go"] == [version["action"] for version in unfollowed["refs"][0]["versions"]]
     _keeps("leases", host.run("pin", ref, "--holder", "docs"))
     _keeps("leases", host.run("lease", ref, "--for", "1h"))
     _keeps("leases", host.run("leases"))
@@ -666,6 +679,11 @@ def test_the_first_steps_can_be_walked(short_directory: Path) -> None:
 @pytest.mark.component("gpg", "gpgv")
 def test_a_download_is_verified_as_its_guide_says(short_directory: Path) -> None:
     _walk(DOCS / "guides" / "verified-downloads.md", short_directory, {})
+
+
+@pytest.mark.component("qemu-img")
+def test_an_image_is_followed_as_its_guide_says(short_directory: Path) -> None:
+    _walk(DOCS / "guides" / "following.md", short_directory, {})
 
 
 @pytest.mark.component("qemu-img")

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -51,11 +51,21 @@ class Scene:
         [one] = self.host.refresh([REF], cache=self.cache, **options)
         return one
 
+    def moves(self, *numbers: int, **options: int) -> Refreshed:
+        """Versions that are published one after the other, each with a refresh; what came of the last."""
+        *_, last = [self._moves(number, options) for number in numbers]
+        return last
+
+    def _moves(self, number: int, options: Mapping[str, int]) -> Refreshed:
+        self.publishes(number)
+        return self.refreshed(**options)
+
     def pinned(self) -> set[str | None]:
         """The versions that pins hold."""
         images = {image.name: image for image in self.host.images()[0]}
         names = [name for _, lease in self.host.leases() for name in lease.names]
-        return {image.record and image.record.version_id for name in names if (image := images.get(name))}
+        records = [image.record for name in names if (image := images.get(name))]
+        return {record.version_id if record else None for record in records}
 
 
 @pytest.fixture
@@ -109,10 +119,7 @@ def test_what_was_brought_ahead_of_need_is_a_hit_without_a_question(scene: Scene
 
 
 def test_the_newest_and_one_older_are_held_and_what_is_older_is_let_go(scene: Scene) -> None:
-    scene.refreshed()
-    for number in (2, 3):
-        scene.publishes(number)
-        last = scene.refreshed()
+    last = scene.moves(1, 2, 3)
 
     expected = [(version_id(3), True, "newest"), (version_id(2), True, "kept-old"), (version_id(1), False, "superseded")]
     assert expected == actions(last)
@@ -138,9 +145,7 @@ def test_a_prune_takes_what_was_let_go_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_keep_holds_so_many_older_ones_and_can_be_given(scene: Scene) -> None:
-    for number in range(1, 5):
-        scene.publishes(number)
-        scene.refreshed(keep=2)
+    scene.moves(1, 2, 3, 4, keep=2)
     assert {version_id(number) for number in (2, 3, 4)} == scene.pinned()
 
     scene.refreshed(keep=0)
@@ -149,9 +154,7 @@ def test_keep_holds_so_many_older_ones_and_can_be_given(scene: Scene) -> None:
 
 
 def test_a_stream_that_goes_back_holds_what_it_means_now(scene: Scene) -> None:
-    for number in (1, 2, 1):
-        scene.publishes(number)
-        last = scene.refreshed(keep=1)
+    last = scene.moves(1, 2, 1, keep=1)
 
     assert ("moved", version_id(2), version_id(1)) == outcome(last)
     assert [(version_id(1), True, "newest"), (version_id(2), True, "kept-old")] == actions(last)
@@ -166,14 +169,11 @@ def test_versions_that_were_fetched_before_they_were_followed_are_held_as_older_
 
 
 def test_a_version_that_was_removed_by_hand_keeps_no_older_one_out(scene: Scene) -> None:
-    for number in (1, 2):
-        scene.publishes(number)
-        last = scene.refreshed()
-    assert last.image is not None
-    last.image.path.unlink()
-    scene.publishes(3)
+    second = scene.moves(1, 2).image
+    assert second is not None
+    second.path.unlink()
 
-    last = scene.refreshed()
+    last = scene.moves(3)
 
     expected = [(version_id(3), True, "newest"), (version_id(2), False, "evicted"), (version_id(1), True, "kept-old")]
     assert expected == actions(last)

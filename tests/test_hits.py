@@ -48,6 +48,26 @@ def test_a_kernel_by_its_source_s_word_needs_no_further_question(tmp_path: Path)
     assert 1 == source.described("fake:image")
 
 
+def test_an_answer_is_young_enough_by_the_source_or_by_who_asks() -> None:
+    source = FakeSource({}, revalidate_after=300)
+    ages = [(NOW - one.since(source, now=NOW)).total_seconds() for one in (hits.AS_THE_SOURCE_SAYS, hits.ASKED_NOW)]
+    assert [300, 0] == ages
+    assert 7 == (NOW - hits.Freshness(max_age=7).since(source, now=NOW)).total_seconds()
+    assert hits.Freshness(max_age=float("inf")).since(source, now=NOW) < NOW - timedelta(days=3000)
+
+
+def test_what_stands_in_for_a_silent_source_needs_both_to_allow_it() -> None:
+    for allowed in (True, False):
+        source = FakeSource({}, stale_if_error=allowed)
+        ask = Ask(store=laid_out_nowhere(), ref=REF, source=source, observer=Recorder(), want=Want(), holding=ExitStack())
+        assert allowed == ask.stands_in
+        assert not replace(ask, freshness=hits.ASKED_NOW).stands_in
+
+
+def laid_out_nowhere() -> Store:
+    return Store(root=Path("/nowhere"), kind=CacheKind.BASE)
+
+
 def brought(store: Store, source: FakeSource, **want: object) -> Found:
     """An image that is there by way of a fetch."""
     ensured = Cache(name="cache", store=store).ensure(REF, source, Recorder(), want=Want(**want))  # type: ignore[arg-type]

@@ -19,6 +19,10 @@ MAX_LENGTH = 1024
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(.*)", re.IGNORECASE | re.DOTALL)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_INDEX = re.compile(r"streams/v1/index\.s?json$")
+_WORD = r"[A-Za-z0-9][A-Za-z0-9._+/-]*"
+_PRODUCT = re.compile(rf"(?P<product>{_WORD}(:{_WORD}){{2}})(:(?P<ftype>{_WORD}))?")
+_NAMED_PRODUCT = re.compile(rf"(?P<product>product=[A-Za-z0-9._+:/~-]+)(;ftype=(?P<ftype>{_WORD}))?")
 
 # The OCI distribution specification 1.1 ("Pulling manifests") has the grammar of repositories and tags, and the image
 # specification that of digests; of the algorithms, those that it registers and Python computes. A host and a repository have
@@ -62,6 +66,8 @@ _OBJECT_VERSIONS: Mapping[str, tuple[str, re.Pattern[str]]] = MappingProxyType(
 )
 _KEY_LENGTH = 1024  # bytes of an object's name; the services have one limit
 _IN_KEYS = "/!$&'()*+,;=:@"  # what stays as it is in a path (RFC 3986, 3.3)
+
+_SIMPLESTREAMS = "write simplestreams:https://host/path/#OS:RELEASE:ARCH[:FILETYPE], or #product=NAME[;ftype=FILETYPE]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +144,8 @@ def _parse(text: str) -> ImageRef:
         return _glance_named(text, rest)
     if scheme == "oci":
         return _oci(text, rest)
+    if scheme == "simplestreams":
+        return _simplestreams(rest)
     if not rest:
         raise InvalidRef(f"the ref {text!r} names nothing after its scheme")
     return ImageRef(scheme=scheme, canonical=_without_userinfo(f"{scheme}:{rest}"), location=f"{scheme}:{rest}")
@@ -268,6 +276,26 @@ def _version(scheme: str, query: str) -> str:
             hint=f"write ?{name}=VERSION alone; a signed URL is an https ref",
         )
     return f"{name}={quote(version, safe='')}"
+
+
+def _simplestreams(rest: str) -> ImageRef:
+    """A product of a stream: the URL under which ``streams/v1`` lies, and behind ``#`` which product of it."""
+    url, _, chosen = rest.partition("#")
+    if url.partition(":")[0].lower() not in _DEFAULT_PORTS or "?" in url:
+        raise InvalidRef("the simplestreams ref names no web address without a query", hint=_SIMPLESTREAMS)
+    base = _http(url.partition(":")[0].lower(), re.sub(r"([^/])$", r"\1/", _INDEX.sub("", url)))
+    named, product = _NAMED_PRODUCT.fullmatch(chosen), _PRODUCT.fullmatch(chosen)
+    if named:
+        wanted = chosen
+    elif product:
+        wanted = product["product"].lower() + (f":{product['ftype']}" if product["ftype"] else "")
+    else:
+        raise InvalidRef(f"the simplestreams ref to {base.canonical} does not say which product", hint=_SIMPLESTREAMS)
+    return ImageRef(
+        scheme="simplestreams",
+        canonical=f"simplestreams:{base.canonical}#{wanted}",
+        location=f"{base.location}#{wanted}",
+    )
 
 
 def _without_signature(url: SplitResult) -> str:

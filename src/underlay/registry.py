@@ -22,6 +22,7 @@ _SOURCES: Mapping[str, str] = MappingProxyType(
         "https": "underlay.sources.http:HttpSource",
         "oci": "underlay.sources.oci.source:OciSource",
         "s3": "underlay.sources.objects.source:ObjectSource",
+        "simplestreams": "underlay.sources.simplestreams:SimplestreamsSource",
     }
 )
 _DISKS: Mapping[str, str] = MappingProxyType(

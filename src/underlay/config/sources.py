@@ -65,6 +65,15 @@ class GlanceTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     certificates: str | None = None
 
 
+class SimplestreamsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Product streams; what speaks HTTP is as for everything else."""
+
+    revalidate_after: str | int = "5min"
+    stale_if_error: bool = True
+    keyrings: list[str] = []
+    require_signature: bool = True
+
+
 class SourceTables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table for each kind of source."""
 
@@ -75,6 +84,7 @@ class SourceTables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gs: GcsTable = GcsTable()
     az: AzureTable = AzureTable()
     glance: GlanceTable = GlanceTable()
+    simplestreams: SimplestreamsTable = SimplestreamsTable()
 
 
 def web_of(table: HttpTable) -> Web:
@@ -113,14 +123,14 @@ def arguments_of(tables: SourceTables, web: Web) -> dict[str, Mapping[str, Any]]
         "web": web,
     }
     allowed = tuple(values.absolute(path, "sources.file.allowed_paths") for path in tables.file.allowed_paths)
-    objects = object_arguments(tables.s3, tables.gs, tables.az, web)
     return {
         "http": http,
         "https": http,
         "file": {"allowed_paths": allowed},
         "oci": _oci(tables.oci, web),
         "glance": _glance(tables.glance, web),
-        **objects,
+        "simplestreams": _streams(tables.simplestreams, web),
+        **object_arguments(tables.s3, tables.gs, tables.az, web),
     }
 
 
@@ -161,6 +171,17 @@ def _glance(table: GlanceTable, web: Web) -> dict[str, Any]:
         "allow_md5": table.allow_md5,
         "direct_locations": tuple(values.absolute(path, f"{key}.direct_locations") for path in table.direct_locations),
         "certificates": certificates if table.verify_signatures else None,
+        "web": web,
+    }
+
+
+def _streams(table: SimplestreamsTable, web: Web) -> Mapping[str, Any]:
+    key = "sources.simplestreams"
+    return {
+        "revalidate_after": values.duration(table.revalidate_after, f"{key}.revalidate_after"),
+        "stale_if_error": table.stale_if_error,
+        "keyrings": tuple(values.absolute(path, f"{key}.keyrings") for path in table.keyrings),
+        "require_signature": table.require_signature,
         "web": web,
     }
 

@@ -42,6 +42,8 @@ def test_one_cache_is_all_that_a_configuration_needs() -> None:
     assert oci == {key: value for key, value in config.sources["oci"].items() if key != "auth_files"}
     expected = {"http": http, "https": http, "file": {"allowed_paths": ()}}
     assert expected == {scheme: config.sources[scheme] for scheme in expected}
+    streams = {**http, "keyrings": (), "require_signature": True}
+    assert streams == config.sources["simplestreams"]
     assert Web() == config.web
     assert ((), True) == (config.keyrings, config.require_signature)
 
@@ -440,6 +442,17 @@ def test_what_a_key_about_usage_or_pruning_cannot_be_is_refused_with_the_key(tex
 
 def test_the_embedded_default_leases_what_is_fetched_into_its_base(tmp_path: Path) -> None:
     assert {"base": 7 * 86400.0} == embedded_config(tmp_path).leases
+
+
+def test_streams_are_signed_by_the_keys_that_are_named() -> None:
+    table = '[sources.simplestreams]\nrevalidate_after = "1h"\nkeyrings = ["/etc/a.gpg"]\nrequire_signature = false\n'
+
+    streams = parsed(CACHE + table).sources["simplestreams"]
+
+    told = (streams["revalidate_after"], streams["keyrings"], streams["require_signature"])
+    assert (3600.0, (Path("/etc/a.gpg"),), False) == told
+    with pytest.raises(ConfigError, match=r"sources\.simplestreams\.keyrings"):
+        parsed(f'{CACHE}[sources.simplestreams]\nkeyrings = ["a.gpg"]\n')
 
 
 # ----------------------------------------------------------------------------------------------------------- what is followed

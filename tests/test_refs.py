@@ -38,6 +38,21 @@ UUID = "70a599e0-31e7-49b7-b260-868f441e862b"
         ("file:///srv/what?#1", "file:///srv/what%3F%231", "/srv/what?#1"),
         ("s3://bucket/key", "s3://bucket/key", "s3://bucket/key"),
         ("ftp://user:secret@host/x", "ftp://host/x", "ftp://user:secret@host/x"),
+        (
+            "SimpleStreams:https://user:secret@HOST:443/releases#Ubuntu:24.04:AMD64",
+            "simplestreams:https://host/releases/#ubuntu:24.04:amd64",
+            "https://user:secret@HOST:443/releases/#ubuntu:24.04:amd64",
+        ),
+        (
+            "simplestreams:http://host/streams/v1/index.sjson#ubuntu:24.04:amd64:disk1.img",
+            "simplestreams:http://host/#ubuntu:24.04:amd64:disk1.img",
+            "http://host/#ubuntu:24.04:amd64:disk1.img",
+        ),
+        (
+            "simplestreams:https://host#product=com.ubuntu.cloud:server:24.04:amd64;ftype=disk1.img",
+            "simplestreams:https://host/#product=com.ubuntu.cloud:server:24.04:amd64;ftype=disk1.img",
+            "https://host/#product=com.ubuntu.cloud:server:24.04:amd64;ftype=disk1.img",
+        ),
     ],
 )
 def test_a_ref_has_one_spelling_and_a_location(text: str, canonical: str, location: str) -> None:
@@ -355,3 +370,28 @@ def test_a_ref_to_an_object_carries_no_credentials_and_no_message_repeats_them(t
     with pytest.raises(InvalidRef) as caught:
         parse_ref(text)
     assert "geh" not in f"{caught.value.message} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "simplestreams:",
+        "simplestreams:https://host/",
+        "simplestreams:https://host/#",
+        "simplestreams:https://host/#ubuntu:24.04",
+        "simplestreams:https://host/#ubuntu::amd64",
+        "simplestreams:https://host/#a:b:c:d:e",
+        "simplestreams:https://host/#ubuntu:24 04:amd64",
+        "simplestreams:https://host/#product=",
+        "simplestreams:https://host/#product=a b",
+        "simplestreams:https://host/#product=a;ftype=",
+        "simplestreams:https://host/?a=b#ubuntu:24.04:amd64",
+        "simplestreams:ftp://host/#ubuntu:24.04:amd64",
+        "simplestreams:///srv/streams#ubuntu:24.04:amd64",
+        "simplestreams:https://user:secret@host:99999/#ubuntu:24.04:amd64",
+    ],
+)
+def test_what_names_no_product_of_a_stream_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRef) as raised:
+        parse_ref(text)
+    assert "secret" not in f"{raised.value}{raised.value.hint}"

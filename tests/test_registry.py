@@ -15,6 +15,7 @@ from underlay.errors import ExtraMissing, UnknownBackend, UnknownScheme
 from underlay.inventory.file import FileInventory
 from underlay.sources.file import FileSource
 from underlay.sources.http import HttpSource
+from underlay.sources.simplestreams import SimplestreamsSource
 
 ANOTHER = '''
 from contextlib import contextmanager
@@ -101,7 +102,15 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(("scheme", "kind"), [("file", FileSource), ("http", HttpSource), ("https", HttpSource)])
+SOURCES = [
+    ("file", FileSource),
+    ("http", HttpSource),
+    ("https", HttpSource),
+    ("simplestreams", SimplestreamsSource),
+]
+
+
+@pytest.mark.parametrize(("scheme", "kind"), SOURCES)
 def test_each_scheme_has_its_source(scheme: str, kind: type) -> None:
     source = registry.open_source(scheme, {})
 
@@ -124,7 +133,7 @@ def test_an_unknown_scheme_is_told_with_the_known_ones(site: Path) -> None:
     with pytest.raises(UnknownScheme, match="gopher") as refused:
         registry.open_source("gopher", {})
 
-    assert "known schemes: another, az, broken, file, glance, gs, http, https, oci, s3" == refused.value.hint
+    assert "known schemes: another, az, broken, file, glance, gs, http, https, oci, s3, simplestreams" == refused.value.hint
 
 
 def test_an_unknown_backend_is_told_with_the_known_ones(site: Path) -> None:

@@ -338,8 +338,7 @@ def test_what_the_server_refuses_has_its_own_error(stream: Stream, status: int, 
 
 def test_credentials_go_to_the_stream_and_its_files_and_into_no_message(stream: Stream) -> None:
     for path in (stream.index_path, stream.list_path, "/releases/server/20240423/disk1.img"):
-        [served] = [request for request in [stream.server] if request]
-        served.serve(path, Served(_content(stream, path), credentials="user:secret"))
+        stream.server.serve(path, Served(_content(stream, path), credentials="user:secret"))
     url = stream.server.url("/releases/", credentials="user:secret")
 
     version = describe(f"simplestreams:{url}#ubuntu:24.04:amd64")
@@ -434,7 +433,7 @@ def test_a_signature_that_is_there_must_be_good_also_where_none_is_required(
 def test_a_signed_list_in_place_of_another_is_refused(signed: Stream, verifying: SimplestreamsSource) -> None:
     signed.put(signed.list_path, products(signed.found, content_id="com.ubuntu.cloud:daily:download"))
 
-    with pytest.raises(SignatureRefused, match="com.ubuntu.cloud:daily:download"):
+    with pytest.raises(SignatureRefused, match="is signed as"):
         describe(signed.ref(), verifying)
 
 

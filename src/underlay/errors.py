@@ -228,7 +228,7 @@ class VirtualSizeRefused(ImageRefused):
 
 
 class SignatureRefused(ImageRefused):
-    """An image or a list of checksums is not signed, or not by a key that is trusted for it; nothing of it is believed.
+    """An image, a list of checksums or a stream is not signed, or not by a key that is trusted for it; nothing is believed.
 
     Attributes:
         altered: the signature is a known key's, of other bytes; one of the two may be stale.

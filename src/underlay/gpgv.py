@@ -115,7 +115,7 @@ def _workplace(keyrings: Sequence[Path]) -> Iterator[tuple[Path, list[str | Path
     """A private directory, and gpgv's name with the arguments that have it look at the keyrings and nowhere else."""
     if not keyrings:
         raise ConfigError(
-            "no keyring says whose signature to trust", hint="name files of public keys as keyrings under [checksums]"
+            "no keyring says whose signature to trust", hint="name files of public keys as keyrings in the configuration"
         )
     with tempfile.TemporaryDirectory(prefix="underlay-gpgv-") as name:
         directory = Path(name)
@@ -213,7 +213,7 @@ def _unknown(keys: Sequence[str], what: str, keyrings: Sequence[Path]) -> Signat
     signed, are = ("the key", "is") if len(keys) == 1 else ("the keys", "are")
     return SignatureRefused(
         f"{what} is signed by {signed} {', '.join(keys)}, which {are} in none of the keyrings: {asked}",
-        hint="if that is the publisher's, name its keyring as one of the keyrings under [checksums]",
+        hint="if that is the publisher's, name its keyring as one of the keyrings in the configuration",
     )
 
 
@@ -254,7 +254,9 @@ def _read(keyring: Path) -> bytes:
             content = file.read(_MAX_KEYRING + 1)
     except OSError as error:
         why = error.strerror or str(error)
-        raise ConfigError(f"the keyring {keyring} cannot be read: {why}", hint="correct keyrings under [checksums]") from error
+        raise ConfigError(
+            f"the keyring {keyring} cannot be read: {why}", hint="correct keyrings in the configuration"
+        ) from error
     if len(content) > _MAX_KEYRING:
         raise ConfigError(
             f"the keyring {keyring} is longer than {_MAX_KEYRING} bytes", hint="name one of the publisher's keys alone"

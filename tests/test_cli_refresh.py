@@ -98,6 +98,21 @@ def test_no_password_is_shown(machine: Machine) -> None:
     assert "secret" not in ended.out + ended.err
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:secret@127.0.0.1:99999/a.img",
+        "s3://AKIA:a/secret@bucket/key",
+        "s3://bucket/key?X-Amz-Signature=secret",
+    ],
+)
+def test_no_secret_is_shown_of_what_is_no_ref(machine: Machine, text: str) -> None:
+    ended = machine.call("refresh", text, "--json")
+
+    assert 10 == ended.status
+    assert "secret" not in ended.out + ended.err
+
+
 @pytest.mark.parametrize(("arguments", "status"), [(["--keep", "-1"], 2), (["--cache", "none"], 17)])
 def test_what_cannot_be_meant_is_refused(machine: Machine, arguments: list[str], status: int) -> None:
     ended = machine.call("refresh", *arguments, "--json")

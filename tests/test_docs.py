@@ -30,9 +30,10 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 import underlay
-from underlay import errors, following
+from underlay import errors
 from underlay.cli.main import cli
 from underlay.config import document, parse_config
+from underlay.following import moves
 from underlay.model import Level
 from underlay.policy import prune
 from underlay.render import following as rendered
@@ -313,7 +314,7 @@ def test_every_other_event_has_the_code_of_something_that_is_in_the_reference(pa
 
 def test_every_outcome_of_a_refresh_is_in_the_reference_with_its_level(pages: Pages) -> None:
     [table] = [table for table in _tables(pages["reference/reasons"]) if table[0] == ["Outcome", "Level", "Meaning"]]
-    expected = {outcome: following._LEVELS.get(outcome, Level.DEBUG).value for outcome in rendered._STYLES}
+    expected = {outcome: moves._LEVELS.get(outcome, Level.DEBUG).value for outcome in rendered._STYLES}
     assert expected == {outcome: level for outcome, level, _ in table[1:]}
 
 

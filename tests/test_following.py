@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -201,6 +202,29 @@ def test_more_versions_than_a_ref_remembers_are_let_go_of(scene: Scene) -> None:
     assert {version_id(18), version_id(19)} == scene.pinned()
 
 
+def test_a_pin_that_a_killed_refresh_left_is_let_go_by_the_next(scene: Scene) -> None:
+    first = scene.moves(1).image
+    scene.moves(2, keep=0)
+    assert first is not None
+    scene.host.pin(first.name, holder=holder_of(REF))
+
+    assert [(version_id(2), True, "newest"), (version_id(1), False, "superseded")] == actions(scene.refreshed(keep=0))
+    assert {version_id(2)} == scene.pinned()
+
+
+def test_refreshes_at_the_same_time_transfer_a_version_once(scene: Scene) -> None:
+    scene.refreshed()
+    scene.source.put(REF, FakeImage(content(2), delay=0.01, piece=64 << 10))
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        done = [future.result() for future in [pool.submit(scene.refreshed) for _ in range(8)]]
+
+    assert {version_id(2)} == {one.after for one in done}
+    assert {None} == {one.error for one in done}
+    assert 2 == scene.source.opened(REF)
+    assert {version_id(1), version_id(2)} == scene.pinned()
+
+
 # ------------------------------------------------------------------------------------------------- what cannot be had
 
 
@@ -381,6 +405,16 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(scene: Scene) -> 
     assert ("moved", version_id(2), None) == outcome(moved)
     assert [(None, True, "newest"), (version_id(2), False, "superseded")] == actions(moved)
     assert before == everything(scene.machine.root)
+
+
+def test_a_dry_run_knows_a_version_that_its_ref_has_forgotten(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.source.put(REF, FakeImage(content(1), id="7"))
+    scene.refreshed()
+    for record in (scene.machine.base / ".underlay" / "refs").iterdir():
+        record.unlink()
+
+    assert ("current", "7", "7") == outcome(scene.host.plan_refresh([REF])[0])
 
 
 @pytest.mark.parametrize("image", [FakeImage(describe_error=DOWN), FakeImage(content(2), no_store=True)])

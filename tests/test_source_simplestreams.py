@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from machine import Machine
 from signing import EXPIRED, GOOD, OTHER, Keys
 from streams import CONTENT_ID, UBUNTU, Stream, index, item, product, products
 from underlay.cache import Cache
@@ -573,3 +574,15 @@ def test_a_stream_is_followed_from_version_to_version(signed: Stream, verifying:
     [refused] = host.refresh()
     assert ("last-good", "signature-refused") == (refused.outcome, refused.error and refused.error.code)
     assert "hit" == host.fetch(signed.ref()).reason.code
+
+
+def test_a_dry_run_knows_what_is_here_by_the_stream_s_digest_alone(stream: Stream, tmp_path: Path) -> None:
+    machine = Machine.make(tmp_path)
+    machine.host().ensure(stream.ref())
+    for record in (machine.base / ".underlay" / "refs").iterdir():
+        record.unlink()
+
+    [planned] = machine.host().plan_refresh([stream.ref()])
+
+    assert (None, f"{stream.ref()}#sha256:{hashlib.sha256(OLD).hexdigest()}") == (planned.before, planned.after)
+    assert planned.image is not None

@@ -115,7 +115,7 @@ def _workplace(keyrings: Sequence[Path]) -> Iterator[tuple[Path, list[str | Path
     """A private directory, and gpgv's name with the arguments that have it look at the keyrings and nowhere else."""
     if not keyrings:
         raise ConfigError(
-            "no keyring says whose signature to trust", hint="name files of public keys as keyrings in the configuration"
+            "no keyring says whose signature to trust", hint="name files of public keys as keyrings under [checksums]"
         )
     with tempfile.TemporaryDirectory(prefix="underlay-gpgv-") as name:
         directory = Path(name)

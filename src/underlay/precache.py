@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from underlay.cache import Ensured
 from underlay.errors import UnderlayError, UnknownScheme
 from underlay.model import BaseImage, ImageRef
-from underlay.refs import parse_ref
+from underlay.refs import parse_ref, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ def precache(refs: Sequence[str | ImageRef], fetch: Callable[[ImageRef], Ensured
 
 
 def _precache(ref: str | ImageRef, fetch: Callable[[ImageRef], Ensured]) -> Precached:
-    told = str(ref)
+    told = shown(str(ref))
     try:
         ref = parse_ref(ref) if isinstance(ref, str) else ref
-        told = str(ref)  # without credentials
+        told = str(ref)
         ensured = fetch(ref)
     except UnknownScheme as error:
         return Precached(told, "unsupported", error=error)

@@ -103,6 +103,11 @@ def parse_ref(text: str) -> ImageRef:
     return ref
 
 
+def shown(text: str) -> str:
+    """A text for messages that may be a ref or none: without what may be credentials or a signature in it."""
+    return re.sub(r"//.*@", "//", text.partition("?")[0], flags=re.DOTALL)
+
+
 def is_ref(text: str) -> bool:
     """Whether a text has the form of a ref, as opposed to a file name or path."""
     return bool(_UUID.fullmatch(text) or (_SCHEME.fullmatch(text) and not text.startswith("/")))

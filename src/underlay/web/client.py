@@ -225,12 +225,7 @@ class Answer:
             SourceRefused: it has more than ``limit`` bytes. SourceUnavailable, BodyTruncated
         """
         body, buffer = bytearray(), memoryview(bytearray(_PIECE))
-        pace = Pace(self.what, host_of(self.url), self.files.low_speed_limit, self.files.low_speed_time)
-        began = time.monotonic()
         while length := self.readinto(buffer):
-            now = time.monotonic()
-            pace.check(length, now - began)
-            began = now
             body += buffer[:length]
             if len(body) > limit:
                 raise SourceRefused(f"{self.what} has more than {limit} bytes, which is no such document")

@@ -77,10 +77,9 @@ class SimplestreamsSource:
             SignatureRefused: it is not signed by a key of the keyrings. ConfigError: a keyring. NotAuthorized,
             UntrustedCertificate, SourceUnavailable, ToolMissing, ToolFailed, ToolTimedOut
         """
-        for validator in reversed(known):
-            seen = _seen(validator)
-            if seen is not None and self._is_unchanged(ref, seen):
-                return ImageVersion(ref=ref, id=_id(ref, [seen.digest]), validator=validator)
+        seen = _seen(known[-1]) if known else None
+        if seen is not None and self._is_unchanged(ref, seen):
+            return ImageVersion(ref=ref, id=_id(ref, [seen.digest]), validator=known[-1])
         return self._described(ref)
 
     @contextmanager

@@ -1,11 +1,13 @@
 """A transfer that breaks goes on from the byte that it got to, here or in the next process, and never mixes two versions."""
 
+import gzip
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +17,13 @@ import pytest
 from storing import MIB, laid_out, staging_of
 from underlay.cache import Cache, Ensured
 from underlay.errors import BodyTruncated, DigestMismatch, SourceChanged, SourceUnavailable, UnderlayError
+from underlay.extents import own_bytes
 from underlay.model import Digest
 from underlay.pipeline import BUFFER_BYTES
 from underlay.policy.form import Want
 from underlay.policy.retry import Retries
 from underlay.refs import parse_ref
+from underlay.sources.file import FileSource
 from underlay.sources.http import HttpSource
 from underlay.store import Store, staging as stagings
 from underlay.store.staging import Partial
@@ -407,3 +411,50 @@ def test_the_memory_of_a_partial_holds_no_secret(store: Store) -> None:
     left = stagings.partial(staging)
     assert isinstance(left, Partial)
     assert "s3cret" not in staging.partial.read_text()
+
+
+# ---------------------------------------------------------------------------------------------------------- files of this host
+
+
+@pytest.mark.component("root", "xfs", "btrfs")
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+@pytest.mark.parametrize("size", [1, 65536, 3 * MIB + 12345])
+def test_a_file_of_the_same_file_system_is_shared_and_verified(mounted: Callable[..., Path], kind: str, size: int) -> None:
+    place = mounted(kind)
+    store, file, observer = laid_out(place / "base"), place / "image", Recorder()
+    file.write_bytes(os.urandom(size))
+    cache, source, ref = Cache(name="base", store=store), FileSource(allowed_paths=(place,)), parse_ref(f"file://{file}")
+    with pytest.raises(DigestMismatch):
+        cache.ensure(ref, source, Recorder(), want=Want(checksum=sha256(b"other")))
+    image = cache.ensure(ref, source, observer, want=Want(checksum=sha256(file.read_bytes()))).image
+    assert size == observer.wait_for_event("shared").fields["size"]
+    assert file.read_bytes() == image.path.read_bytes()
+    assert file.stat().st_ino != image.path.stat().st_ino
+    assert 1 == image.path.stat().st_nlink
+    with image.path.open("rb") as opened:
+        own = own_bytes(opened.fileno())
+    assert own <= 4096  # the last block may be its own
+    before = image.path.read_bytes()
+    file.write_bytes(b"changed in its place")
+    assert before == image.path.read_bytes()
+    assert [] == leftovers(store)
+
+
+@pytest.mark.component("root", "xfs")
+def test_of_a_compressed_file_what_it_holds_is_kept_and_nothing_is_shared(mounted: Callable[..., Path]) -> None:
+    place = mounted("xfs")
+    store, file, observer = laid_out(place / "base"), place / "image.gz", Recorder()
+    file.write_bytes(gzip.compress(BODY))
+    cache, source = Cache(name="base", store=store), FileSource(allowed_paths=(place,))
+    assert BODY == cache.ensure(parse_ref(f"file://{file}"), source, observer).image.path.read_bytes()
+    assert "shared" not in observer.codes
+
+
+@pytest.mark.component("root", "xfs", "ext4")
+def test_a_file_of_another_file_system_is_copied(mounted: Callable[..., Path]) -> None:
+    place = mounted("xfs")
+    store, file, observer = laid_out(mounted("ext4") / "base"), place / "image", Recorder()
+    file.write_bytes(BODY)
+    cache, source = Cache(name="base", store=store), FileSource(allowed_paths=(place,))
+    assert BODY == cache.ensure(parse_ref(f"file://{file}"), source, observer).image.path.read_bytes()
+    assert "shared" not in observer.codes

@@ -32,14 +32,19 @@ class Content:
 
     def begin(self, beginning: bytes) -> None:
         """Find out from the first bytes what is to be done with all of them. Comes before the first `feed`."""
-        order, compression = self.order, compression_of(beginning)
+        order = self.order
         if not order.exempt:
             self._inspector = Inspector(what=order.what, label=order.label, virtual_size_limit=order.store.virtual_size_limit)
-        if compression is not None and order.undoes(compression):
+        if self.is_undone(beginning) and (compression := compression_of(beginning)):
             self.compression = compression
             self._decompressor = Decompressor(order.what, compression)
             self._digests = Digests(tuple({digest.algorithm: None for digest in order.version.content_digests}))
             self.claim.announced = None  # what comes of it nobody has announced
+
+    def is_undone(self, beginning: bytes) -> bool:
+        """Whether bytes that begin so are decompressed."""
+        compression = compression_of(beginning)
+        return compression is not None and self.order.undoes(compression)
 
     def feed(self, chunk: memoryview, /) -> None:
         """Take the next bytes.

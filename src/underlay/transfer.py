@@ -8,19 +8,19 @@ bound to a validator of the version, or to a digest that all the bytes must have
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from underlay import signatures
 from underlay.claim import Claim
 from underlay.content import Content
-from underlay.contracts import ByteStream, Observer
-from underlay.errors import BodyTooLong, BodyTruncated, DigestMismatch, SignatureRefused, SourceUnavailable, UnderlayError
+from underlay.contracts import Observer
+from underlay.errors import BodyTruncated, DigestMismatch, SignatureRefused, SourceUnavailable, UnderlayError
 from underlay.files import create, open_regular, translated
-from underlay.formats.compressed import MAGIC_BYTES
+from underlay.intake import Intake, fetch, replay
 from underlay.model import LAYOUT, Digest, ImageFacts, Level
 from underlay.order import Order
-from underlay.pipeline import Buffer, Pipeline, running
+from underlay.pipeline import running
 from underlay.policy.retry import Tries
 from underlay.retrying import pause
 from underlay.store import images, staging as stagings
@@ -97,10 +97,10 @@ def _received(order: Order, staging: Staging, observer: Observer) -> Journal:
         content = Content(order, claim, writer)
         digests = Digests(order.algorithms)
         with running((digests, content)) as pipeline:
-            intake = _Intake(order, pipeline, content, Meter(order.what, order.version.size, staging, observer))
-            _replay(intake, fd, kept, observer)
+            intake = Intake(order, fd, pipeline, content, Meter(order.what, order.version.size, staging, observer))
             try:
-                _fetch(intake, observer)
+                replay(intake, kept, observer)
+                fetch(intake, observer)
             finally:  # also what has come of a transfer that broke off is to be written
                 intake.finish()
         tell(observer, order, "received", size=intake.size)
@@ -122,110 +122,6 @@ def _opened(staging: Staging) -> Iterator[int]:
         os.close(fd)
 
 
-# --------------------------------------------------------------------------------------------------------------- the bytes
-
-
-@dataclass(slots=True)
-class _Intake:
-    """Fills the pipeline's buffers, across as many streams as it takes.
-
-    Attributes:
-        size: bytes that have come so far.
-    """
-
-    order: Order
-    pipeline: Pipeline
-    content: Content
-    meter: Meter
-    size: int = 0
-    buffer: Buffer | None = None
-    _has_begun: bool = False
-
-    def take(self, stream: ByteStream) -> None:
-        """Everything that the stream has.
-
-        Raises:
-            BodyTooLong; what the stream or a consumer raises
-        """
-        while received := stream.readinto(self.room()):
-            self.add(received)
-            self.check_length()
-            self.meter.advance("fetch", self.size)
-
-    def room(self) -> memoryview:
-        """Memory to fill, of which `add` is then told."""
-        if self.buffer is None:
-            self.buffer = self.pipeline.empty()
-        return self.buffer.free
-
-    def add(self, length: int) -> None:
-        """So much of the memory has been filled."""
-        assert self.buffer is not None
-        self.buffer.length += length
-        self.size += length
-        if not self.buffer.free:
-            self._pass_on(self.buffer)
-
-    def check_length(self) -> None:
-        announced = self.order.version.size
-        if announced is not None and self.size > announced:
-            what = f"{self.order.what}: more bytes arrive than the {announced} announced"
-            raise BodyTooLong(what, hint="the source may be changing")
-
-    def finish(self) -> None:
-        """Pass on what is left, and wait for the consumers."""
-        if self.buffer is not None and self.buffer.length:
-            self._pass_on(self.buffer)
-        if not self._has_begun:
-            self._begin(b"")
-        self.pipeline.finish()
-
-    def _pass_on(self, buffer: Buffer) -> None:
-        if not self._has_begun:
-            self._begin(bytes(buffer.memory[: min(buffer.length, MAGIC_BYTES)]))
-        self.pipeline.pass_on(buffer)
-        self.buffer = None
-
-    def _begin(self, beginning: bytes) -> None:
-        self._has_begun = True
-        self.content.begin(beginning)
-        # What is on disk of a compressed image are not its bytes as served, so another process could not go on from there.
-        if self.order.is_fixed and self.content.compression is None:
-            stagings.write_partial(self.meter.staging, _partial(self.order))
-
-
-def _replay(intake: _Intake, fd: int, kept: int, observer: Observer) -> None:
-    """Let the consumers read the bytes that are on disk already."""
-    if kept == 0:
-        return
-    os.ftruncate(fd, kept)
-    tell(observer, intake.order, "resumed", level=Level.INFO, detail="from where a former attempt broke off", size=kept)
-    while intake.size < kept:
-        room = intake.room()
-        intake.add(os.preadv(fd, [room[: kept - intake.size]], intake.size))
-    intake.check_length()
-
-
-def _fetch(intake: _Intake, observer: Observer) -> None:
-    order, tries = intake.order, Tries(intake.order.retries)
-    while True:
-        try:
-            with order.source.open(order.version, offset=intake.size) as stream:
-                intake.take(stream)
-            _check_end(order, intake.size)
-            return
-        except (SourceUnavailable, BodyTruncated) as error:
-            if intake.size and not order.is_fixed:
-                raise
-            pause(tries, error, what=order.what, reached=intake.size, observer=observer)
-
-
-def _check_end(order: Order, size: int) -> None:
-    announced = order.version.size
-    if announced is not None and size < announced:
-        raise BodyTruncated(f"{order.what}: {size} bytes arrived of {announced} announced", hint="try again")
-
-
 # -------------------------------------------------------------------------------------------------------------- what it was
 
 
@@ -237,18 +133,6 @@ def _check_digests(order: Order, actual: Sequence[Digest]) -> None:
             raise DigestMismatch(order.what, expected=str(expected), actual=str(found))
     if (signature := order.version.signature) is not None:
         signatures.verify(order.what, signature, computed[signature.algorithm])
-
-
-def _partial(order: Order) -> Partial:
-    version = order.version
-    return Partial(
-        layout=LAYOUT,
-        ref=version.ref.canonical,
-        version_id=version.id,
-        validator=version.validator,
-        expected=tuple(str(digest) for digest in order.expected),
-        boot=stagings.boot(),
-    )
 
 
 def _journal(order: Order, facts: ImageFacts, *, size: int, digests: Sequence[Digest], stored: str) -> Journal:

@@ -217,9 +217,9 @@ STORAGE_FAILED = 48
 
 
 def run_with(fault: str, case: Case, store: Store) -> int:
-    """The exit status of a process that fetches while strace does this to its system calls."""
+    """The exit status of a process that fetches while strace does this to the system calls of each of its threads."""
     call = fault.partition(":")[0]
-    strace = ["strace", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={fault}"]
+    strace = ["strace", "-f", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={fault}"]
     child = subprocess.run([*strace, *case.child(store)], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert "Traceback" not in child.stderr, child.stderr
     return child.returncode

@@ -66,7 +66,7 @@ def test_an_unknown_scheme(machine: Machine, ref: str) -> None:
     error = refused(machine, "fetch", ref)
 
     assert isinstance(error, errors.UnknownScheme)
-    assert "known schemes: az, file, glance, gs, http, https, oci, s3" == error.hint
+    assert "known schemes: az, file, glance, gs, http, https, oci, s3, simplestreams" == error.hint
 
 
 REFS_THAT_ARE_NONE = [

@@ -30,7 +30,7 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 import underlay
-from underlay import errors
+from underlay import errors, registry
 from underlay.cli.main import cli
 from underlay.config import document, parse_config
 from underlay.following import moves
@@ -176,6 +176,13 @@ def test_every_configuration_key_is_in_the_reference_with_its_default(pages: Pag
                 assert default == documented[heading][key], f"{heading} {key}"
             else:
                 assert not documented[heading][key].startswith(("`", '"')), f"{heading} {key}"
+
+
+def test_every_source_has_its_row_in_each_table_of_sources(pages: Pages) -> None:
+    tables = [table for table in _tables(pages["reference/sources"]) if table[0][0] == "Scheme"]
+    assert 5 == len(tables)
+    for table in tables:
+        assert set(registry._SOURCES) == {scheme for row in table[1:] for scheme in row[0].split(", ")}, table[0]
 
 
 def test_the_configurations_in_the_documentation_are_valid() -> None:

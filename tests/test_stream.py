@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from underlay.model import Digest
-from underlay.stream import BLOCK_BYTES, BUFFER_BYTES, Digests, SparseWriter, filled, served_digest, stored_digest
+from underlay.stream import (
+    BLOCK_BYTES,
+    BUFFER_BYTES,
+    Digests,
+    ServedAndStored,
+    SparseWriter,
+    filled,
+    served_digest,
+    stored_digest,
+)
 
 ZERO = bytes(BLOCK_BYTES)
 ONE = b"\1" * BLOCK_BYTES
@@ -27,10 +36,14 @@ class Stream:
 def written(path: Path, content: bytes) -> str:
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        writer = SparseWriter(fd)
+        writer, digests = SparseWriter(fd), ServedAndStored(Digests(["sha512", "sha256"]))
         for piece in filled(Stream(content)):
             writer.feed(piece)
-        return writer.finish()
+            digests.feed(piece)
+        writer.finish()
+        assert hashlib.sha256(content).hexdigest() == digests.served.result()[1].hex
+        assert hashlib.sha512(content).hexdigest() == digests.served.result()[0].hex
+        return digests.stored()
     finally:
         os.close(fd)
 
@@ -43,29 +56,31 @@ def digest_of(path: Path) -> str:
         os.close(fd)
 
 
-def by_definition(*blocks: tuple[int, bytes]) -> str:
-    return "sha256:" + hashlib.sha256(b"".join(offset.to_bytes(8, "little") + block for offset, block in blocks)).hexdigest()
+def by_definition(*runs: tuple[int, bytes]) -> str:
+    data = hashlib.sha256(b"".join(run for _, run in runs)).digest()
+    places = b"".join(edge.to_bytes(8, "little") for start, run in runs for edge in (start, start + len(run)))
+    return "sha256:" + hashlib.sha256(data + hashlib.sha256(places).digest()).hexdigest()
 
 
 @pytest.mark.parametrize(
-    ("content", "blocks"),
+    ("content", "runs"),
     [
         (b"", []),
         (ZERO * 3, []),
         (b"x", [(0, b"x")]),
         (ONE, [(0, ONE)]),
         (ZERO + ONE + ZERO, [(BLOCK_BYTES, ONE)]),
-        (ONE + ZERO * 20 + ONE + b"end", [(0, ONE), (21 * BLOCK_BYTES, ONE), (22 * BLOCK_BYTES, b"end")]),
+        (ONE + ZERO * 20 + ONE + b"end", [(0, ONE), (21 * BLOCK_BYTES, ONE + b"end")]),
         (ZERO[:-1] + b"\1", [(0, ZERO[:-1] + b"\1")]),
         (ONE + bytes(5), [(0, ONE)]),
         (bytes(16) + b"\1" + bytes(100), [(0, bytes(16) + b"\1" + bytes(100))]),
     ],
     ids=range(9),
 )
-def test_the_stored_digest_is_over_offsets_and_blocks_that_are_not_zero(
-    content: bytes, blocks: list[tuple[int, bytes]], tmp_path: Path
+def test_the_stored_digest_is_over_runs_of_blocks_that_are_not_zero_and_over_where_they_are(
+    content: bytes, runs: list[tuple[int, bytes]], tmp_path: Path
 ) -> None:
-    assert by_definition(*blocks) == written(tmp_path / "file", content) == digest_of(tmp_path / "file")
+    assert by_definition(*runs) == written(tmp_path / "file", content) == digest_of(tmp_path / "file")
     assert content == (tmp_path / "file").read_bytes()
 
 

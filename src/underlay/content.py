@@ -9,7 +9,7 @@ from underlay.formats.compressed import Decompressor, compression_of
 from underlay.formats.inspect import Inspector, check_virtual_size
 from underlay.model import ImageFacts
 from underlay.order import Order
-from underlay.stream import Digests, SparseWriter
+from underlay.stream import Digests, ServedAndStored, SparseWriter
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Content:
     compression: str | None = None
     _inspector: Inspector | None = None
     _decompressor: Decompressor | None = None
-    _digests: Digests = field(default_factory=lambda: Digests(()))
+    _digests: ServedAndStored = field(default_factory=lambda: ServedAndStored(Digests(("sha256",))))
 
     def begin(self, beginning: bytes) -> None:
         """Find out from the first bytes what is to be done with all of them. Comes before the first `feed`."""
@@ -38,7 +38,8 @@ class Content:
         if self.is_undone(beginning) and (compression := compression_of(beginning)):
             self.compression = compression
             self._decompressor = Decompressor(order.what, compression)
-            self._digests = Digests(tuple({digest.algorithm: None for digest in order.version.content_digests}))
+            promised = (digest.algorithm for digest in order.version.content_digests)
+            self._digests = ServedAndStored(Digests(tuple(dict.fromkeys(["sha256", *promised]))))
             self.claim.announced = None  # what comes of it nobody has announced
 
     def is_undone(self, beginning: bytes) -> bool:
@@ -54,8 +55,8 @@ class Content:
         """
         self._keep([chunk] if self._decompressor is None else self._decompressor.feed(chunk))
 
-    def finish(self) -> tuple[ImageFacts, str]:
-        """What the bytes are, and the stored digest.
+    def finish(self) -> ImageFacts:
+        """What the bytes are.
 
         Raises:
             UnsafeImage, FormatMismatch, VirtualSizeRefused, DigestMismatch, OSError
@@ -66,7 +67,12 @@ class Content:
         size = self.writer.size
         facts = self._inspector.finish() if self._inspector else ImageFacts(format="raw", label="raw", virtual_size=size)
         self._check_permitted(facts if self._inspector else None)
-        return facts, self.writer.finish()
+        self.writer.finish()
+        return facts
+
+    def stored(self) -> str | None:
+        """The stored digest of what a compressed image holds; of another, that of its bytes as served is to be taken."""
+        return None if self._decompressor is None else self._digests.stored()
 
     def _keep(self, pieces: Iterator[memoryview] | list[memoryview]) -> None:
         for piece in pieces:
@@ -88,7 +94,7 @@ class Content:
         raise FormatMismatch(f"{self.order.what} is {facts.label}, which is not permitted", hint=hint)
 
     def _check_digests(self) -> None:
-        computed = {digest.algorithm: digest for digest in self._digests.result()}
+        computed = {digest.algorithm: digest for digest in self._digests.served.result()}
         for expected in self.order.version.content_digests:
             if computed[expected.algorithm] != expected:
                 what = f"{self.order.what}, decompressed,"

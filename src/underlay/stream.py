@@ -1,13 +1,16 @@
 """One pass over an image's bytes: full buffers in; digests, inspection and the sparse file are consumers of the same stream.
 
-The *stored digest* is sha256 over ``(offset, data)`` of the stored file's 64 KiB blocks that are not all zero, the offset as
-eight little-endian bytes. Holes cost nothing, and whether zeros are stored as a hole or written out does not matter.
+The *stored digest* is the sha256 over two sha256 digests: that of the data in the stored file's 64 KiB blocks that are not all
+zero, one block after the other, and that of where they are, which is the beginning and the end of each run of neighbouring such
+blocks, as eight little-endian bytes each. Holes cost nothing, and whether zeros are stored as a hole or written out does not
+matter. Of a file without a block of zeros, the first of the two is the digest of its bytes, so one pass of hashing gives both.
 """
 
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from struct import Struct
 
 from underlay.contracts import ByteStream
 from underlay.files import data_extents, start_writeback
@@ -18,6 +21,7 @@ BLOCK_BYTES = 64 << 10
 WRITEBACK_BYTES = 8 << 20
 _ZEROS = bytes(BLOCK_BYTES)
 _PEEK = 16
+_RUN = Struct("<QQ")
 
 
 def filled(stream: ByteStream) -> Iterator[memoryview]:
@@ -48,14 +52,92 @@ class Digests:
         for running in self._hashes:
             running.update(chunk)
 
+    def running(self, algorithm: str) -> "hashlib._Hash":
+        """The digest of this algorithm as it is so far."""
+        return self._hashes[list(self.algorithms).index(algorithm)]
+
     def result(self) -> tuple[Digest, ...]:
         """The digests so far, in the order of `algorithms`."""
         return tuple(Digest(running.name, running.hexdigest()) for running in self._hashes)
 
 
 @dataclass(slots=True)
+class StoredDigest:
+    """The stored digest of data that comes run by run, in order.
+
+    Attributes:
+        data: of the data so far.
+    """
+
+    data: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _places: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _run: tuple[int, int] | None = None
+
+    def add(self, offset: int, run: memoryview) -> None:
+        """Take the next run of blocks that are not all zero, or a part of one."""
+        self.place(offset, offset + len(run))
+        self.data.update(run)
+
+    def place(self, start: int, end: int) -> None:
+        """Note only that there is data from ``start`` to ``end``."""
+        if self._run is not None and self._run[1] == start:
+            start = self._run[0]
+        elif self._run is not None:
+            self._places.update(_RUN.pack(*self._run))
+        self._run = (start, end)
+
+    def result(self) -> str:
+        """The digest of all that came, as ``sha256:hex``."""
+        places = self._places.copy()
+        if self._run is not None:
+            places.update(_RUN.pack(*self._run))
+        return f"sha256:{hashlib.sha256(self.data.digest() + places.digest()).hexdigest()}"
+
+
+@dataclass(slots=True)
+class ServedAndStored:
+    """Digests of bytes that are stored as they are served, and the stored digest.
+
+    As long as there was no block of zeros, sha256 of both is one, and is computed once: hashing is what a fetch over a fast
+    network waits for (measured: a third of its time).
+
+    Attributes:
+        served: sha256 among its algorithms.
+    """
+
+    served: Digests
+    _stored: StoredDigest = field(default_factory=StoredDigest)
+    _size: int = 0
+    _is_dense: bool = True
+
+    def feed(self, chunk: memoryview) -> None:
+        """Take the next bytes, a whole number of blocks but for the last."""
+        runs = list(data_runs(chunk))
+        if self._is_dense and runs == [(0, len(chunk))]:
+            self._stored.place(self._size, self._size + len(chunk))
+            self.served.feed(chunk)
+        else:
+            self._feed_apart(chunk, runs)
+        self._size += len(chunk)
+
+    def stored(self) -> str:
+        """The stored digest of all that came, as ``sha256:hex``."""
+        if self._is_dense:
+            self._stored.data = self.served.running("sha256").copy()
+        return self._stored.result()
+
+    def _feed_apart(self, chunk: memoryview, runs: list[tuple[int, int]]) -> None:
+        if self._is_dense:
+            self._stored.data = self.served.running("sha256").copy()
+            self._is_dense = False
+        self.served.feed(chunk)
+        for start, end in runs:
+            self._stored.add(self._size + start, chunk[start:end])
+
+
+@dataclass(slots=True)
 class SparseWriter:
-    """Writes a stream into a file, leaving holes for zero blocks, and computes the stored digest on the way.
+    """Writes a stream into a file, leaving holes for zero blocks.
 
     Attributes:
         fd: of a file that is empty, but for what is there already.
@@ -67,7 +149,6 @@ class SparseWriter:
     kept: int = 0
     size: int = 0
     _synced: int = 0
-    _stored: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
     def feed(self, chunk: memoryview) -> None:
         """Take the next bytes, a whole number of blocks but for the last.
@@ -75,8 +156,7 @@ class SparseWriter:
         Raises:
             OSError
         """
-        for start, end in _data_runs(chunk):
-            _update(self._stored, self.size + start, chunk[start:end])
+        for start, end in data_runs(chunk):
             if self.size + end > self.kept:
                 _write_all(self.fd, chunk[start:end], self.size + start)
         self.size += len(chunk)
@@ -85,14 +165,13 @@ class SparseWriter:
             start_writeback(self.fd, self._synced, self.size - self._synced)
             self._synced = self.size
 
-    def finish(self) -> str:
-        """Give the file its length; the stored digest as ``sha256:hex``.
+    def finish(self) -> None:
+        """Give the file its length.
 
         Raises:
             OSError
         """
         os.ftruncate(self.fd, self.size)
-        return f"sha256:{self._stored.hexdigest()}"
 
 
 def stored_digest(fd: int) -> str:
@@ -101,16 +180,16 @@ def stored_digest(fd: int) -> str:
     Raises:
         OSError
     """
-    digest = hashlib.sha256()
+    digest = StoredDigest()
     size = os.fstat(fd).st_size
     buffer = memoryview(bytearray(BUFFER_BYTES))
     for start, end in _block_ranges(fd, size):
         position = start
         while position < end and (length := _read_full(fd, buffer[: end - position], position)):
-            for run_start, run_end in _data_runs(buffer[:length]):
-                _update(digest, position + run_start, buffer[run_start:run_end])
+            for run_start, run_end in data_runs(buffer[:length]):
+                digest.add(position + run_start, buffer[run_start:run_end])
             position += length
-    return f"sha256:{digest.hexdigest()}"
+    return digest.result()
 
 
 def _read_full(fd: int, buffer: memoryview, position: int) -> int:
@@ -143,7 +222,7 @@ def _block_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
             done = end
 
 
-def _data_runs(chunk: memoryview) -> Iterator[tuple[int, int]]:
+def data_runs(chunk: memoryview) -> Iterator[tuple[int, int]]:
     """Neighbouring blocks that are not all zero, as ``(start, end)`` offsets in the chunk."""
     run_start = None
     for start in range(0, len(chunk), BLOCK_BYTES):
@@ -162,12 +241,6 @@ def _is_zero(block: memoryview) -> bool:
     if bytes(block[:_PEEK]) != _ZEROS[: min(_PEEK, len(block))]:
         return False
     return bytes(block) == _ZEROS[: len(block)]
-
-
-def _update(digest: "hashlib._Hash", offset: int, run: memoryview) -> None:
-    for start in range(0, len(run), BLOCK_BYTES):
-        digest.update((offset + start).to_bytes(8, "little"))
-        digest.update(run[start : start + BLOCK_BYTES])
 
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:

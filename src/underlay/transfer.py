@@ -25,7 +25,7 @@ from underlay.policy.retry import Tries
 from underlay.retrying import pause
 from underlay.store import images, staging as stagings
 from underlay.store.staging import Journal, Partial, Staging
-from underlay.stream import BLOCK_BYTES, Digests, SparseWriter
+from underlay.stream import BLOCK_BYTES, Digests, ServedAndStored, SparseWriter
 from underlay.telling import Meter, tell
 
 
@@ -95,7 +95,7 @@ def _received(order: Order, staging: Staging, observer: Observer) -> Journal:
         kept = _kept_bytes(fd)
         writer = SparseWriter(fd, kept=kept)
         content = Content(order, claim, writer)
-        digests = Digests(order.algorithms)
+        digests = ServedAndStored(Digests(order.algorithms))
         with running((digests, content)) as pipeline:
             intake = Intake(order, fd, pipeline, content, Meter(order.what, order.version.size, staging, observer))
             try:
@@ -104,12 +104,13 @@ def _received(order: Order, staging: Staging, observer: Observer) -> Journal:
             finally:  # also what has come of a transfer that broke off is to be written
                 intake.finish()
         tell(observer, order, "received", size=intake.size)
-        facts, stored = content.finish()
-        _check_digests(order, digests.result())
+        facts = content.finish()
+        served, stored = digests.served.result(), content.stored() or digests.stored()
+        _check_digests(order, served)
         if not order.exempt:
             facts = images.prove_whole(order.store, staging.download, fd, facts, what=order.what)
     tell(observer, order, "verified", level=Level.INFO, size=intake.size, format=facts.label)
-    journal = _journal(order, facts, size=writer.size, digests=digests.result(), stored=stored)
+    journal = _journal(order, facts, size=writer.size, digests=served, stored=stored)
     return replace(journal, compression=content.compression)
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from hypothesis import given, strategies as st
 
-from underlay.stream import BLOCK_BYTES, BUFFER_BYTES, Digests, SparseWriter, filled, served_digest, stored_digest
+from underlay.stream import (
+    BLOCK_BYTES,
+    BUFFER_BYTES,
+    Digests,
+    ServedAndStored,
+    SparseWriter,
+    filled,
+    served_digest,
+    stored_digest,
+)
 
 SHORT = BLOCK_BYTES // 2
 
@@ -46,16 +55,18 @@ lengths = st.lists(st.sampled_from([1000, 4096, BLOCK_BYTES, BUFFER_BYTES - 1, 3
 
 
 def stored_by_definition(content: bytes) -> str:
-    digest = hashlib.sha256()
+    data, edges = b"", list[int]()
     for offset in range(0, len(content), BLOCK_BYTES):
         block = content[offset : offset + BLOCK_BYTES]
         if any(block):
-            digest.update(offset.to_bytes(8, "little"))
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+            edges = edges[:-1] if edges[-1:] == [offset] else [*edges, offset]
+            edges.append(offset + len(block))
+            data += block
+    places = b"".join(edge.to_bytes(8, "little") for edge in edges)
+    return "sha256:" + hashlib.sha256(hashlib.sha256(data).digest() + hashlib.sha256(places).digest()).hexdigest()
 
 
-def feed_all(content: bytes, sizes: Sequence[int], *consumers: Digests | SparseWriter) -> None:
+def feed_all(content: bytes, sizes: Sequence[int], *consumers: Digests | ServedAndStored | SparseWriter) -> None:
     for piece in filled(Dribble(content, sizes)):
         for consumer in consumers:
             consumer.feed(piece)
@@ -73,9 +84,11 @@ def test_buffers_are_full_but_for_the_last(content: bytes, sizes: Sequence[int])
 @given(contents, lengths)
 def test_the_written_file_and_its_stored_digest_follow_their_definition(content: bytes, sizes: Sequence[int]) -> None:
     with tempfile.TemporaryFile() as file:
-        writer = SparseWriter(file.fileno())
-        feed_all(content, sizes, writer)
-        stored = writer.finish()
+        writer, digests = SparseWriter(file.fileno()), ServedAndStored(Digests(("sha256",)))
+        feed_all(content, sizes, writer, digests)
+        writer.finish()
+        stored = digests.stored()
+        assert hashlib.sha256(content).hexdigest() == digests.served.result()[0].hex
 
         file.seek(0)
         assert content == file.read()

@@ -80,8 +80,9 @@ class S3Place:
         whole = f"<CompleteMultipartUpload>{done}</CompleteMultipartUpload>".encode()
         self._call("POST", key, query=f"?uploadId={upload}", body=whole)
 
-    def withdraw(self, key: str) -> None:
-        self._call("DELETE", key)
+    def withdraw(self, key: str, *, version: str | None = None) -> None:
+        """Remove an object; where the bucket keeps versions, what is there now, or one of them for good."""
+        self._call("DELETE", key, query="" if version is None else f"?versionId={quote(version, safe='')}")
 
     def forbid(self, key: str) -> None:
         """Let nobody read it who has no keys."""
@@ -143,8 +144,12 @@ class GcsPlace:
     bucket: str
 
     @property
+    def access(self) -> GcsAccess:
+        return GcsAccess(endpoint=self.url, allow_http=True, anonymous=True)
+
+    @property
     def source(self) -> ObjectSource:
-        return ObjectSource(gs=GcsAccess(endpoint=self.url, allow_http=True, anonymous=True))
+        return ObjectSource(gs=self.access)
 
     def ref(self, key: str) -> str:
         return f"gs://{self.bucket}/{quote(key)}"
@@ -160,10 +165,17 @@ class GcsPlace:
 
 
 @contextmanager
-def gcs_place(bucket: str, *, keeps_versions: bool = False) -> Iterator[GcsPlace]:
-    """A bucket on a server of its own, which is ended afterwards."""
-    port = str(_free_port())  # asked for any port, it does not say which one it got
-    listens = ["-scheme", "http", "-host", "127.0.0.1", "-port", port, "-public-host", f"127.0.0.1:{port}"]
+def gcs_place(
+    bucket: str, *, keeps_versions: bool = False, port: int | None = None, public_host: str | None = None
+) -> Iterator[GcsPlace]:
+    """A bucket on a server of its own, which is ended afterwards.
+
+    Args:
+        public_host: the one name, with its port, by which the server serves objects; None: its own.
+    """
+    port = port or free_port()  # asked for any port, it does not say which one it got
+    public_host = public_host or f"127.0.0.1:{port}"
+    listens = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-public-host", public_host]
     argv = [os.fspath(fake_gcs()), "-backend", "memory", *listens]
     with _listening(argv, r"server started at (http://127\.0\.0\.1:\d+)") as url:
         versioning = "true" if keeps_versions else "false"
@@ -223,7 +235,8 @@ def azure_place(container: str) -> Iterator[AzurePlace]:
         yield place
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One on which nobody listens yet."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 

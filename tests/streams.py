@@ -55,11 +55,12 @@ def products(found: Mapping[str, Document], **changes: object) -> Document:
 
 
 class Stream:
-    """A stream below ``/releases/`` of a server."""
+    """A stream below ``/releases/`` of a server, which may want a login for its documents."""
 
-    def __init__(self, server: Server, *, sign: Sign | None = None) -> None:
+    def __init__(self, server: Server, *, sign: Sign | None = None, credentials: str | None = None) -> None:
         self.server = server
         self.sign = sign
+        self.credentials = credentials
         self.suffix = "json" if sign is None else "sjson"
         self.found: dict[str, Document] = {}
 
@@ -91,4 +92,5 @@ class Stream:
         """Serve a document, signed as the stream is unless it is said otherwise."""
         text = document if isinstance(document, bytes) else json.dumps(document, indent=1).encode()
         signed = (sign or self.sign or bytes)(text)
-        self.server.serve(path, Served(signed, etag=f'"{hashlib.sha256(signed).hexdigest()}"'))
+        etag = f'"{hashlib.sha256(signed).hexdigest()}"'
+        self.server.serve(path, Served(signed, etag=etag, credentials=self.credentials))

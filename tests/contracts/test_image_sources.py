@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from source_stages import FakeStage, FileStage, HttpStage
+from streams_stage import LOGIN, StreamStage
 
 from children import NOBODY, start
+from signing import GOOD, Keys
+from streams import Stream
 from underlay.testing.httpserver import serving
 from underlay.testing.relay import relaying
 from underlay.testing.source_suite import CASES, Case, Forbidden, Replaced, cases, impossible
@@ -49,8 +52,23 @@ def test_web_servers_keep_the_contract(case: Case, http: HttpStage) -> None:
     case.run(http)
 
 
-@pytest.mark.parametrize("stage", [FakeStage, FileStage, HttpStage])
-def test_every_case_is_run_or_is_impossible_for_a_reason(stage: type[FakeStage | FileStage | HttpStage]) -> None:
+@pytest.mark.parametrize("case", cases(StreamStage), ids=str)
+def test_streams_keep_the_contract(case: Case) -> None:
+    with serving({}) as server, relaying(server.base) as relay:
+        case.run(StreamStage(Stream(server, credentials=LOGIN), relay))
+
+
+@pytest.mark.component("gpg", "gpgv")
+@pytest.mark.parametrize("case", cases(StreamStage), ids=str)
+def test_signed_streams_keep_the_contract(case: Case, keys: Keys, tmp_path: Path) -> None:
+    keyring = keys.keyring(tmp_path / "keyring.gpg", GOOD)
+    with serving({}) as server, relaying(server.base) as relay:
+        stream = Stream(server, sign=lambda text: keys.inline(text, GOOD), credentials=LOGIN)
+        case.run(StreamStage(stream, relay, keyrings=[keyring]))
+
+
+@pytest.mark.parametrize("stage", [FakeStage, FileStage, HttpStage, StreamStage])
+def test_every_case_is_run_or_is_impossible_for_a_reason(stage: type[FakeStage | FileStage | HttpStage | StreamStage]) -> None:
     left_out = impossible(stage)
     assert set(CASES) == {*cases(stage), *left_out}
     assert all(left_out.values())

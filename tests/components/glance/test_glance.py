@@ -5,11 +5,9 @@ import hashlib
 import json
 import os
 import socket
-import sqlite3
 import subprocess
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +15,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
-from glance_environment import GLANCE, Cloud, running
+from glance_environment import GLANCE, Cloud
+from glance_people import Person, rewrite
 
 from image_signing import certificate, sign
 from underlay.config import parse_config
@@ -39,89 +38,20 @@ from underlay.refs import parse_ref
 from underlay.sources.glance import GlanceSource
 from underlay.testing.bootimage import write_qcow2, write_raw
 
+pytest_plugins = ["glance_fixtures"]
 pytestmark = [
     pytest.mark.component("glance", "openstacksdk"),
     # The library warns of what it does itself.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::ResourceWarning"),
 ]
 
-PATCH = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
 NOWHERE = "http://127.0.0.1:9"  # nobody listens there
 NO_SUCH = "00000000-0000-4000-8000-000000000000"
-
-
-@pytest.fixture(scope="session")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    """One cloud for all workers of a run."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    with running(shared / "glance-cloud") as started:
-        yield started
 
 
 @pytest.fixture(autouse=True)
 def clouds_yaml(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", os.fspath(cloud.clouds_yaml))
-
-
-@dataclass(frozen=True)
-class Person:
-    """Somebody who uses Glance's API."""
-
-    session: Any
-    glance: str
-    cloud: Cloud
-
-    def ask(self, method: str, path: str, **request: Any) -> Any:
-        """A change of what Glance has."""
-        with self.cloud.changing():
-            return self.session.request(self.glance + path, method, **request)
-
-    def upload(self, image: str, content: bytes, *, to: str = "file") -> None:
-        """Give an image its data."""
-        kind = {"Content-Type": "application/octet-stream"}
-        self.ask("PUT", f"/v2/images/{image}/{to}", data=content, headers=kind)
-
-    def image(self, content: bytes | None, **properties: Any) -> str:
-        """Make an image, with its data unless there is none; its UUID."""
-        wanted = {"name": "an image", "disk_format": "raw", "container_format": "bare", **properties}
-        made: str = self.ask("POST", "/v2/images", json=wanted).json()["id"]
-        if content is not None:
-            self.upload(made, content)
-        return made
-
-    def change(self, image: str, **properties: str) -> None:
-        """Give an image these properties."""
-        changes = [{"op": "add", "path": f"/{name}", "value": value} for name, value in properties.items()]
-        self.ask("PATCH", f"/v2/images/{image}", json=changes, headers=PATCH)
-
-    def delete(self, image: str) -> None:
-        """Remove an image from Glance."""
-        self.ask("DELETE", f"/v2/images/{image}")
-
-
-@pytest.fixture(scope="session")
-def people(cloud: Cloud) -> Callable[[str], Person]:
-    def person(name: str) -> Person:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from openstack.config import OpenStackConfig
-
-            config = OpenStackConfig(config_files=[os.fspath(cloud.clouds_yaml)])  # type: ignore[no-untyped-call,unused-ignore]
-            session = config.get_one(cloud=name).get_session()
-        return Person(session, cloud.open_glance if name == "open" else cloud.glance, cloud)
-
-    return person
-
-
-@pytest.fixture(scope="session")
-def alice(people: Callable[[str], Person]) -> Person:
-    return people("alice")
-
-
-@pytest.fixture(scope="session")
-def admin(people: Callable[[str], Person]) -> Person:
-    return people("admin")
 
 
 def contents(stream: ByteStream, *, limit: int = 1 << 30) -> bytes:
@@ -454,15 +384,6 @@ def test_glance_serves_what_is_not_in_the_store_as_it_says(alice: Person, cloud:
 
 
 # ---------------------------------------------------------------------------------------------------- what Glance does not know
-
-
-def rewrite(cloud: Cloud, image: str, **columns: str | None) -> None:
-    """Have Glance's database say this of an image, as of one that an older Glance took, or that was registered where it lay."""
-    with cloud.changing(), sqlite3.connect(cloud.database, timeout=30) as database:
-        changes = ", ".join(f"{column} = ?" for column in columns)
-        values = (*columns.values(), image)
-        assert 1 == database.execute(f"UPDATE images SET {changes} WHERE id = ?", values).rowcount
-    database.close()
 
 
 def test_an_md5_proves_an_image_that_has_nothing_better_where_that_is_allowed(alice: Person, cloud: Cloud) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from underlay.errors import BodyTruncated, ImageNotFound, SourceUnavailable
-from underlay.policy.retry import NO_RETRIES, Retries, Tries
+from underlay.policy.retry import LEAST_PROGRESS, NO_RETRIES, Retries, Tries
 
 BROKEN = BodyTruncated("it broke")
 THRICE = Retries(attempts=3, first_wait=1.0, longest_wait=30.0)
@@ -12,7 +12,7 @@ THRICE = Retries(attempts=3, first_wait=1.0, longest_wait=30.0)
 
 def pauses(retries: Retries, *reached: int, chance: float = 1.0) -> list[float | None]:
     tries = Tries(retries)
-    return [tries.pause(BROKEN, reached=one, chance=chance) for one in reached]
+    return [tries.pause(BROKEN, reached=one * LEAST_PROGRESS, chance=chance) for one in reached]
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,11 @@ def pauses(retries: Retries, *reached: int, chance: float = 1.0) -> list[float |
 )
 def test_only_attempts_in_a_row_that_get_no_further_count(reached: tuple[int, ...], expected: list[float | None]) -> None:
     assert expected == pauses(THRICE, *reached)
+
+
+def test_a_few_bytes_more_are_no_progress() -> None:
+    tries = Tries(THRICE)
+    assert [1.0, 2.0, None] == [tries.pause(BROKEN, reached=one, chance=1.0) for one in (1, 2, LEAST_PROGRESS - 1)]
 
 
 def test_pauses_double_up_to_the_longest() -> None:
@@ -54,6 +59,6 @@ def test_pauses_are_bounded_and_attempts_end(reached: list[int], chance: float, 
     tries, in_a_row, best = Tries(retries), 0, 0
     for one in reached:
         in_a_row, best = (1, one) if one > best else (in_a_row + 1, best)
-        pause = tries.pause(BROKEN, reached=one, chance=chance)
+        pause = tries.pause(BROKEN, reached=one * LEAST_PROGRESS, chance=chance)
         assert (pause is None) == (in_a_row >= attempts)
         assert pause is None or 0.25 <= pause <= 8.0

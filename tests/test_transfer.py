@@ -2,12 +2,16 @@
 
 import gzip
 import hashlib
+import io
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +20,14 @@ import pytest
 
 from storing import MIB, laid_out, staging_of
 from underlay.cache import Cache, Ensured
+from underlay.claim import Claim
+from underlay.content import Content
 from underlay.errors import BodyTruncated, DigestMismatch, SourceChanged, SourceUnavailable, UnderlayError
 from underlay.extents import own_bytes
-from underlay.model import Digest
-from underlay.pipeline import BUFFER_BYTES
+from underlay.intake import Intake
+from underlay.model import Digest, ImageVersion
+from underlay.order import Order
+from underlay.pipeline import BUFFER_BYTES, Buffer, Pipeline
 from underlay.policy.form import Want
 from underlay.policy.retry import Retries
 from underlay.refs import parse_ref
@@ -27,6 +35,8 @@ from underlay.sources.file import FileSource
 from underlay.sources.http import HttpSource
 from underlay.store import Store, staging as stagings
 from underlay.store.staging import Partial
+from underlay.stream import SparseWriter
+from underlay.telling import Meter
 from underlay.testing.fakes import Recorder
 from underlay.testing.httpserver import Request, Served, Server, serving
 from underlay.web import Web
@@ -399,6 +409,121 @@ def test_ranges_that_never_come_whole_get_further_all_the_same(store: Store) -> 
     whole = Served(BODY, etag='"1"')
     with serving({PATH: [whole, *[replace(whole, cut_after=400_000)] * 60]}) as server:
         assert BODY == fetch(store, server, web=Web(parallel=3, range_size=1 << 20)).image.path.read_bytes()
+
+
+def test_ranges_need_something_that_binds_them_to_one_version(store: Store) -> None:
+    with serving({PATH: Served(BODY)}) as server:
+        assert BODY == fetch(store, server, web=Web(parallel=4, range_size=300_001)).image.path.read_bytes()
+        assert [None] == ranges(server)
+
+
+def test_where_ranges_are_refused_the_whole_is_asked_for(store: Store) -> None:
+    whole = Served(BODY, etag='"1"')
+    with serving({PATH: [whole, Served(status=403), whole]}) as server:
+        assert BODY == fetch(store, server, web=Web(parallel=4, range_size=300_001)).image.path.read_bytes()
+        assert [None] == ranges(server)[1:]
+
+
+@pytest.mark.parametrize("parallel", [2, 4, 8])
+def test_the_ranges_under_way_take_bounded_memory(parallel: int) -> None:
+    body = os.urandom(40 * MIB)
+    with serving({PATH: Served(body, etag='"1"')}) as server:
+        source = HttpSource(web=Web(parallel=parallel, range_size=64 * MIB))
+        version, buffer = source.describe(parse_ref(server.url(PATH))), memoryview(bytearray(1000))
+        tracemalloc.start()
+        try:
+            with source.open(version) as stream:
+                assert 1000 == stream.readinto(buffer)
+                time.sleep(0.5)  # all that may be asked for ahead has come
+                _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak <= 16 * MIB
+
+
+# ------------------------------------------------------------------------------------------------------- never two versions
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        Served(OTHER),
+        Served(OTHER, ranges=False),
+        Served(OTHER, etag='W/"1"'),
+        Served(OTHER, etag='W/"1"', ranges=False),
+        Served(OTHER, last_modified=LONG_AGO),
+        Served(OTHER, last_modified=LONG_AGO, ranges=False),
+        Served(OTHER, headers={"Content-Range": f"bytes 1000000-{len(OTHER) - 1}/{len(OTHER)}"}, status=206),
+    ],
+)
+def test_an_answer_that_does_not_say_its_version_is_never_put_behind_another(store: Store, then: Served) -> None:
+    whole = Served(BODY, etag='"1"')
+    with serving({PATH: [whole, replace(whole, cut_after=1_000_000), then]}) as server:
+        try:
+            found = fetch(store, server).image.path.read_bytes()
+        except UnderlayError:
+            return
+    assert OTHER == found
+
+
+def test_what_was_left_compressed_is_not_gone_on_from_decompressed(store: Store) -> None:
+    content = os.urandom(4 * MIB)
+    whole = Served(gzip.compress(content), etag='"1"')
+    with serving({PATH: [whole, replace(whole, cut_after=3 * MIB), whole]}) as server:
+        cache, ref = Cache(name="base", store=replace(store, force_raw=False)), parse_ref(server.url(PATH))
+        with pytest.raises(BodyTruncated):
+            cache.ensure(ref, HttpSource(), Recorder(), want=Want(raw=False))
+        assert "partial.json" in leftovers(store)
+        assert content == cache.ensure(ref, HttpSource(), Recorder()).image.path.read_bytes()
+
+
+def test_what_was_left_of_a_longer_version_is_dropped_when_only_a_digest_tells(store: Store) -> None:
+    short = OTHER[: 1 * MIB]
+    with serving({PATH: [Served(BODY), Served(BODY, cut_after=3 * MIB), Served(short)]}) as server:
+        with pytest.raises(BodyTruncated):
+            fetch(store, server, retries=ONCE, checksum=sha256(short))
+        assert short == fetch(store, server, checksum=sha256(short)).image.path.read_bytes()
+
+
+def test_an_interrupt_as_a_buffer_is_passed_on_does_not_pass_it_on_twice(store: Store) -> None:
+    class Interrupting(Pipeline):
+        def pass_on(self, buffer: Buffer) -> None:
+            super().pass_on(buffer)
+            raise KeyboardInterrupt
+
+    order = Order(store=store, source=HttpSource(), version=ImageVersion(ref=parse_ref("https://host/a"), validator="x"))
+    seen = bytearray()
+
+    class Collecting:
+        def feed(self, chunk: memoryview, /) -> None:
+            seen.extend(chunk)
+
+    stagings.begin(staging := staging_of(store, order.version.ref))
+    with ThreadPoolExecutor(1) as pool, tempfile.TemporaryFile() as file:
+        pipeline = Interrupting([Collecting()])
+        pipeline.start(pool)
+        claim = Claim(order, staging, Recorder())
+        content = Content(order, claim, SparseWriter(file.fileno()))
+        intake = Intake(order, file.fileno(), pipeline, content, Meter("x", None, staging, Recorder()))
+        with pytest.raises(KeyboardInterrupt):
+            intake.take(io.BytesIO(BODY))
+        intake.finish()
+    assert BODY[: len(seen)] == seen
+
+
+def test_a_server_that_gives_a_byte_at_a_time_is_given_up(store: Store) -> None:
+    whole = Served(BODY, etag='"1"')
+    with serving({PATH: [whole, replace(whole, cut_after=1)]}) as server:
+        with pytest.raises(BodyTruncated):
+            fetch(store, server)
+        assert 3 == len(gets(server))
+
+
+def test_what_nothing_binds_is_not_tried_more_often_than_is_configured(store: Store) -> None:
+    with serving({PATH: [Served(BODY), Served(status=503)]}) as server:
+        with pytest.raises(SourceUnavailable):
+            fetch(store, server)
+        assert 3 == len(gets(server))
 
 
 def test_the_memory_of_a_partial_holds_no_secret(store: Store) -> None:

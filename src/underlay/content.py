@@ -35,17 +35,12 @@ class Content:
         order = self.order
         if not order.exempt:
             self._inspector = Inspector(what=order.what, label=order.label, virtual_size_limit=order.store.virtual_size_limit)
-        if self.is_undone(beginning) and (compression := compression_of(beginning)):
+        if order.undoes_beginning(beginning) and (compression := compression_of(beginning)):
             self.compression = compression
             self._decompressor = Decompressor(order.what, compression)
             promised = (digest.algorithm for digest in order.version.content_digests)
             self._digests = ServedAndStored(Digests(tuple(dict.fromkeys(["sha256", *promised]))))
             self.claim.announced = None  # what comes of it nobody has announced
-
-    def is_undone(self, beginning: bytes) -> bool:
-        """Whether bytes that begin so are decompressed."""
-        compression = compression_of(beginning)
-        return compression is not None and self.order.undoes(compression)
 
     def feed(self, chunk: memoryview, /) -> None:
         """Take the next bytes.

@@ -24,6 +24,7 @@ from underlay.errors import (
 )
 from underlay.files import allocated_bytes, link, open_regular, translated
 from underlay.formats import qcow2
+from underlay.formats.compressed import MAGIC_BYTES
 from underlay.model import (
     LAYOUT,
     BaseImage,
@@ -128,7 +129,7 @@ def _still_serves(journal: Journal, order: Order, staging: Staging) -> bool:
     same_validator = version.validator is not None and version.validator == journal.validator
     if journal.ref != version.ref.canonical or not (same_id or same_validator) or not _same_rules(journal, order):
         return False
-    if not _is_signed(journal, order):
+    if not _is_signed(journal, order) or not _same_compression(journal, order, staging.download):
         return False
     unknown = [expected for expected in order.expected if str(expected) not in journal.digests]
     return not unknown or (journal.compression is None and _has_digests(staging.download, unknown))
@@ -162,7 +163,21 @@ def _same_rules(journal: Journal, order: Order) -> bool:
     """Whether the bytes passed the rules that hold now, under the label that they have now."""
     if (journal.exempt, journal.disk_format) != (order.exempt, order.label):
         return False
+    if order.want.formats is not None and journal.label not in order.want.formats:
+        return False
     return order.exempt or journal.virtual_size <= order.store.virtual_size_limit
+
+
+def _same_compression(journal: Journal, order: Order, download: Path) -> bool:
+    """Whether what is on disk was decompressed if it would be now, and only then."""
+    if journal.compression is not None:
+        return order.undoes(journal.compression)
+    with translated(download):
+        fd = open_regular(download)
+        try:
+            return not order.undoes_beginning(os.pread(fd, MAGIC_BYTES, 0))
+        finally:
+            os.close(fd)
 
 
 # ------------------------------------------------------------------------------------------------------ conversion, publication

@@ -96,8 +96,8 @@ class Intake:
     def _pass_on(self, buffer: Buffer) -> None:
         if not self._has_begun:
             self._begin(bytes(buffer.memory[: min(buffer.length, MAGIC_BYTES)]))
+        self.buffer = None  # first: an interrupt between the two must not have it passed on again
         self.pipeline.pass_on(buffer)
-        self.buffer = None
 
     def _begin(self, beginning: bytes) -> None:
         self._has_begun = True
@@ -110,18 +110,20 @@ class Intake:
 def replay(intake: Intake, kept: int, observer: Observer) -> None:
     """Let the consumers read the bytes that a former attempt left on disk."""
     if kept:
-        os.ftruncate(intake.fd, kept)
         tell(observer, intake.order, "resumed", level=Level.INFO, detail="from where a former attempt broke off", size=kept)
         intake.read_back(kept)
 
 
-def fetch(intake: Intake, observer: Observer) -> None:
+def fetch(intake: Intake, tries: Tries, observer: Observer) -> None:
     """Take what is not here yet from the source, in as many attempts as it takes.
+
+    Args:
+        tries: how the attempts have gone so far.
 
     Raises:
         SourceError, BodyTooLong; what a consumer raises
     """
-    order, tries = intake.order, Tries(intake.order.retries)
+    order = intake.order
     while True:
         try:
             with order.source.open(order.version, offset=intake.size) as stream:
@@ -139,7 +141,7 @@ def _share(intake: Intake, stream: ClonableStream, observer: Observer) -> bool:
     """Have the download share the blocks of a file of this host, and read it back; False when its bytes have to be read."""
     if intake.size or not stream.clone_into(intake.fd):
         return False
-    if intake.content.is_undone(os.pread(intake.fd, MAGIC_BYTES, 0)):
+    if intake.order.undoes_beginning(os.pread(intake.fd, MAGIC_BYTES, 0)):
         os.ftruncate(intake.fd, 0)  # what is kept of a compressed image is what it holds
         return False
     size = os.fstat(intake.fd).st_size

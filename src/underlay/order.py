@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from underlay.contracts import ImageSource
+from underlay.formats.compressed import compression_of
 from underlay.model import Digest, Form, ImageFacts, ImageVersion, Reason
 from underlay.policy.form import EXEMPT_FORMATS, Want, choose_form
 from underlay.policy.retry import NO_RETRIES, Retries
@@ -71,6 +72,11 @@ class Order:
         """Whether bytes as served that are compressed so are decompressed."""
         is_asked_for = self.want.decompress is not None
         return self.want.undoes(compression) and (is_asked_for or not self.exempt)
+
+    def undoes_beginning(self, beginning: bytes) -> bool:
+        """Whether bytes as served that begin so are decompressed."""
+        compression = compression_of(beginning)
+        return compression is not None and self.undoes(compression)
 
     @property
     def raw_only(self) -> bool:

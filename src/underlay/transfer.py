@@ -15,8 +15,17 @@ from underlay import signatures
 from underlay.claim import Claim
 from underlay.content import Content
 from underlay.contracts import Observer
-from underlay.errors import BodyTruncated, DigestMismatch, SignatureRefused, SourceUnavailable, UnderlayError
+from underlay.errors import (
+    BodyTooLong,
+    BodyTruncated,
+    DigestMismatch,
+    ImageRefused,
+    SourceChanged,
+    SourceUnavailable,
+    UnderlayError,
+)
 from underlay.files import create, open_regular, translated
+from underlay.formats.compressed import MAGIC_BYTES
 from underlay.intake import Intake, fetch, replay
 from underlay.model import LAYOUT, Digest, ImageFacts, Level
 from underlay.order import Order
@@ -51,8 +60,8 @@ def _transferred(order: Order, staging: Staging, observer: Observer, *, goes_on:
         if not goes_on:
             stagings.restart(staging)
         try:
-            return _received(order, staging, observer)
-        except (DigestMismatch, SignatureRefused):
+            return _received(order, staging, tries, observer)
+        except (BodyTooLong, ImageRefused, SourceChanged):
             if not goes_on:  # what an earlier attempt left may have been of another version
                 raise
         except (SourceUnavailable, BodyTruncated) as error:
@@ -87,12 +96,15 @@ def _kept_bytes(download: Path | int) -> int:
     return os.stat(download).st_size // BLOCK_BYTES * BLOCK_BYTES
 
 
-def _received(order: Order, staging: Staging, observer: Observer) -> Journal:
+def _received(order: Order, staging: Staging, tries: Tries, observer: Observer) -> Journal:
     claim = Claim(order, staging, observer, announced=order.version.size)
     claim.expect(None, received=0)  # a size that is announced and has no room costs no transfer
     tell(observer, order, "fetching", level=Level.INFO, size=order.version.size)
     with translated(staging.directory, needed=order.version.size), _opened(staging) as fd:
         kept = _kept_bytes(fd)
+        if kept and order.undoes_beginning(os.pread(fd, MAGIC_BYTES, 0)):
+            kept = 0  # it was left by who wanted it compressed; what is kept of it now is what it holds
+        os.ftruncate(fd, kept)
         writer = SparseWriter(fd, kept=kept)
         content = Content(order, claim, writer)
         digests = ServedAndStored(Digests(order.algorithms))
@@ -100,7 +112,7 @@ def _received(order: Order, staging: Staging, observer: Observer) -> Journal:
             intake = Intake(order, fd, pipeline, content, Meter(order.what, order.version.size, staging, observer))
             try:
                 replay(intake, kept, observer)
-                fetch(intake, observer)
+                fetch(intake, tries, observer)
             finally:  # also what has come of a transfer that broke off is to be written
                 intake.finish()
         tell(observer, order, "received", size=intake.size)

@@ -19,6 +19,9 @@ class Retries:
     longest_wait: float = 30.0
 
 
+LEAST_PROGRESS = 64 << 10
+"""Bytes that an attempt has to bring to have got further: a server that gives a few at a time would be asked for ever."""
+
 NO_RETRIES = Retries(attempts=1)
 """Once, and no more."""
 
@@ -35,13 +38,14 @@ class Tries:
         """Seconds to wait before the next attempt after this failure; None: there is none.
 
         Args:
-            reached: how far the attempt got; one that got further than all before starts the count anew.
+            reached: bytes that have come; an attempt that brought `LEAST_PROGRESS` more starts the count anew.
             chance: from 0 to 1, drawn by the caller, which spreads the attempts of many.
         """
         if not error.transient:
             return None
-        self._failures = 1 if reached > self._reached else self._failures + 1
-        self._reached = max(reached, self._reached)
+        gets_further = reached >= self._reached + LEAST_PROGRESS
+        self._failures = 1 if gets_further else self._failures + 1
+        self._reached = reached if gets_further else self._reached
         if self._failures >= self.retries.attempts:
             return None
         wait = min(self.retries.longest_wait, self.retries.first_wait * 2.0 ** (self._failures - 1)) * (0.5 + chance / 2)

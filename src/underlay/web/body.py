@@ -11,7 +11,7 @@ from types import MappingProxyType
 from underlay.contracts import ByteStream
 from underlay.errors import SourceChanged
 from underlay.web.client import Answer, Web
-from underlay.web.ranges import Wanted, check_version, open_ranges
+from underlay.web.ranges import Wanted, check_version, open_ranges, range_length
 from underlay.web.status import check_status
 from underlay.web.validators import range_condition, whole_length
 
@@ -32,6 +32,7 @@ def open_body(
     headers: Mapping[str, str] = _NOTHING,
     given_for: str | None = None,
     otherwise: str | None = None,
+    proves_itself: bool = False,
 ) -> Iterator[ByteStream]:
     """The bytes of a body from ``offset`` on.
 
@@ -40,13 +41,15 @@ def open_body(
         validator: of the version that is wanted (`underlay.web.validators`), when there is one.
         headers, given_for: as for `Web.answer`.
         otherwise: a URL to ask when ``url`` answers with an error.
+        proves_itself: the caller knows a digest of the whole, which tells bytes of two versions from those of one.
 
     Raises:
         SourceChanged: the server has another version. As `Web.answer` and `check_status`; while it is read:
         SourceUnavailable, BodyTruncated.
     """
     wanted = Wanted(what=what, url=url, size=size, validator=validator, headers=headers, given_for=given_for or url)
-    if web.parallel > 1 and size is not None and size - offset > web.range_size:
+    is_one_version = proves_itself or validator is not None
+    if web.parallel > 1 and is_one_version and size is not None and size - offset > range_length(web):
         with open_ranges(web, wanted, offset) as ranges:
             if ranges is not None:
                 yield ranges

@@ -5,7 +5,7 @@ A range that takes much longer than the others is asked for once more on another
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +14,12 @@ from statistics import median
 from underlay.contracts import ByteStream
 from underlay.errors import BodyTruncated, SourceChanged, SourceError, SourceUnavailable
 from underlay.web.client import Answer, Web
-from underlay.web.status import check_status
-from underlay.web.validators import first_byte, is_other, range_condition, whole_length
+from underlay.web.validators import first_byte, is_other, range_condition, validator_of, whole_length
 
 _STRAGGLES = 3.0  # times as long as the others
 _PATIENCE = 0.5  # seconds at least before a range is called a straggler
+MEMORY = 12 << 20
+"""Bytes that all ranges under way may hold together; the pipeline behind them has 4 MiB more."""
 _REMEMBERED = 16  # ranges whose durations tell how long one takes
 
 
@@ -43,6 +44,10 @@ def check_version(wanted: Wanted, answer: Answer, *, start: int) -> None:
     answer.check_encoding()
     if is_other(wanted.validator, answer.headers, size=wanted.size):
         raise SourceChanged(f"{wanted.what} changed after it was described", hint="try again")
+    # What is put together of several answers must be of one version by each one's own word (RFC 9110, 15.3.7.3).
+    is_part = start > 0 or answer.status == 206
+    if is_part and wanted.validator not in (None, validator_of(answer.headers, size=wanted.size)):
+        raise SourceChanged(f"{wanted.what} no longer says which version it is", hint="try again")
     if answer.status == 200:
         return
     if first_byte(answer.headers) != start or "Content-Range" not in answer.headers:
@@ -53,29 +58,38 @@ def check_version(wanted: Wanted, answer: Answer, *, start: int) -> None:
 
 @contextmanager
 def open_ranges(web: Web, wanted: Wanted, offset: int) -> Iterator[ByteStream | None]:
-    """The bytes from ``offset`` on; None when the server serves no ranges.
+    """The bytes from ``offset`` on; None when the server does not answer with a range: then the whole tells why.
 
     Raises:
         as `underlay.web.body.open_body`
     """
-    attempt = _Attempt(offset, offset + web.range_size)
+    length = range_length(web)
+    attempt = _Attempt(offset, offset + length)
     first = _range(web, wanted, attempt)
     if first is None:
         yield None
         return
-    with ThreadPoolExecutor(web.parallel + 1, "underlay-range") as pool:
-        ranges = _Ranges(web, wanted, pool, position=attempt.stop, piece=first)
-        try:
-            yield ranges
-        finally:
-            ranges.end()
+    # Not a context: that would wait for threads whose server has not answered yet, though nobody wants them any more.
+    pool = ThreadPoolExecutor(web.parallel + 1, "underlay-range")
+    ranges = _Ranges(web, wanted, pool, length, position=attempt.stop, piece=first)
+    ranges.durations.append(first.seconds)
+    try:
+        yield ranges
+    finally:
+        ranges.end()
+
+
+def range_length(web: Web) -> int:
+    """Bytes of each range: less than is configured where so many at once would take more than `MEMORY`."""
+    return min(web.range_size, MEMORY // (web.parallel + 2))
 
 
 @dataclass(slots=True)
 class _Piece:
-    """What came of a range: from its first byte on, and why no more of it came if it broke."""
+    """What came of a range: from its first byte on, in how long, and why no more of it came if it broke."""
 
     content: memoryview
+    seconds: float
     broke: SourceError | None = None
 
 
@@ -104,6 +118,7 @@ class _Ranges:
     web: Web
     wanted: Wanted
     pool: ThreadPoolExecutor
+    length: int
     position: int
     piece: _Piece
     under_way: deque[tuple[_Attempt, _Part]] = field(default_factory=deque)
@@ -130,7 +145,7 @@ class _Ranges:
     def _ask_ahead(self) -> None:
         assert self.wanted.size is not None
         while self.position < self.wanted.size and len(self.under_way) < self.web.parallel:
-            stop = min(self.position + self.web.range_size, self.wanted.size)
+            stop = min(self.position + self.length, self.wanted.size)
             self.under_way.append(self._ask(self.position, stop))
             self.position = stop
 
@@ -151,7 +166,7 @@ class _Ranges:
             self.attempts.remove(one)
         return piece
 
-    def _best(self, tries: Mapping[_Part, _Attempt]) -> _Piece:
+    def _best(self, tries: Iterable[_Part]) -> _Piece:
         """The first that is whole; when all of them broke, the one that got furthest."""
         left, broken = set(tries), []
         while left:
@@ -161,9 +176,9 @@ class _Ranges:
                     continue
                 piece = part.result()
                 if piece is None:
-                    raise SourceChanged(f"{self.wanted.what} is served in one piece only by now", hint="try again")
+                    raise SourceUnavailable(f"{self.wanted.what} is not served by ranges any more", hint="try again later")
                 if piece.broke is None:
-                    self.durations.append(time.monotonic() - tries[part].began)
+                    self.durations.append(piece.seconds)
                     return piece
                 broken.append(piece)
         return max(broken, key=lambda piece: len(piece.content))
@@ -176,14 +191,15 @@ class _Ranges:
 
 
 def _range(web: Web, wanted: Wanted, attempt: _Attempt) -> _Piece | None:
-    """The bytes of one range; None when the server sends the whole body instead."""
+    """The bytes of one range; None when the server answers with anything but a range."""
     ranged = {"Range": f"bytes={attempt.start}-{attempt.stop - 1}", **range_condition(wanted.validator)}
     headers = {**wanted.headers, **ranged}
     with web.answer(wanted.what, "GET", wanted.url, headers=headers, given_for=wanted.given_for) as answer:
         attempt.answer = answer
-        check_status(wanted.what, answer)
+        if answer.status != 206:
+            return None
         check_version(wanted, answer, start=attempt.start)
-        return None if answer.status == 200 else _read(wanted, attempt, answer)
+        return _read(wanted, attempt, answer)
 
 
 def _read(wanted: Wanted, attempt: _Attempt, answer: Answer) -> _Piece:
@@ -198,5 +214,6 @@ def _read(wanted: Wanted, attempt: _Attempt, answer: Answer) -> _Piece:
                 raise BodyTruncated(f"{wanted.what}: a part ended before its announced length", hint="try again")
             done += received
     except (SourceUnavailable, BodyTruncated) as error:
-        return _Piece(content[:done], error)  # what has come is passed on before that is told
-    return _Piece(content)
+        # What has come is passed on before that is told.
+        return _Piece(content[:done], time.monotonic() - attempt.began, error)
+    return _Piece(content, time.monotonic() - attempt.began)

@@ -179,6 +179,7 @@ class ServiceSource:
             digests=self._digests(shown),
             no_store=bool(shown.get("no_cache")),
             validator=_validator(shown),
+            resumable=False,  # the service sends what is there, from its beginning
             properties={} if virtual_size is None else {"virtual_size": str(virtual_size)},
         )
 

@@ -128,7 +128,8 @@ class Api:
     @contextmanager
     def _stream(self, version: ImageVersion, offset: int, endpoint: str, headers: Mapping[str, str]) -> Iterator[ByteStream]:
         what, url = str(version.ref), f"{_url(version.ref, endpoint)}/file"
-        with open_body(self.identity.client(what), what, url, offset=offset, size=version.size, headers=headers) as stream:
+        client, proven = self.identity.client(what), bool(version.digests)
+        with open_body(client, what, url, offset=offset, size=version.size, headers=headers, proves_itself=proven) as stream:
             yield _Renewing(stream, what, self.identity, headers)
 
     def _endpoints(self, ref: ImageRef) -> Sequence[str]:

@@ -118,7 +118,8 @@ class Registries:
 
     def _body(self, what: str, place: Place, path: str, *, size: int, offset: int) -> AbstractContextManager[ByteStream]:
         url = self.url(place, path)
-        return open_body(self.web, what, url, offset=offset, size=size, headers=self._authorization(place))
+        headers = self._authorization(place)
+        return open_body(self.web, what, url, offset=offset, size=size, headers=headers, proves_itself=True)
 
     def _authorization(self, place: Place) -> Mapping[str, str]:
         granted = self._granted.get((place.host, place.repository))

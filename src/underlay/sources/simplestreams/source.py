@@ -96,7 +96,10 @@ class SimplestreamsSource:
             version = now
         what, given_for = str(version.ref), _base(version.ref)
         assert version.found_at is not None
-        body = open_body(self.web, what, version.found_at, offset=offset, size=version.size, given_for=given_for)
+        proven = bool(version.digests)
+        body = open_body(
+            self.web, what, version.found_at, offset=offset, size=version.size, given_for=given_for, proves_itself=proven
+        )
         with body as stream:
             yield stream
 

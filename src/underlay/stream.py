@@ -112,7 +112,7 @@ class ServedAndStored:
 
     def feed(self, chunk: memoryview) -> None:
         """Take the next bytes, a whole number of blocks but for the last."""
-        runs = list(data_runs(chunk))
+        runs = list(filled_runs(chunk))
         if self._is_dense and runs == [(0, len(chunk))]:
             self._stored.place(self._size, self._size + len(chunk))
             self.served.feed(chunk)
@@ -156,7 +156,7 @@ class SparseWriter:
         Raises:
             OSError
         """
-        for start, end in data_runs(chunk):
+        for start, end in filled_runs(chunk):
             if self.size + end > self.kept:
                 _write_all(self.fd, chunk[start:end], self.size + start)
         self.size += len(chunk)
@@ -186,7 +186,7 @@ def stored_digest(fd: int) -> str:
     for start, end in _block_ranges(fd, size):
         position = start
         while position < end and (length := _read_full(fd, buffer[: end - position], position)):
-            for run_start, run_end in data_runs(buffer[:length]):
+            for run_start, run_end in filled_runs(buffer[:length]):
                 digest.add(position + run_start, buffer[run_start:run_end])
             position += length
     return digest.result()
@@ -222,7 +222,7 @@ def _block_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
             done = end
 
 
-def data_runs(chunk: memoryview) -> Iterator[tuple[int, int]]:
+def filled_runs(chunk: memoryview) -> Iterator[tuple[int, int]]:
     """Neighbouring blocks that are not all zero, as ``(start, end)`` offsets in the chunk."""
     run_start = None
     for start in range(0, len(chunk), BLOCK_BYTES):

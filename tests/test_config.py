@@ -680,7 +680,7 @@ def test_credentials_are_by_host_and_port_in_any_case(tmp_path: Path) -> None:
 )
 def test_what_are_no_credentials_is_told_without_telling_them(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        with_credentials(tmp_path, text)
+        with_credentials(tmp_path, text).web.check_usable()
     assert told in refused.value.message
     assert "credentials.toml" in refused.value.message
     assert "s3cret" not in f"{refused.value} {refused.value.hint}"
@@ -689,13 +689,13 @@ def test_what_are_no_credentials_is_told_without_telling_them(tmp_path: Path, te
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
 def test_credentials_that_others_may_read_are_refused(tmp_path: Path, mode: int) -> None:
     with pytest.raises(ConfigError, match="may be read by others") as refused:
-        with_credentials(tmp_path, "", mode=mode)
+        with_credentials(tmp_path, "", mode=mode).web.check_usable()
     assert f"chmod 600 {tmp_path}/credentials.toml" == refused.value.hint
 
 
 def test_credentials_that_are_not_there_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        parsed(CACHE + f'[sources.http]\ncredentials_file = "{tmp_path}/absent"\n')
+        parsed(CACHE + f'[sources.http]\ncredentials_file = "{tmp_path}/absent"\n').web.check_usable()
 
 
 def test_a_client_key_alone_is_refused() -> None:
@@ -743,8 +743,9 @@ def test_the_proxies_are_those_of_the_environment(
 @pytest.mark.parametrize("url", ["socks5://tux:s3cret@p:1", "http://tux:s3cret@p:x", "http://", "ftp://s3cret@p"])
 def test_what_is_no_proxy_is_told_without_telling_its_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("https_proxy", url)
+    web = parsed(CACHE).web  # which is no matter to a command that needs no network
     with pytest.raises(ConfigError, match="proxy for https") as refused:
-        parsed(CACHE)
+        web.document("a thing", "https://host.invalid/", limit=1)
     assert "s3cret" not in f"{refused.value} {refused.value.hint}"
 
 

@@ -27,6 +27,9 @@ def content(number: int) -> bytes:
     return f"version {number}".encode().ljust(MIB, b".")
 
 
+HOST = "this-host"
+
+
 def version_id(number: int, ref: str = REF) -> str:
     return f"{ref}#sha256:{hashlib.sha256(content(number)).hexdigest()}"
 
@@ -37,6 +40,7 @@ class Scene:
     def __init__(self, root: Path, *, follow: str = 'refs = ["fake:stream"]', cache: str | None = None) -> None:
         (root / "masters").mkdir()
         self.machine = Machine.make(root, extra=f"{MASTERS.format(root=root)}[follow]\n{follow}\n")
+        self.machine.config.write_text(f'host = "{HOST}"\n{self.machine.config.read_text()}')
         self.source = FakeSource({REF: FakeImage(content(1))}, revalidate_after=3600)
         self.recorder = Recorder()
         self.cache = cache
@@ -93,7 +97,7 @@ def test_the_first_refresh_brings_the_image_and_holds_it(scene: Scene) -> None:
     assert one.image is not None
     assert content(1) == one.image.path.read_bytes()
     [(_, lease)] = scene.host.leases()
-    assert (holder_of(REF), (REF,), None) == (lease.holder, lease.refs, lease.expires)
+    assert (holder_of(REF, host=HOST), (REF,), None) == (lease.holder, lease.refs, lease.expires)
 
 
 def test_the_source_is_asked_however_young_its_last_answer_is(scene: Scene) -> None:
@@ -206,7 +210,7 @@ def test_a_pin_that_a_killed_refresh_left_is_let_go_by_the_next(scene: Scene) ->
     first = scene.moves(1).image
     scene.moves(2, keep=0)
     assert first is not None
-    scene.host.pin(first.name, holder=holder_of(REF))
+    scene.host.pin(first.name, holder=holder_of(REF, host=HOST))
 
     assert [(version_id(2), True, "newest"), (version_id(1), False, "superseded")] == actions(scene.refreshed(keep=0))
     assert {version_id(2)} == scene.pinned()
@@ -338,8 +342,19 @@ def test_those_of_the_configuration_are_refreshed_and_others_let_go(scene: Scene
 
     assert ("current", "unfollowed") == (first.outcome, second.outcome)
     assert ("fake:other", [(None, False, "unfollowed")]) == (second.ref, actions(second))
-    assert {holder_of(REF), "somebody else"} == {lease.holder for _, lease in scene.host.leases()}
+    assert {holder_of(REF, host=HOST), "somebody else"} == {lease.holder for _, lease in scene.host.leases()}
     assert 1 == len(scene.host.refresh())
+
+
+def test_what_another_host_follows_in_a_cache_that_is_shared_is_its_own(scene: Scene) -> None:
+    scene.host.refresh()
+    other = scene.machine.root / "other.toml"
+    text = scene.machine.config.read_text().replace(f'host = "{HOST}"', 'host = "another"')
+    other.write_text(text.replace('refs = ["fake:stream"]', "refs = []"))
+    neighbour = Host.open(other, sources={"fake": scene.source})
+    assert [] == neighbour.refresh()
+    neighbour.refresh([REF])
+    assert {holder_of(REF, host=HOST), holder_of(REF, host="another")} == {one.holder for _, one in scene.host.leases()}
 
 
 def test_what_is_followed_in_another_cache_now_is_let_go_in_the_first(tmp_path: Path) -> None:
@@ -449,7 +464,7 @@ def test_each_outcome_is_told(scene: Scene) -> None:
     "ref", ["https://example.org/" + "a" * 900, "https://example.org/\N{ZERO WIDTH SPACE}"], ids=["long", "unprintable"]
 )
 def test_a_ref_that_is_no_name_for_a_holder_has_its_digest_instead(ref: str) -> None:
-    assert f"follow:sha256:{hashlib.sha256(ref.encode()).hexdigest()}" == holder_of(ref)
+    assert f"follow:{HOST}:sha256:{hashlib.sha256(ref.encode()).hexdigest()}" == holder_of(ref, host=HOST)
 
 
 def test_refs_with_one_image_have_holds_of_their_own(scene: Scene) -> None:

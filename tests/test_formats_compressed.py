@@ -495,3 +495,9 @@ def test_the_libraries_are_imported_on_use() -> None:
 def test_the_python_gzip_module_reads_what_our_members_are_made_of() -> None:
     """The members that the tests make are right by another reader's judgement, header checksum and all."""
     assert TEXT * 32 == gzip.decompress(b"".join(gzip_member(flags, TEXT) for flags in range(32)))
+
+
+@pytest.mark.parametrize("compression", ["gzip", "xz", "zstd", "bzip2"])
+def test_members_without_end_that_hold_nothing_are_refused(compression: str) -> None:
+    empty = COMPRESS[compression](b"")
+    assert "corrupt-compression" == refusal(compression, empty * 20_000).rule

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -184,8 +185,30 @@ def test_an_enormous_header_is_refused_before_it_is_read(kind: bytes) -> None:
     header = info("a", kind)
     header.size = 2 << 20
 
-    with pytest.raises(SourceRefused, match="header of more than 1 MiB"):
+    with pytest.raises(SourceRefused, match="header of more than 64 KiB"):
         entries_of(header.tobuf(tarfile.USTAR_FORMAT) + bytes(BLOCK))
+
+
+def test_headers_without_end_are_refused() -> None:
+    archive = pax(b"9 path=b\n")[: 2 * BLOCK]
+    with pytest.raises(SourceRefused, match="more than 16 headers"):
+        entries_of(archive * 20)
+
+
+def test_a_header_of_many_lines_is_read_in_their_time() -> None:
+    lines = b"6 a=b\n" * 10_000
+    began = time.process_time()
+    assert "b" == entries_of(pax(lines + b"9 path=b\n"))[0][0].name
+    assert time.process_time() - began < 2
+
+
+def test_what_stands_beside_the_disk_is_bounded() -> None:
+    header = info("a", tarfile.REGTYPE)
+    header.size = 3 << 30
+    reader = TarReader("an archive", io.BytesIO(header.tobuf(tarfile.GNU_FORMAT) + bytes(BLOCK)))
+    assert reader.next() is not None
+    with pytest.raises(SourceRefused, match="more than 2 GiB beside"):
+        reader.next()
 
 
 def test_a_header_that_no_entry_follows_is_refused() -> None:

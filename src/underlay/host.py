@@ -643,7 +643,11 @@ class Host:
         """
         chosen = self.cache(cache or self.config.follow.cache)
         done = self._each(refs, lambda ref: self._refreshed(ref, chosen, keep))
-        return done + (following.unfollow(self.stores(cache), self._followed(chosen), self.observer) if refs is None else [])
+        return done + (
+            following.unfollow(self.stores(cache), self._followed(chosen), self.observer, host=self.config.host)
+            if refs is None
+            else []
+        )
 
     def plan_refresh(
         self, refs: Sequence[str | ImageRef] | None = None, *, cache: str | None = None, keep: int | None = None
@@ -655,7 +659,9 @@ class Host:
         """
         chosen = self.cache(cache or self.config.follow.cache)
         done = self._each(refs, lambda ref: following.look(self._following(ref, chosen, keep)))
-        return done + (following.look_unfollowed(self.stores(cache), self._followed(chosen)) if refs is None else [])
+        return done + (
+            following.look_unfollowed(self.stores(cache), self._followed(chosen), host=self.config.host) if refs is None else []
+        )
 
     def _followed(self, cache: Cache) -> list[tuple[Store, ImageRef]]:
         return [(cache.store, ref) for ref in self.config.follow.refs]
@@ -672,6 +678,7 @@ class Host:
 
     def _following(self, ref: ImageRef, cache: Cache, keep: int | None) -> Following:
         return Following(
+            host=self.config.host,
             ref=ref,
             store=cache.store,
             source=self.source(ref.scheme),

@@ -10,9 +10,9 @@ import msgspec
 from underlay.config import environment, values
 from underlay.config.credentials import read_credentials
 from underlay.config.objects import AzureTable, GcsTable, S3Table, object_arguments
-from underlay.errors import InvalidRef
+from underlay.errors import ConfigError, InvalidRef
 from underlay.refs import registry_host
-from underlay.web import Web
+from underlay.web import Credential, Web
 
 _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?")
 _Parallel = Annotated[int, msgspec.Meta(ge=1, le=8)]
@@ -90,10 +90,21 @@ class SourceTables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def web_of(table: HttpTable) -> Web:
     """The client for everything that speaks HTTP.
 
+    A credentials file that cannot be used, and a proxy that is none, are no matter to who needs no network: the client says it
+    when it is used.
+
     Raises:
-        WrongValue; ConfigError: the credentials file.
+        WrongValue
     """
-    proxies, no_proxy = environment.proxies() if table.use_proxies else ({}, ())
+    proxies: Mapping[str, str] = {}
+    no_proxy: tuple[str, ...] = ()
+    credentials: Mapping[str, Credential] = {}
+    unusable: ConfigError | None = None
+    try:
+        proxies, no_proxy = environment.proxies() if table.use_proxies else ({}, ())
+        credentials = _credentials(table)
+    except ConfigError as error:
+        unusable = error
     if table.client_key is not None and table.client_cert is None:
         raise values.WrongValue("sources.http.client_key", "a key alone tells nobody who we are", hint="set client_cert")
     return Web(
@@ -105,7 +116,8 @@ def web_of(table: HttpTable) -> Web:
         ca_file=_file(table.ca_file, "sources.http.ca_file"),
         client_cert=_file(table.client_cert, "sources.http.client_cert"),
         client_key=_file(table.client_key, "sources.http.client_key"),
-        credentials=_credentials(table),
+        credentials=credentials,
+        unusable=unusable,
         proxies=proxies,
         no_proxy=no_proxy,
     )
@@ -191,6 +203,6 @@ def _file(text: str | None, key: str) -> str | None:
     return None if path is None else str(path)
 
 
-def _credentials(table: HttpTable) -> Mapping[str, Any]:
+def _credentials(table: HttpTable) -> Mapping[str, Credential]:
     path: Path | None = values.optional_path(table.credentials_file, "sources.http.credentials_file")
     return {} if path is None else read_credentials(path)

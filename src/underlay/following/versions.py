@@ -14,8 +14,7 @@ from underlay.policy.follow import FollowedVersion
 from underlay.policy.form import Want
 from underlay.store import Store, images, leases, refs
 
-HOLDER = "follow:"
-"""What the holders of followed refs begin with."""
+_HOLDER = "follow:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +22,11 @@ class Following:
     """A ref that is followed in one cache.
 
     Attributes:
+        host: that follows it: others may share the cache, and follow other refs.
         keep: how many older versions are held beside the newest.
     """
 
+    host: str
     ref: ImageRef
     store: Store
     source: ImageSource
@@ -35,15 +36,20 @@ class Following:
     @property
     def holder(self) -> str:
         """Who holds its versions."""
-        return holder_of(self.ref.canonical)
+        return holder_of(self.ref.canonical, host=self.host)
 
 
-def holder_of(canonical: str) -> str:
-    """The holder of a followed ref's pins: its canonical spelling, or its digest where that is no name for a holder."""
-    plain = f"{HOLDER}{canonical}"
+def holders_of(host: str) -> str:
+    """What the holders of a host's followed refs begin with."""
+    return f"{_HOLDER}{host}:"
+
+
+def holder_of(canonical: str, *, host: str) -> str:
+    """The holder of a followed ref's pins: by its canonical spelling, or by its digest where that is no name for a holder."""
+    plain = f"{holders_of(host)}{canonical}"
     if plain.isprintable() and len(plain) <= leases.LONGEST_HOLDER:
         return plain
-    return f"{HOLDER}sha256:{hashlib.sha256(canonical.encode(errors='surrogateescape')).hexdigest()}"
+    return f"{holders_of(host)}sha256:{hashlib.sha256(canonical.encode(errors='surrogateescape')).hexdigest()}"
 
 
 def versions(following: Following) -> list[FollowedVersion]:

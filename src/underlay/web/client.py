@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from underlay.errors import SourceRefused
+from underlay.errors import ConfigError, SourceRefused
 from underlay.web.credentials import DEFAULT_PORTS, Credential, credential_for, is_same_server, without_userinfo
 from underlay.web.pace import Pace
 from underlay.web.status import check_status, printable, translated
@@ -77,6 +77,7 @@ class Web:
         ca_file: certificates to trust instead of the system's. client_cert, client_key: files that tell a server who we are.
         proxies: URLs by the scheme of what is asked for. no_proxy: hosts and domains that are asked directly; ``*``: all.
         credentials: by ``host:port`` or ``host``, in lower case.
+        unusable: what is wrong with its configuration, which is said when it is used.
         parallel, range_size: how many ranges of a body are asked for at once, and bytes of each; 1: the body in one request.
     """
 
@@ -91,9 +92,19 @@ class Web:
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
     no_proxy: tuple[str, ...] = ()
     credentials: Mapping[str, Credential] = field(default_factory=dict, repr=False)
+    unusable: ConfigError | None = field(default=None, repr=False, compare=False)
     parallel: int = 1
     range_size: int = 4 << 20
     _pools: "Pools" = field(default_factory=Pools, init=False, repr=False, compare=False)
+
+    def check_usable(self) -> None:
+        """Make sure that it can be used as it is configured.
+
+        Raises:
+            ConfigError
+        """
+        if self.unusable is not None:
+            raise ConfigError(self.unusable.message, hint=self.unusable.hint)
 
     @contextmanager
     def answer(
@@ -110,6 +121,7 @@ class Web:
         Raises:
             SourceRefused, SourceUnavailable, UntrustedCertificate, ConfigError: the certificates.
         """
+        self.check_usable()
         answer = self._answer(what, method, url, headers, given_for or url)
         try:
             yield answer

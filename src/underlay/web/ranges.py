@@ -12,8 +12,17 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from underlay.contracts import ByteStream
-from underlay.errors import BodyTruncated, SourceChanged, SourceError, SourceUnavailable
+from underlay.errors import (
+    BodyTruncated,
+    ImageNotFound,
+    NotAuthorized,
+    SourceChanged,
+    SourceError,
+    SourceRefused,
+    SourceUnavailable,
+)
 from underlay.web.client import Answer, Web
+from underlay.web.status import check_status
 from underlay.web.validators import first_byte, is_other, range_condition, validator_of, whole_length
 
 _STRAGGLES = 3.0  # times as long as the others
@@ -65,7 +74,10 @@ def open_ranges(web: Web, wanted: Wanted, offset: int) -> Iterator[ByteStream | 
     """
     length = range_length(web)
     attempt = _Attempt(offset, offset + length)
-    first = _range(web, wanted, attempt)
+    try:
+        first = _range(web, wanted, attempt)
+    except (ImageNotFound, NotAuthorized, SourceRefused):  # another place may have it, or the whole may be asked for
+        first = None
     if first is None:
         yield None
         return
@@ -191,12 +203,13 @@ class _Ranges:
 
 
 def _range(web: Web, wanted: Wanted, attempt: _Attempt) -> _Piece | None:
-    """The bytes of one range; None when the server answers with anything but a range."""
+    """The bytes of one range; None when the server sends the whole body instead."""
     ranged = {"Range": f"bytes={attempt.start}-{attempt.stop - 1}", **range_condition(wanted.validator)}
     headers = {**wanted.headers, **ranged}
     with web.answer(wanted.what, "GET", wanted.url, headers=headers, given_for=wanted.given_for) as answer:
         attempt.answer = answer
-        if answer.status != 206:
+        check_status(wanted.what, answer)
+        if answer.status == 200:
             return None
         check_version(wanted, answer, start=attempt.start)
         return _read(wanted, attempt, answer)

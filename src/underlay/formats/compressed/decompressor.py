@@ -17,6 +17,8 @@ OUTPUT_BYTES = 1 << 20
 
 # What a member's end leaves is copied. Of small pieces that is little, however many members there are.
 _INPUT_BYTES = 64 << 10
+_MEMBERS = 10_000  # that may be however small
+_LEAST_OUTPUT = 1024  # bytes that each member more must hold, taken together; those of BGZF hold 64 KiB
 _STEP_BYTES = 256 << 10  # decompressed at once: little enough to be in the processor's cache when it is copied on
 
 
@@ -39,6 +41,8 @@ class Decompressor:
     _has_ended: bool = False  # a member has, so the stream may end here
     _between: bytearray = field(default_factory=bytearray)  # too few bytes to tell whether another member begins
     _padding: int = 0
+    _members: int = 0
+    _output: int = 0
     _buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(OUTPUT_BYTES)))
     _length: int = 0  # of what is in the buffer
 
@@ -83,6 +87,7 @@ class Decompressor:
         if not self._between or not self._begins_member():
             return b""
         self._check_padding()
+        self._check_members()
         self._member, self._padding = self._compression().start(self.what), 0
         begun = bytes(self._between)
         self._between.clear()
@@ -103,6 +108,13 @@ class Decompressor:
             raise UnsafeImage(self.what, rule="corrupt-compression", why=f"it does not begin as {self.compression} does")
         return len(self._between) >= len(starts[0])
 
+    def _check_members(self) -> None:
+        """Each member costs time, and one without content is a few bytes; nothing that is written to be read has so many."""
+        self._members += 1
+        if self._members > _MEMBERS + self._output // _LEAST_OUTPUT:
+            why = f"it has {self._members} members that hold next to nothing"
+            raise UnsafeImage(self.what, rule="corrupt-compression", why=why)
+
     def _check_padding(self) -> None:
         if self._padding and self._padding % self._compression().padding:
             why = f"{self._padding} zeros follow its {self.compression} data"
@@ -122,6 +134,7 @@ class Decompressor:
             return member.decompress(data, _STEP_BYTES)
 
     def _gather(self, output: memoryview) -> Iterator[memoryview]:
+        self._output += len(output)
         while output:
             taken = output[: OUTPUT_BYTES - self._length]
             self._buffer[self._length : self._length + len(taken)] = taken

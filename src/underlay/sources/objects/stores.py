@@ -238,6 +238,7 @@ def _client_options(web: Web, *, endpoint: str | None, allow_http: bool) -> dict
 
 def _proxy(web: Web, scheme: str) -> dict[str, str]:
     """The proxy, and who is asked without one. The library would read the environment where it is not told of one."""
+    web.check_usable()
     proxy = web.proxies.get(scheme)
     if proxy is None or "*" in web.no_proxy:
         return {"proxy_url": _NO_PROXY, "proxy_excludes": ",".join(_EVERYBODY)}

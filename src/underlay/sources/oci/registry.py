@@ -181,7 +181,7 @@ class Registries:
         after = answer.headers.get("Retry-After", "")
         if answer.status in (429, 503) and after.isascii() and after.isdigit():
             told = f"{what}: {place.host} answers {answer.status} {_reason(answer)}".rstrip()
-            raise SourceUnavailable(told, hint=f"try again after {after[:9]} s")
+            raise SourceUnavailable(told, hint=f"try again after {after[:9]} s", retry_after=float(after[:9]))
         check_status(what, answer)
 
     def _nobody(self, told: str, place: Place) -> NotAuthorized:

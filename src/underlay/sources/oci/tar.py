@@ -11,7 +11,10 @@ from underlay.contracts import ByteStream
 from underlay.errors import SourceRefused
 
 BLOCK = 512
-_LONGEST_HEADER = 1 << 20  # bytes of a pax header or of a long name
+MOST_BESIDE = 2 << 30
+"""Bytes of other entries that are read past: a few kilobytes of a compressed archive can stand for them."""
+_LONGEST_HEADER = 64 << 10  # bytes; a path has 4 KiB at most
+_MOST_HEADERS = 16  # of one entry, its own among them
 _SCRATCH = 1 << 20
 
 # Bytes of the header's fields (POSIX.1-2001, pax, "ustar Interchange Format").
@@ -63,6 +66,7 @@ class TarReader:
     stream: ByteStream
     _left: int = 0
     _padding: int = 0
+    _beside: int = 0
     _scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(_SCRATCH)))
 
     def next(self) -> Entry | None:
@@ -73,8 +77,12 @@ class TarReader:
             stream.
         """
         told: dict[str, str] = {}
+        headers = 0
         while (header := self._header()) is not None:
             kind, size = header[_KIND], self._number(header[_SIZE])
+            headers += 1
+            if headers > _MOST_HEADERS:
+                raise self._wrong(f"an entry has more than {_MOST_HEADERS} headers")
             if kind in (_PAX, _PAX_FOR_ALL):
                 told |= self._pax(size, for_all=kind == _PAX_FOR_ALL)
             elif kind == _LONG_NAME:
@@ -127,6 +135,9 @@ class TarReader:
 
     def _skip(self) -> None:
         left = self._left + self._padding
+        self._beside += left
+        if self._beside > MOST_BESIDE:
+            raise self._wrong(f"it holds more than {MOST_BESIDE >> 30} GiB beside what is wanted")
         while left:
             length = self.stream.readinto(self._scratch[:left])
             if not length:
@@ -136,7 +147,7 @@ class TarReader:
 
     def _content(self, size: int) -> bytes:
         if size > _LONGEST_HEADER:
-            raise self._wrong("it has a header of more than 1 MiB")
+            raise self._wrong(f"it has a header of more than {_LONGEST_HEADER >> 10} KiB")
         self._padding = -size % BLOCK
         return self._exactly(size)
 
@@ -151,11 +162,11 @@ class TarReader:
 
     def _pax(self, size: int, *, for_all: bool) -> dict[str, str]:
         """What a pax header tells of the entry after it: lines of ``LENGTH KEYWORD=VALUE``, the whole's length."""
-        content, told = self._content(size), {}
-        while content.strip(b"\0"):
-            digits, blank, _ = content[:21].partition(b" ")
+        content, told, start = self._content(size).rstrip(b"\0"), {}, 0
+        while start < len(content):
+            digits, blank, _ = content[start : start + 21].partition(b" ")
             length = self._decimal(_text(digits)) if blank else 0
-            line, content = content[:length], content[length:]
+            line, start = content[start : start + length], start + length
             keyword, equals, value = line[len(digits) + 1 : -1].partition(b"=")
             if not equals or line[-1:] != b"\n" or len(line) != length:
                 raise self._wrong("it has a damaged pax header")

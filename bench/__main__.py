@@ -11,6 +11,7 @@ from typing import Any
 
 from bench import rows
 from bench.measure import Row, machine, measure, table
+from bench.transfers import transfers
 from bench.tree import build
 from underlay.testing.bootimage import write_raw
 from underlay.units import format_size, parse_size
@@ -46,7 +47,9 @@ def _results(directory: Path, arguments: argparse.Namespace) -> Iterator[Mapping
     small = image.with_name("small.img")
     write_raw(small, size=1 << 20, message="bench")
     with rows.serving(image.parent) as url:
-        for beginning, make in _groups(directory, url, small, size).items():
+        groups = _groups(directory, url, small, size)
+        groups["transfer"] = lambda: transfers(directory, image, f"{url}/image.img", arguments.rows)
+        for beginning, make in groups.items():
             if not _may_be_asked_for(beginning, arguments.rows):
                 continue
             for row in make():
@@ -55,7 +58,7 @@ def _results(directory: Path, arguments: argparse.Namespace) -> Iterator[Mapping
                     yield measure(row, rounds=arguments.rounds)
 
 
-def _groups(directory: Path, url: str, small: Path, size: int) -> Mapping[str, Callable[[], Iterable[Row]]]:
+def _groups(directory: Path, url: str, small: Path, size: int) -> dict[str, Callable[[], Iterable[Row]]]:
     """What makes rows, by the beginning of their names: what nobody asks for is not built."""
     return {
         "miss": lambda: [rows.miss(directory, f"{url}/image.img")],

@@ -1,0 +1,115 @@
+"""The bytes of one image from each kind of source, hashed and written on their way, against ``curl -o`` of the same bytes.
+
+What is timed is the data path: describe, open, receive, sha256, write. Nothing is synchronised, as curl does not do it either.
+A file of this host is compared with ``cp``, which does not hash.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from bench.measure import Contender, Row
+from underlay.contracts import ImageSource
+from underlay.pipeline import running
+from underlay.refs import parse_ref
+from underlay.sources.file import FileSource
+from underlay.sources.glance import GlanceSource
+from underlay.sources.http import HttpSource
+from underlay.stream import Digests, ServedAndStored, SparseWriter
+
+_GOAL = 1.11  # of the peer's time: nine tenths of its throughput
+_COMPONENTS = Path(__file__).parents[1] / "tests/components"
+
+
+def transfers(directory: Path, image: Path, url: str, asked: Sequence[str]) -> Iterator[Row]:
+    """A row for each kind of source; those of services that nobody asks for are not started."""
+    yield _row("http", directory, HttpSource(), url, ["curl", "-s", "-o", "TARGET", url])
+    file = FileSource(allowed_paths=(image.parent,))
+    yield _row("file", directory, file, image.as_uri(), ["cp", "--reflink=never", os.fspath(image), "TARGET"])
+    for name, served in (("oci", _registry), ("s3", _moto), ("glance", _glance)):
+        if not asked or any(f"transfer, {name}".startswith(one) for one in asked):
+            with served(image) as (source, ref, curl):
+                yield _row(name, directory, source, ref, [*curl, "-s", "-o", "TARGET"])
+
+
+def _row(name: str, directory: Path, source: ImageSource, ref: str, peer: Sequence[str]) -> Row:
+    ours, theirs = directory / "transferred.img", directory / "peer.img"
+    argv = [os.fspath(theirs) if word == "TARGET" else word for word in peer]
+
+    def settled(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        os.sync()
+
+    return Row(
+        name=f"transfer, {name}",
+        ours=Contender(name="data path", run=lambda _: _transfer(source, ref, ours), prepare=lambda _: settled(ours)),
+        peer=Contender(name=argv[0], run=lambda _: subprocess.run(argv, check=True), prepare=lambda _: settled(theirs)),
+        goal=_GOAL,
+        source="sha256 included; nothing is synchronised",
+    )
+
+
+def _transfer(source: ImageSource, ref: str, target: Path) -> None:
+    version = source.describe(parse_ref(ref))
+    with target.open("wb") as file:
+        consumers = (ServedAndStored(Digests(("sha256",))), SparseWriter(file.fileno()))
+        with running(consumers) as pipeline, source.open(version) as stream:
+            buffer = pipeline.empty()
+            while received := stream.readinto(buffer.free):
+                buffer.length += received
+                if not buffer.free:
+                    pipeline.pass_on(buffer)
+                    buffer = pipeline.empty()
+            pipeline.pass_on(buffer)
+            pipeline.finish()
+        consumers[1].finish()
+
+
+# The real services live where the tests keep them.
+
+
+_Served = tuple[ImageSource, str, list[str]]  # the source, the ref, and curl with the URL of the same bytes
+
+
+@contextmanager
+def _registry(image: Path) -> Iterator[_Served]:
+    server, pushing, reading = (_component("oci", name) for name in ("registry_server", "pushing", "reading"))
+    with tempfile.TemporaryDirectory() as directory, server.registry(Path(directory)) as registry:
+        pusher = pushing.Pusher(registry.url, "bench/image")
+        pusher.artifact("1", image.read_bytes())
+        [layer] = pusher.layers("1")
+        blob = f"{registry.url}/v2/bench/image/blobs/{layer['digest']}"
+        yield reading.source_for(registry), reading.ref_to(pusher), ["curl", blob]
+
+
+@contextmanager
+def _moto(image: Path) -> Iterator[_Served]:
+    with _component("objects", "moto_environment").s3_server() as url:
+        place = _component("objects", "object_places").s3_place(url, "bench")
+        place.put("image.raw", image.read_bytes())
+        yield place.source, place.ref("image.raw"), ["curl", f"{url}/bench/image.raw"]
+
+
+@contextmanager
+def _glance(image: Path) -> Iterator[_Served]:
+    environment, people = (_component("glance", name) for name in ("glance_environment", "glance_people"))
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        cloud = stack.enter_context(environment.running(directory / "cloud"))
+        os.environ["OS_CLIENT_CONFIG_FILE"] = os.fspath(cloud.clouds_yaml)
+        alice = people.person(cloud, "alice")
+        uuid, token = alice.image(image.read_bytes()), f"X-Auth-Token: {alice.session.get_token()}"
+        yield GlanceSource(cloud="alice"), f"glance:{uuid}", ["curl", "-H", token, f"{cloud.glance}/v2/images/{uuid}/file"]
+
+
+def _component(name: str, module: str) -> Any:
+    for place in (_COMPONENTS, _COMPONENTS / name):
+        if os.fspath(place) not in sys.path:
+            sys.path.insert(0, os.fspath(place))
+    return import_module(module)

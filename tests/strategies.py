@@ -79,6 +79,7 @@ def image_records(draw: st.DrawFn) -> ImageRecord:
         fetched_at=draw(st.datetimes(timezones=st.just(UTC), min_value=datetime(1970, 1, 1))),
         underlay="0.1",
         mtime_ns=draw(st.none() | st.integers(0, 2**63 - 1)),
+        min_disk=draw(st.integers(0, 2**63 - 1)),
     )
 
 

@@ -40,6 +40,17 @@ def test_an_image_is_pinned_by_all_that_means_it(machine: Machine, text: str) ->
     assert pinned == the(machine.call("leases", "--json").json)
 
 
+@pytest.mark.parametrize("command", [("pin",), ("lease", "--for", "24h")], ids=["pin", "lease"])
+def test_the_name_of_a_followed_refs_holder_is_nobody_elses(machine: Machine, command: tuple[str, ...]) -> None:
+    old_file(machine, ORIGINAL)
+
+    refused = machine.call(*command, ORIGINAL, "--holder", "follow:web-1:file:///x", "--json")
+
+    assert "invalid-name" == refused.json["error"]["code"]
+    assert "follow:" in refused.json["error"]["message"]
+    assert [] == machine.call("leases", "--json").json["leases"]
+
+
 def test_a_pin_keeps_an_image_until_it_is_unpinned(machine: Machine) -> None:
     path = old_file(machine, ORIGINAL)
     machine.call("pin", ORIGINAL, "--holder", "me")

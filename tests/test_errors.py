@@ -110,3 +110,10 @@ def test_a_disk_too_small_is_told_with_both_sizes() -> None:
 
     assert "the disk /d of 1 bytes is too small: the image's virtual size is 2 bytes" == str(error)
     assert (1, 2, "ask for at least 2 bytes") == (error.size, error.virtual_size, error.hint)
+
+
+def test_a_disk_below_the_least_that_the_source_allows_is_told_with_the_image() -> None:
+    error = DiskTooSmall("the disk /d", size=3, virtual_size=2, min_disk=4, image="glance:x")
+
+    assert "the disk /d of 3 bytes is too small: glance:x's min_disk is 4 bytes" == str(error)
+    assert (4, "ask for at least 4 bytes") == (error.min_disk, error.hint)

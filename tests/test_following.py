@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from underlay.errors import SourceUnavailable, UnknownCache
 from underlay.following import Refreshed, holder_of
 from underlay.host import Host
 from underlay.model import Digest, Level
+from underlay.store import images, leases
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
 
 REF = "fake:stream"
@@ -210,7 +211,9 @@ def test_a_pin_that_a_killed_refresh_left_is_let_go_by_the_next(scene: Scene) ->
     first = scene.moves(1).image
     scene.moves(2, keep=0)
     assert first is not None
-    scene.host.pin(first.name, holder=holder_of(REF, host=HOST))
+    store = scene.host.store_of(first)
+    with images.held(store, first.name) as hold:
+        leases.take(hold, holder=holder_of(REF, host=HOST), ref=REF, now=datetime.now(UTC), expires=None)
 
     assert [(version_id(2), True, "newest"), (version_id(1), False, "superseded")] == actions(scene.refreshed(keep=0))
     assert {version_id(2)} == scene.pinned()

@@ -34,7 +34,7 @@ from underlay.errors import (
 )
 from underlay.host import Host
 from underlay.model import BaseImage, DiskSpec, InstanceDisk
-from underlay.testing.fakes import Recorder
+from underlay.testing.fakes import FakeImage, FakeSource, Recorder
 
 
 @pytest.fixture
@@ -295,6 +295,26 @@ def test_a_disk_that_could_not_be_made_leaves_nothing(
 
     assert [] == left_in(machine)
     assert not (machine.root / "root.img").exists()
+
+
+@pytest.mark.parametrize("backend", ["flat", "qcow2"])
+def test_a_disk_below_the_least_that_the_source_allows_is_refused(machine: Machine, backend: str) -> None:
+    content = Path(machine.raw_image(size=16 * MIB).removeprefix("file://")).read_bytes()
+    source = FakeSource({"fake:guest": FakeImage(content, min_disk=32 * MIB)})
+    host = Host.open(machine.config, sources={"fake": source})
+
+    with pytest.raises(DiskTooSmall) as refused:
+        host.create_disk("web-1", "fake:guest", backend=backend, size=32 * MIB - 512)
+
+    error = refused.value
+    assert (32 * MIB - 512, 16 * MIB, 32 * MIB) == (error.size, error.virtual_size, error.min_disk)
+    assert "fake:guest's min_disk is 33554432 bytes" in error.message
+    assert [] == left_in(machine)
+    assert 32 * MIB == host.create_disk("web-1", "fake:guest", backend=backend, size=32 * MIB).size
+    [image], _ = host.images()
+    assert image.record is not None
+    assert 32 * MIB == image.record.min_disk
+    assert 16 * MIB == host.create_disk("web-2", image, backend=backend).size  # who asks for no size gets the image's own
 
 
 def test_a_failure_leaves_what_was_there_before(host: Host, base: BaseImage, machine: Machine) -> None:

@@ -125,7 +125,7 @@ class DiskBackend(Protocol):
         the disk's lock exclusively, and has recorded the use.
 
         Raises:
-            DiskTooSmall: ``want.size`` is below the virtual size of the base.
+            DiskTooSmall: ``want.size`` is below the virtual size of the base, or its min_disk.
             DiskExists: a disk of this name with another base, size or format.
             FormatMismatch: a base that this backend cannot read.
         """

@@ -327,21 +327,23 @@ class DiskError(UnderlayError):
 
 
 class DiskTooSmall(DiskError):
-    """The asked size is below the image's virtual size.
+    """The asked size is below the image's virtual size, or below the smallest disk that its source allows.
 
     Attributes:
-        size, virtual_size: bytes.
+        size, virtual_size, min_disk: bytes. min_disk: 0 when the source allows any.
     """
 
     code, exit_code, http_status = "disk-too-small", 50, 422
 
-    def __init__(self, what: str, *, size: int, virtual_size: int) -> None:
+    def __init__(self, what: str, *, size: int, virtual_size: int, min_disk: int = 0, image: str = "the image") -> None:
+        bound = f"virtual size is {virtual_size}" if size < virtual_size else f"min_disk is {min_disk}"
         super().__init__(
-            f"{what} of {size} bytes is too small: the image's virtual size is {virtual_size} bytes",
-            hint=f"ask for at least {virtual_size} bytes",
+            f"{what} of {size} bytes is too small: {image}'s {bound} bytes",
+            hint=f"ask for at least {max(virtual_size, min_disk)} bytes",
         )
         self.size = size
         self.virtual_size = virtual_size
+        self.min_disk = min_disk
 
 
 class DiskExists(DiskError):

@@ -37,13 +37,17 @@ LONGEST_NAME = 255 - len("..underlay")
 def size_for(base: BaseImage, want: DiskSpec) -> int:
     """Bytes that the guest is to see: whole sectors, as QEMU rounds them.
 
+    Who asks for no size gets the image's own, whatever its min_disk, as Nova has it for a flavor without a root disk's size.
+
     Raises:
         DiskTooSmall
     """
     if want.size is None:
         return _whole_sectors(base.virtual_size)
-    if want.size < base.virtual_size:
-        raise DiskTooSmall(f"the disk {want.path}", size=want.size, virtual_size=base.virtual_size)
+    min_disk = base.record.min_disk if base.record else 0
+    if want.size < max(base.virtual_size, min_disk):
+        what, image = f"the disk {want.path}", base.ref if min_disk > base.virtual_size and base.ref else "the image"
+        raise DiskTooSmall(what, size=want.size, virtual_size=base.virtual_size, min_disk=min_disk, image=image)
     return _whole_sectors(want.size)
 
 

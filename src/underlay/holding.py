@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from underlay import lookup
-from underlay.errors import InvalidSize, LeaseNotFound
+from underlay.errors import InvalidName, InvalidSize, LeaseNotFound
 from underlay.model import Lease, Problem
 from underlay.refs import is_ref, parse_ref
 from underlay.store import Store, images, leases
@@ -67,6 +67,7 @@ def all_leases(stores: Sequence[Store]) -> tuple[list[tuple[Store, Lease]], list
 
 
 def _take(stores: Sequence[Store], text: str, holder: str, expires: datetime | None) -> list[Lease]:
+    _check_is_no_follower(holder)
     ref = parse_ref(text).canonical if is_ref(text) else None
     by_root = {store.root: store for store in stores}
     taken = []
@@ -77,6 +78,13 @@ def _take(stores: Sequence[Store], text: str, holder: str, expires: datetime | N
             now = datetime.now(UTC)
             taken.append(leases.take(hold, holder=holder, ref=ref or image.ref, now=now, expires=expires))
     return taken
+
+
+def _check_is_no_follower(holder: str) -> None:
+    """A refresh lets go of whatever such a holder has of refs that are followed no more, so nobody else may take its name."""
+    if holder.startswith(leases.FOLLOWERS):
+        told = f"{holder!r} cannot be a holder: names that begin with {leases.FOLLOWERS!r} are those of refs that are followed"
+        raise InvalidName(told, hint="use another name, or let 'underlay refresh' follow the ref")
 
 
 def _meant(stores: Sequence[Store], text: str, holder: str | None) -> list[tuple[Store, Lease]]:

@@ -369,7 +369,8 @@ class Host:
             path: where the disk goes instead of the instance's directory.
 
         Raises:
-            DiskTooSmall, DiskExists, BackingPathTooLong, FormatMismatch; as `ensure`.
+            DiskTooSmall: also below what the image's source allows (Glance's ``min_disk``).
+            DiskExists, BackingPathTooLong, FormatMismatch; as `ensure`.
         """
         adapter = self.backend(backend)
         wanted = parse_size(size) if isinstance(size, str) else size

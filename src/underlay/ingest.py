@@ -119,6 +119,7 @@ def _linked(order: Order, staging: Staging, image: BaseImage) -> Journal | None:
         virtual_size=record.virtual_size,
         disk_format=order.label,
         compression=record.compression,
+        min_disk=record.min_disk,
     )
 
 
@@ -293,6 +294,7 @@ def _record(journal: Journal, *, format: str, size: int, stored: str, as_served:
         as_served=as_served,
         served_format=None if journal.exempt else journal.label,
         compression=journal.compression,
+        min_disk=journal.min_disk,
         fetched_at=datetime.now(UTC).replace(microsecond=0),
         underlay=__version__,
     )

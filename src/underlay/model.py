@@ -155,6 +155,7 @@ class ImageRecord:
         served_format: what inspection found the served bytes to be, as image services say it; aki, ari or ami: a kernel or
             ramdisk by its source's word, which was not inspected; None: nothing is known.
         size: bytes of the stored file. mtime_ns: of a master, unchanged since publication.
+        min_disk: the smallest disk in bytes that its source allowed when it was fetched; 0: any.
     """
 
     layout: int
@@ -171,6 +172,7 @@ class ImageRecord:
     served_format: str | None = None
     mtime_ns: int | None = None
     compression: str | None = None
+    min_disk: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,4 +164,5 @@ def _journal(order: Order, facts: ImageFacts, *, size: int, digests: Sequence[Di
         virtual_size=facts.virtual_size,
         exempt=order.exempt,
         disk_format=order.label,
+        min_disk=order.version.min_disk,
     )

@@ -14,8 +14,6 @@ from underlay.policy.follow import FollowedVersion
 from underlay.policy.form import Want
 from underlay.store import Store, images, leases, refs
 
-_HOLDER = "follow:"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Following:
@@ -41,7 +39,7 @@ class Following:
 
 def holders_of(host: str) -> str:
     """What the holders of a host's followed refs begin with."""
-    return f"{_HOLDER}{host}:"
+    return f"{leases.FOLLOWERS}{host}:"
 
 
 def holder_of(canonical: str, *, host: str) -> str:

@@ -35,6 +35,7 @@ def image_json(image: BaseImage, disks: Sequence[InstanceDisk], leases: Sequence
         "format": image.format,
         "size": image.size,
         "virtual_size": image.virtual_size,
+        "min_disk": record.min_disk if record else 0,
         "allocated": image.allocated,
         "digests": list(record.digests) if record else [],
         "stored_digest": record.stored if record else None,

@@ -22,6 +22,8 @@ from underlay.store.locking import writing_records
 
 _MODE = 0o664
 LONGEST_HOLDER = 256
+FOLLOWERS = "follow:"
+"""What the holders of followed refs begin with (`underlay.following`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

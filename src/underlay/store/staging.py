@@ -38,6 +38,7 @@ class Journal:
         stored: its stored digest.
         exempt, disk_format: the rules that it passed: whether none, and the source's label.
         compression: what the bytes as served were compressed with; those on disk are not.
+        min_disk: the smallest disk in bytes that the source allows.
     """
 
     layout: int
@@ -53,6 +54,7 @@ class Journal:
     exempt: bool = False
     disk_format: str | None = None
     compression: str | None = None
+    min_disk: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

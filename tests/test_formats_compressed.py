@@ -501,3 +501,18 @@ def test_the_python_gzip_module_reads_what_our_members_are_made_of() -> None:
 def test_members_without_end_that_hold_nothing_are_refused(compression: str) -> None:
     empty = COMPRESS[compression](b"")
     assert "corrupt-compression" == refusal(compression, empty * 20_000).rule
+
+
+@ALL
+@pytest.mark.parametrize("content", [b"", b"x"])
+def test_much_content_before_them_is_no_credit_for_members_that_hold_nothing(compression: str, content: bytes) -> None:
+    bomb, small = COMPRESS[compression](bytes(32 << 20)), COMPRESS[compression](content)
+
+    assert "corrupt-compression" == refusal(compression, bomb + small * 11_000).rule
+
+
+@ALL
+def test_any_number_of_members_that_hold_enough_is_read(compression: str) -> None:
+    member = COMPRESS[compression](TEXT[:1] * 1024)
+
+    assert 12_000 * 1024 == len(decompressed(compression, pieces_of(member * 12_000)))

@@ -535,6 +535,7 @@ def test_a_refusal_is_told_by_its_code(server: Server, status: int, code: str, e
     with pytest.raises(error, match=told) as refused:
         source_of(server).describe(ref(server))
     assert (status in (429, 503)) == (getattr(refused.value, "hint", None) == "try again after 30 s")
+    assert (30.0 if error is SourceUnavailable else None) == getattr(refused.value, "retry_after", None)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b'{"errors": []}', b'{"errors": [1]}', b"x" * 100_000, b"[" * 10_000])

@@ -185,14 +185,34 @@ def test_an_enormous_header_is_refused_before_it_is_read(kind: bytes) -> None:
     header = info("a", kind)
     header.size = 2 << 20
 
-    with pytest.raises(SourceRefused, match="header of more than 64 KiB"):
+    with pytest.raises(SourceRefused, match="more than 64 KiB of headers"):
         entries_of(header.tobuf(tarfile.USTAR_FORMAT) + bytes(BLOCK))
 
 
 def test_headers_without_end_are_refused() -> None:
-    archive = pax(b"9 path=b\n")[: 2 * BLOCK]
-    with pytest.raises(SourceRefused, match="more than 16 headers"):
-        entries_of(archive * 20)
+    header = pax(b"9 path=b\n")[: 2 * BLOCK]
+    with pytest.raises(SourceRefused, match="more than 64 KiB of headers"):
+        entries_of(header * 200)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_the_headers_of_an_entry_are_bounded_together(kind: bytes) -> None:
+    lines = b"20014 comment=" + b"x" * 19_999 + b"\n"
+    header = pax(lines, kind=kind)[: -(-len(lines) // BLOCK) * BLOCK + BLOCK]
+    entry = packed([(info("a"), b"12345")], tarfile.USTAR_FORMAT)
+    assert b"12345" == entries_of(header * 3 + entry)[0][1]
+
+    with pytest.raises(SourceRefused, match="more than 64 KiB of headers"):
+        entries_of(header * 4 + entry)
+
+
+@pytest.mark.parametrize("extension", [b"", b"x" * 60_000])
+def test_entries_without_end_are_refused_by_their_headers(extension: bytes) -> None:
+    name = pax(extension, kind=tarfile.GNUTYPE_LONGLINK)[: -(-len(extension) // BLOCK) * BLOCK + BLOCK]
+    one = name + info("a").tobuf(tarfile.USTAR_FORMAT)
+
+    with pytest.raises(SourceRefused, match="more than 32 MiB of headers"):
+        entries_of(one * ((33 << 20) // len(one)))
 
 
 def test_a_header_of_many_lines_is_read_in_their_time() -> None:

@@ -17,8 +17,8 @@ OUTPUT_BYTES = 1 << 20
 
 # What a member's end leaves is copied. Of small pieces that is little, however many members there are.
 _INPUT_BYTES = 64 << 10
-_MEMBERS = 10_000  # that may be however small
-_LEAST_OUTPUT = 1024  # bytes that each member more must hold, taken together; those of BGZF hold 64 KiB
+_MEMBERS = 10_000  # that may be however small, in a row
+_LEAST_OUTPUT = 1024  # bytes that others must hold, taken together; those of BGZF hold 64 KiB
 _STEP_BYTES = 256 << 10  # decompressed at once: little enough to be in the processor's cache when it is copied on
 
 
@@ -41,8 +41,7 @@ class Decompressor:
     _has_ended: bool = False  # a member has, so the stream may end here
     _between: bytearray = field(default_factory=bytearray)  # too few bytes to tell whether another member begins
     _padding: int = 0
-    _members: int = 0
-    _output: int = 0
+    _owed: int = 0  # bytes that the members so far should have held and did not
     _buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(OUTPUT_BYTES)))
     _length: int = 0  # of what is in the buffer
 
@@ -109,10 +108,13 @@ class Decompressor:
         return len(self._between) >= len(starts[0])
 
     def _check_members(self) -> None:
-        """Each member costs time, and one without content is a few bytes; nothing that is written to be read has so many."""
-        self._members += 1
-        if self._members > _MEMBERS + self._output // _LEAST_OUTPUT:
-            why = f"it has {self._members} members that hold next to nothing"
+        """Each member costs time, and one without content is a few bytes; nothing that is written to be read has so many.
+
+        What one member holds too much is no credit for later ones: a few bytes can stand for gigabytes of it.
+        """
+        self._owed += _LEAST_OUTPUT
+        if self._owed > _MEMBERS * _LEAST_OUTPUT:
+            why = f"more than {_MEMBERS} of its members in a row hold next to nothing"
             raise UnsafeImage(self.what, rule="corrupt-compression", why=why)
 
     def _check_padding(self) -> None:
@@ -134,7 +136,7 @@ class Decompressor:
             return member.decompress(data, _STEP_BYTES)
 
     def _gather(self, output: memoryview) -> Iterator[memoryview]:
-        self._output += len(output)
+        self._owed = max(0, self._owed - len(output))
         while output:
             taken = output[: OUTPUT_BYTES - self._length]
             self._buffer[self._length : self._length + len(taken)] = taken

@@ -13,8 +13,8 @@ from underlay.errors import SourceRefused
 BLOCK = 512
 MOST_BESIDE = 2 << 30
 """Bytes of other entries that are read past: a few kilobytes of a compressed archive can stand for them."""
-_LONGEST_HEADER = 64 << 10  # bytes; a path has 4 KiB at most
-_MOST_HEADERS = 16  # of one entry, its own among them
+_LONGEST_EXTENSION = 64 << 10  # bytes of all that comes before one entry's own header; a path has 4 KiB at most
+_MOST_HEADERS = 32 << 20  # bytes of the archive's headers; each costs far more time than as many bytes of a file
 _SCRATCH = 1 << 20
 
 # Bytes of the header's fields (POSIX.1-2001, pax, "ustar Interchange Format").
@@ -26,6 +26,7 @@ _KINDS: Mapping[bytes, str] = {
     b"1": "a hard link", b"2": "a symlink", b"3": "a device", b"4": "a device", b"5": "a directory", b"6": "a FIFO",
 }  # fmt: skip
 _PAX, _PAX_FOR_ALL, _LONG_NAME, _LONG_LINK, _SPARSE = b"x", b"g", b"L", b"K", b"S"
+_EXTENSIONS = frozenset({_PAX, _PAX_FOR_ALL, _LONG_NAME, _LONG_LINK})
 _FILE = "a file"
 _SPARSE_WORDS = "GNU.sparse."
 
@@ -67,6 +68,7 @@ class TarReader:
     _left: int = 0
     _padding: int = 0
     _beside: int = 0
+    _headers: int = 0
     _scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(_SCRATCH)))
 
     def next(self) -> Entry | None:
@@ -77,12 +79,12 @@ class TarReader:
             stream.
         """
         told: dict[str, str] = {}
-        headers = 0
+        extension = 0
         while (header := self._header()) is not None:
             kind, size = header[_KIND], self._number(header[_SIZE])
-            headers += 1
-            if headers > _MOST_HEADERS:
-                raise self._wrong(f"an entry has more than {_MOST_HEADERS} headers")
+            if kind in _EXTENSIONS:
+                extension += BLOCK + size
+                self._check_extension(extension, size)
             if kind in (_PAX, _PAX_FOR_ALL):
                 told |= self._pax(size, for_all=kind == _PAX_FOR_ALL)
             elif kind == _LONG_NAME:
@@ -120,16 +122,28 @@ class TarReader:
         self._left, self._padding = entry.size, -entry.size % BLOCK
         return entry
 
+    def _check_extension(self, of_entry: int, size: int) -> None:
+        """Make sure, before it is read, that a header is not too much for its entry or for the archive."""
+        if of_entry > _LONGEST_EXTENSION:
+            raise self._wrong(f"an entry has more than {_LONGEST_EXTENSION >> 10} KiB of headers")
+        self._count_headers(size)
+
+    def _count_headers(self, size: int) -> None:
+        self._headers += size
+        if self._headers > _MOST_HEADERS:
+            raise self._wrong(f"it has more than {_MOST_HEADERS >> 20} MiB of headers")
+
     def _header(self) -> bytes | None:
         self._skip()
+        self._count_headers(BLOCK)
         block = self._exactly(BLOCK, may_end=True)
         # Two blocks of zeros end an archive. One is enough for us, and so is the end of the stream: a digest tells what is cut.
         if not block or not any(block):
             return None
         # The checksum field itself counts as blanks; some wrote it with signed bytes.
         counted = block[: _CHECKSUM.start] + b" " * 8 + block[_CHECKSUM.stop :]
-        signed = sum(counted) - 256 * sum(byte > 127 for byte in counted)
-        if self._number(block[_CHECKSUM]) not in (sum(counted), signed):
+        beyond = sum(counted) - self._number(block[_CHECKSUM])
+        if beyond and beyond != 256 * sum(byte > 127 for byte in counted):
             raise self._wrong("it is no tar archive, or it is damaged")
         return block
 
@@ -146,8 +160,6 @@ class TarReader:
         self._left = self._padding = 0
 
     def _content(self, size: int) -> bytes:
-        if size > _LONGEST_HEADER:
-            raise self._wrong(f"it has a header of more than {_LONGEST_HEADER >> 10} KiB")
         self._padding = -size % BLOCK
         return self._exactly(size)
 

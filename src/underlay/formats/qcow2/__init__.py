@@ -1,0 +1,36 @@
+"""qcow2: what an image says of itself, and how much of the guest's disk it holds.
+
+Numbers and names follow QEMU's docs/interop/qcow2.txt. Everything here distrusts its input: each offset, length and count is
+checked against the file before it is used. `header` reads the header and has the rules about it, `tables` reads what it points
+to.
+"""
+
+from underlay.formats.qcow2.header import (
+    HEADER_BYTES,
+    INCOMPATIBLE_COMPRESSION,
+    INCOMPATIBLE_CORRUPT,
+    INCOMPATIBLE_DATA_FILE,
+    INCOMPATIBLE_EXTENDED_L2,
+    MAGIC,
+    MAX_BACKING_NAME,
+    Header,
+    backing_name,
+    check_safety,
+    parse_header,
+)
+from underlay.formats.qcow2.tables import mapped_bytes
+
+__all__ = [
+    "HEADER_BYTES",
+    "INCOMPATIBLE_COMPRESSION",
+    "INCOMPATIBLE_CORRUPT",
+    "INCOMPATIBLE_DATA_FILE",
+    "INCOMPATIBLE_EXTENDED_L2",
+    "MAGIC",
+    "MAX_BACKING_NAME",
+    "Header",
+    "backing_name",
+    "check_safety",
+    "mapped_bytes",
+    "parse_header",
+]

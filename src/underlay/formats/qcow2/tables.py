@@ -1,0 +1,139 @@
+"""The qcow2 tables: proof that all that a guest would read lies in the file, and how much of its disk they map."""
+
+import os
+import sys
+from array import array
+from dataclasses import dataclass
+
+from underlay.errors import UnsafeImage
+from underlay.formats.qcow2.header import Header
+
+_OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
+_COMPRESSED = 1 << 62
+_ALL_ZEROS = 1 << 0
+_SUBCLUSTERS = 32
+_ALLOCATED = 0xFFFF_FFFF
+_BLOCK = 4096  # what a file system allocates at least
+
+
+def mapped_bytes(fd: int, header: Header, *, what: str = "the qcow2 image") -> int:
+    """Guest bytes that the image holds data for, in blocks of 4 KiB: an upper bound of what its raw form allocates.
+
+    Reads the L1 and L2 tables (8 bytes for each cluster, 16 with extended L2), and proves that each table and each cluster
+    that a guest would read lies inside the file, which ``qemu-img convert`` does not: it turns a file that is cut short into
+    wrong content.
+
+    Raises:
+        UnsafeImage: a table or a cluster lies outside the file, or tables overlap (which would let a small file ask for work
+            without bound).
+    """
+    file = _File(fd, os.fstat(fd).st_size, header, what)
+    file.must_have_table(header.refcount_offset, header.refcount_clusters * header.cluster_bytes)
+    file.must_have_table(header.snapshots_offset, header.snapshots)  # a snapshot's entry is of no fixed length
+    l1_table = file.table(header.l1_offset, header.l1_entries * 8)
+    # Entries beyond the virtual size belong to a virtual machine's saved state, which nobody reads here.
+    in_use = l1_table[: -(-header.size // header.l2_coverage)]
+    offsets = [entry & _OFFSET_MASK for entry in in_use]
+    named = [offset for offset in offsets if offset]
+    if len(set(named)) != len(named):
+        raise file.refused("corrupt", "two entries of its L1 table share one L2 table")
+    mapped = 0
+    for index, offset in enumerate(offsets):
+        if offset:
+            mapped += _mapped_by(file, file.table(offset, header.cluster_bytes), index * header.l2_coverage)
+    return min(mapped, -(-header.size // _BLOCK) * _BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An open image, and how messages call it."""
+
+    fd: int
+    size: int
+    header: Header
+    what: str
+
+    def table(self, offset: int, length: int) -> "array[int]":
+        """Big-endian 8-byte entries."""
+        self.must_have_table(offset, length)
+        table = array("Q", os.pread(self.fd, length, offset))
+        if sys.byteorder == "little":
+            table.byteswap()
+        return table
+
+    def must_have_table(self, offset: int, length: int) -> None:
+        """Refuse a table that does not begin a cluster, or is not whole."""
+        if length:
+            if offset % self.header.cluster_bytes:
+                raise self.refused("corrupt", f"its table at byte {offset} does not begin a cluster")
+            self.must_reach(offset + length)
+
+    def must_reach(self, end: int) -> None:
+        """Refuse a file that ends before ``end``."""
+        if end > self.size:
+            raise self.refused("cut-short", f"its tables point to byte {end} of a file of {self.size} bytes")
+
+    def refused(self, rule: str, why: str) -> UnsafeImage:
+        """The error for a broken rule."""
+        return UnsafeImage(self.what, rule=rule, why=why)
+
+
+def _mapped_by(file: _File, table: "array[int]", guest_offset: int) -> int:
+    """Bytes that one L2 table maps, each cluster proven to lie in the file."""
+    if file.header.extended_l2:
+        return _mapped_subclusters(file, table, guest_offset)
+    cluster, zero = file.header.cluster_bytes, _ALL_ZEROS if file.header.version >= 3 else 0
+    _prove_compressed(file, table)
+    plain = [0 if entry & (_COMPRESSED | zero) else entry & _OFFSET_MASK for entry in table]
+    if max(plain) + cluster > file.size:
+        for index, offset in enumerate(plain):
+            if offset:
+                _prove_plain(file, offset, cluster, guest_offset + index * cluster)
+    used = [bool(offset or entry & _COMPRESSED) for offset, entry in zip(plain, table, strict=True)]
+    if cluster >= _BLOCK:
+        return sum(used) * cluster
+    return sum(any(used[start : start + _BLOCK // cluster]) for start in range(0, len(used), _BLOCK // cluster)) * _BLOCK
+
+
+def _mapped_subclusters(file: _File, table: "array[int]", guest_offset: int) -> int:
+    """As `_mapped_by` for extended L2 entries, whose second half has a bit for each of a cluster's 32 allocated subclusters."""
+    cluster = file.header.cluster_bytes
+    subcluster = cluster // _SUBCLUSTERS
+    entries = table[::2]
+    _prove_compressed(file, entries)
+    mapped = 0
+    for index, (entry, bitmap) in enumerate(zip(entries, table[1::2], strict=True)):
+        allocated = bitmap & _ALLOCATED
+        if entry & _COMPRESSED:
+            mapped += cluster
+        elif allocated:
+            needed = allocated.bit_length() * subcluster
+            _prove_plain(file, entry & _OFFSET_MASK, needed, guest_offset + index * cluster)
+            mapped += _blocks(allocated, subcluster)
+    return mapped
+
+
+def _blocks(allocated: int, subcluster: int) -> int:
+    """Bytes of the blocks that the allocated subclusters lie in."""
+    together = max(1, _BLOCK // subcluster)
+    mask = (1 << together) - 1
+    return sum(bool(allocated >> start & mask) for start in range(0, _SUBCLUSTERS, together)) * together * subcluster
+
+
+def _prove_plain(file: _File, offset: int, length: int, guest_offset: int) -> None:
+    # A writer need not write out what of the last cluster lies beyond the end of the disk.
+    file.must_reach(offset + min(length, file.header.size - guest_offset))
+
+
+def _prove_compressed(file: _File, entries: "array[int]") -> None:
+    """Each compressed cluster begins its last sector in the file; how much of that it fills is not recorded."""
+    ends = (_last_sector(entry, file.header.cluster_bits) + 1 for entry in entries if entry & _COMPRESSED)
+    file.must_reach(max(ends, default=0))
+
+
+def _last_sector(entry: int, cluster_bits: int) -> int:
+    """Offset of the last 512-byte sector that a compressed cluster reaches into."""
+    offset_bits = 62 - (cluster_bits - 8)
+    offset = entry & ((1 << offset_bits) - 1)
+    more_sectors = (entry & (_COMPRESSED - 1)) >> offset_bits
+    return offset // 512 * 512 + more_sectors * 512

@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from underlay.formats.qcow2 import DEFAULT_CLUSTER_BYTES, write_overlay
+
 SECTOR = 512
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _SECRET = ("--object", "secret,id=s,data=abc")
@@ -21,11 +23,13 @@ def qemu_img(*arguments: str | Path) -> None:
     subprocess.run(["qemu-img", *[os.fspath(argument) for argument in arguments]], check=True, capture_output=True)
 
 
-def qemu_io(path: Path, *commands: str, format: str = "qcow2") -> None:  # noqa: A002
-    """Write to an image as a guest would."""
+def qemu_io(path: Path, *commands: str, format: str = "qcow2") -> str:  # noqa: A002
+    """Read and write an image as a guest would; what qemu-io prints."""
     argv = ["qemu-io", "-f", format, *(part for command in commands for part in ("-c", command)), os.fspath(path)]
     done = subprocess.run(argv, check=True, capture_output=True)
     assert b"rror" not in done.stdout + done.stderr, done
+    assert b"failed" not in done.stdout, done
+    return done.stdout.decode()
 
 
 def noise(size: int, *, seed: int = 0) -> bytes:
@@ -61,6 +65,13 @@ def create(path: Path, format: str, size: int, *, options: str = "", backing: Pa
     if backing is not None:
         more += ["-b", os.fspath(backing), "-F", "raw" if format in ("qcow2", "qed") else format]
     qemu_img("create", "-q", "-f", format, *more, path, str(size))
+    return path
+
+
+def overlay(path: Path, *, backing: Path, backing_format: str, size: int, cluster_bytes: int = DEFAULT_CLUSTER_BYTES) -> Path:
+    """An empty qcow2 on a base, by our own writer."""
+    with path.open("xb") as file:
+        write_overlay(file.fileno(), backing=backing, backing_format=backing_format, size=size, cluster_bytes=cluster_bytes)
     return path
 
 

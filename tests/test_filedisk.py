@@ -43,8 +43,8 @@ def want(tmp_path: Path) -> DiskSpec:
 
 
 def make(base: BaseImage, want: DiskSpec, content: bytes = b"content") -> None:
-    with filedisk.publishing(base, want, RAW) as temporary:
-        temporary.write_bytes(content)
+    with filedisk.publishing(base, want, RAW) as fd:
+        os.write(fd, content)
 
 
 def write_qcow2_header(path: Path, *, size: int, backing: str | None = None) -> None:
@@ -207,12 +207,12 @@ def seen_by_a_stranger(path: str) -> None:
 
 
 def test_a_disk_appears_whole_with_its_record_its_mode_and_its_directorys_owner(base: BaseImage, want: DiskSpec) -> None:
-    with filedisk.publishing(base, want, RAW) as temporary:
-        temporary.write_bytes(b"half")
+    with filedisk.publishing(base, want, RAW) as fd:
+        os.write(fd, b"half ")
         assert not want.path.exists()
-        temporary.write_bytes(b"whole")
+        os.write(fd, b"whole")
 
-    assert b"whole" == want.path.read_bytes()
+    assert b"half whole" == want.path.read_bytes()
     assert 0o640 == want.path.stat().st_mode & 0o7777
     record = json.loads(os.getxattr(want.path, ATTRIBUTE))
     assert ("web-1", "disk", "flat", "raw") == (record["instance"], record["name"], record["backend"], record["format"])
@@ -246,20 +246,43 @@ def test_what_a_crash_left_is_replaced(base: BaseImage, want: DiskSpec) -> None:
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt(), ToolFailed("no")])
 def test_a_failure_while_it_is_made_leaves_nothing(base: BaseImage, want: DiskSpec, error: BaseException) -> None:
-    with pytest.raises(BaseException), filedisk.publishing(base, want, RAW) as temporary:  # noqa: B017, PT012
-        temporary.write_bytes(b"half")
+    with pytest.raises(BaseException), filedisk.publishing(base, want, RAW) as fd:  # noqa: B017, PT012
+        os.write(fd, b"half")
         raise error
 
     assert [] == list(want.path.parent.iterdir())
 
 
 def test_a_disk_that_appears_meanwhile_is_not_replaced(base: BaseImage, want: DiskSpec) -> None:
-    with pytest.raises(DiskExists, match="appeared"), filedisk.publishing(base, want, RAW) as temporary:  # noqa: PT012
-        temporary.write_bytes(b"ours")
+    with pytest.raises(DiskExists, match="appeared"), filedisk.publishing(base, want, RAW) as fd:  # noqa: PT012
+        os.write(fd, b"ours")
         want.path.write_bytes(b"theirs")
 
     assert b"theirs" == want.path.read_bytes()
     assert [want.path] == list(want.path.parent.iterdir())
+
+
+def test_a_file_that_is_put_in_the_temporarys_place_is_not_taken_for_the_disk(base: BaseImage, want: DiskSpec) -> None:
+    with pytest.raises(DiskExists, match="was replaced while it was made"), filedisk.publishing(base, want, RAW) as fd:  # noqa: PT012
+        os.write(fd, b"ours")
+        (temporary,) = want.path.parent.iterdir()
+        temporary.unlink()
+        temporary.write_bytes(b"theirs")
+
+    assert [] == os.listxattr(want.path)
+
+
+def test_a_link_that_is_put_in_the_temporarys_place_is_not_followed(base: BaseImage, want: DiskSpec, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"of another")
+
+    with pytest.raises(DiskExists), filedisk.publishing(base, want, RAW) as fd:  # noqa: PT012
+        (temporary,) = want.path.parent.iterdir()
+        temporary.unlink()
+        temporary.symlink_to(precious)
+        os.write(fd, b"ours")
+
+    assert (b"of another", []) == (precious.read_bytes(), os.listxattr(precious))
 
 
 def test_a_disk_made_from_another_version_of_a_master_is_another_disk(base: BaseImage, want: DiskSpec) -> None:

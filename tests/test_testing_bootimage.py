@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import corpus
 from underlay import qemuimg
 from underlay.errors import ToolFailed, ToolMissing, ToolTimedOut
 from underlay.testing.bootimage import (
@@ -229,7 +230,7 @@ def test_an_overlay_boots_what_its_base_holds(tmp_path: Path, format: str) -> No
     base, overlay = tmp_path / "base", tmp_path / "disk"
     write = write_raw if format == "raw" else write_qcow2
     write(base, size=MIB, message="from the base")
-    qemuimg.create_overlay(overlay, backing=base, backing_format=format, size=20 << 30)
+    corpus.overlay(overlay, backing=base, backing_format=format, size=20 << 30)
     before = base.read_bytes()
     assert "UNDERLAY BOOTED from the base\r\n" == boot(overlay, format="qcow2")
     assert before == base.read_bytes()
@@ -312,7 +313,7 @@ def test_qemu_runs_as_the_user_asked_for(short_directory: Path) -> None:
     short_directory.chmod(0o755)
     base, disk = short_directory / "base", short_directory / "disk"
     write_raw(base, size=MIB, message="for nobody")
-    qemuimg.create_overlay(disk, backing=base, backing_format="raw", size=MIB)
+    corpus.overlay(disk, backing=base, backing_format="raw", size=MIB)
     os.chown(disk, NOBODY, NOBODY)
     assert "UNDERLAY BOOTED for nobody\r\n" == boot(disk, format="qcow2", user=NOBODY)
     base.chmod(0o600)

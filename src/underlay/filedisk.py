@@ -98,8 +98,10 @@ def _exists(message: str) -> DiskExists:
 
 
 @contextmanager
-def publishing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Iterator[Path]:
-    """Make a disk: the context fills the empty file that it is given, and on success that file becomes the disk.
+def publishing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Iterator[int]:
+    """Make a disk: the context fills the empty file whose descriptor it is given, and on success that file becomes the disk.
+
+    Nothing opens the file by its name, under which who owns the directory may put another.
 
     Raises:
         DiskExists: somebody without our lock made one meanwhile.
@@ -118,13 +120,14 @@ def publishing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Iterat
     )
     with translated(want.path.parent):
         temporary.unlink(missing_ok=True)  # what a crash left; the lock is ours
+        fd = create(temporary, _MODE)  # crash: a temporary, removed by the next attempt
         try:
-            # Made by us, not by a tool, so that a directory which cannot be written is told as such.
-            os.close(create(temporary, _MODE))  # crash: a temporary, removed by the next attempt
-            yield temporary  # crash: the same
-            _make_durable(temporary, record)  # crash: the same
-            _put(temporary, want.path)
+            yield fd  # crash: the same
+            write_attribute(fd, encode_record(record))
+            os.fsync(fd)  # crash: the same
+            _put(temporary, want.path, fd)
         finally:
+            os.close(fd)
             with suppress(OSError):
                 temporary.unlink()
 
@@ -133,20 +136,13 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.underlay")
 
 
-def _make_durable(path: Path, record: DiskRecord) -> None:
-    fd = open_regular(path, os.O_RDWR)
-    try:
-        write_attribute(fd, encode_record(record))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _put(temporary: Path, path: Path) -> None:
+def _put(temporary: Path, path: Path, fd: int) -> None:
     try:
         rename_no_replace(temporary, path)  # crash: the whole disk
     except FileExistsError as error:
         raise _exists(f"the disk {path} appeared while it was made") from error
+    if not os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
+        raise _exists(f"the disk {path} was replaced while it was made")
     try:
         sync_directory(path.parent)  # crash: there for good
     except OSError:

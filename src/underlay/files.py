@@ -270,6 +270,18 @@ def write_all(fd: int, content: bytes) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
+def write_at(fd: int, content: bytes, offset: int) -> None:
+    """As `write_all`, at an offset; where the descriptor is positioned does not matter and does not change.
+
+    Raises:
+        OSError
+    """
+    rest = memoryview(content)
+    while rest:
+        written = os.pwrite(fd, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
 @cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
@@ -434,15 +446,8 @@ def _copy_data(source: int, target: int, size: int) -> None:
         for start in range(0, length, _BLOCK):
             block = bytes(buffer[start : min(start + _BLOCK, length)])
             if block != _ZEROS[: len(block)]:
-                _write_at(target, block, position + start)
+                write_at(target, block, position + start)
         position += length
-
-
-def _write_at(fd: int, block: bytes, position: int) -> None:
-    rest = memoryview(block)
-    while rest:
-        written = os.pwrite(fd, rest, position)
-        rest, position = rest[written:], position + written
 
 
 def _ended(position: int) -> OSError:

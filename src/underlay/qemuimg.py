@@ -61,20 +61,6 @@ def convert_to_raw(source: Path, target: Path, *, format: str) -> None:  # noqa:
     _write(["qemu-img", "convert", "-f", format, "-O", "raw", _plain(source), _plain(target)], limits=_CONVERT)
 
 
-def create_overlay(target: Path, *, backing: Path, backing_format: str, size: int) -> None:
-    """Make an empty qcow2 of ``size`` bytes on top of ``backing``.
-
-    Raises:
-        ToolMissing, ToolFailed, ToolTimedOut; OSError when the file system is full
-    """
-    argv = [
-        "qemu-img", "create", "-q", "-f", "qcow2",
-        "-b", _plain(backing), "-F", backing_format,
-        "--", _plain(target), str(size),
-    ]  # fmt: skip
-    _write(argv, limits=_CHANGE)
-
-
 def resize(path: Path, *, format: str, size: int) -> None:  # noqa: A002
     """Grow a disk to ``size`` bytes. Only its own file is opened: its backing chain may hold what nobody inspected.
 

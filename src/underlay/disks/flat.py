@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from underlay import filedisk
@@ -26,8 +25,8 @@ class FlatBackend:
             )
         if found := filedisk.existing(base, want, self.traits):
             return found
-        with filedisk.publishing(base, want, self.traits) as temporary:
-            _copy(base, temporary, size=filedisk.size_for(base, want))
+        with filedisk.publishing(base, want, self.traits) as fd:
+            _copy(base, fd, size=filedisk.size_for(base, want))
         return self.describe(want)
 
     def describe(self, want: DiskSpec) -> InstanceDisk:
@@ -44,14 +43,10 @@ class FlatBackend:
         filedisk.remove(disk)
 
 
-def _copy(base: BaseImage, target: Path, *, size: int) -> None:
-    source_fd = open_regular(base.path)
+def _copy(base: BaseImage, target: int, *, size: int) -> None:
+    source = open_regular(base.path)
     try:
-        target_fd = open_regular(target, os.O_RDWR)
-        try:
-            copy_sparse(source_fd, target_fd, base.size)
-            os.ftruncate(target_fd, size)
-        finally:
-            os.close(target_fd)
+        copy_sparse(source, target, base.size)
+        os.ftruncate(target, size)
     finally:
-        os.close(source_fd)
+        os.close(source)

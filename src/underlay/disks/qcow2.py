@@ -1,13 +1,11 @@
 """qcow2 disks: an overlay that holds what the guest writes, on top of the base image that it reads."""
 
-import os
 from dataclasses import dataclass
 from typing import ClassVar
 
-from underlay import filedisk, qemuimg
+from underlay import filedisk
 from underlay.contracts import BackendTraits
-from underlay.errors import BackingPathTooLong
-from underlay.formats.qcow2 import MAX_BACKING_NAME
+from underlay.formats.qcow2 import write_overlay
 from underlay.model import BaseImage, DiskSpec, InstanceDisk
 
 
@@ -19,17 +17,11 @@ class Qcow2Backend:
 
     def create(self, base: BaseImage, want: DiskSpec) -> InstanceDisk:
         """Make an empty overlay of the wanted size on the base."""
-        backing = base.path.absolute()
-        if len(os.fsencode(backing)) > MAX_BACKING_NAME:
-            raise BackingPathTooLong(
-                f"the path of {base.name} has {len(os.fsencode(backing))} bytes, a qcow2 header takes {MAX_BACKING_NAME}",
-                hint="keep the cache in a directory with a shorter path",
-            )
         if found := filedisk.existing(base, want, self.traits):
             return found
-        with filedisk.publishing(base, want, self.traits) as temporary:
+        with filedisk.publishing(base, want, self.traits) as fd:
             size = filedisk.size_for(base, want)
-            qemuimg.create_overlay(temporary, backing=backing, backing_format=base.format, size=size)
+            write_overlay(fd, backing=base.path.absolute(), backing_format=base.format, size=size)
         return self.describe(want)
 
     def describe(self, want: DiskSpec) -> InstanceDisk:

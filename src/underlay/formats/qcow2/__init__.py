@@ -2,7 +2,7 @@
 
 Numbers and names follow QEMU's docs/interop/qcow2.txt. Everything here distrusts its input: each offset, length and count is
 checked against the file before it is used. `header` reads the header and has the rules about it, `tables` reads what it points
-to.
+to, and `write` makes new overlays.
 """
 
 from underlay.formats.qcow2.header import (
@@ -19,8 +19,10 @@ from underlay.formats.qcow2.header import (
     parse_header,
 )
 from underlay.formats.qcow2.tables import mapped_bytes
+from underlay.formats.qcow2.write import DEFAULT_CLUSTER_BYTES, write_overlay
 
 __all__ = [
+    "DEFAULT_CLUSTER_BYTES",
     "HEADER_BYTES",
     "INCOMPATIBLE_COMPRESSION",
     "INCOMPATIBLE_CORRUPT",
@@ -33,4 +35,5 @@ __all__ = [
     "check_safety",
     "mapped_bytes",
     "parse_header",
+    "write_overlay",
 ]

@@ -10,8 +10,8 @@ import pytest
 import corpus
 from corpus import GIB, KIB, MIB, TIB, u32, u64
 from underlay.errors import FormatMismatch, UnsafeImage, VirtualSizeRefused
-from underlay.formats.inspect import BEGINNING_BYTES, DEFAULT_VIRTUAL_SIZE_LIMIT, Inspector, check_virtual_size
-from underlay.model import ImageFacts
+from underlay.formats.inspect import BEGINNING_BYTES, Inspector, check_virtual_size
+from underlay.model import DEFAULT_VIRTUAL_SIZE_LIMIT, ImageFacts
 
 WHAT = "https://images.example/disk"
 

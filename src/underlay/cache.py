@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
-from underlay import hits
+from underlay import hits, later
 from underlay.contracts import ImageSource, Observer
 from underlay.errors import CacheError, CacheMissing, CacheNotWritable, LockError, NotCached, SourceChanged, SourceUnavailable
 from underlay.hits import AS_THE_SOURCE_SAYS, Ask, Found, Freshness, version_id
-from underlay.ingest import convert_kept, ingest
 from underlay.model import BaseImage, Event, ImageRef, ImageVersion, Level, Reason
 from underlay.policy.form import Want
 from underlay.policy.retry import NO_RETRIES, Retries, Tries
@@ -22,6 +22,11 @@ from underlay.store import Store, images, leases, refs, staging as stagings
 from underlay.store.images import Hold
 from underlay.store.staging import Staging
 from underlay.units import format_duration
+
+if TYPE_CHECKING:
+    from underlay import ingest as ingesting
+else:
+    ingesting = later.module("underlay.ingest")  # what is here already needs none
 
 FETCHED = "underlay fetch"
 """Who holds the leases that a fetch takes by itself (``lease_on_fetch``)."""
@@ -129,7 +134,7 @@ def _served(ask: Ask, staging: Staging, found: Found | None, reason: Reason) -> 
     if not found.converts:
         _clear(staging)
         return Ensured(found.image, reason)
-    image = convert_kept(ask.order, staging, found.image, ask.observer)
+    image = ingesting.convert_kept(ask.order, staging, found.image, ask.observer)
     made = Reason("made-raw", "made from the image as it was served, which is in the cache")
     return None if image is None else Ensured(image, reason if reason.code == "source-unavailable" else made)
 
@@ -201,7 +206,7 @@ def _described(ask: Ask, staging: Staging) -> Ensured:
         return ensured
     if version.validator in known and version.size is None:  # the validator may be all that the answer told
         version = _describe(ask, ())
-    image = ingest(replace(ask.order, version=version), staging, ask.observer)
+    image = ingesting.ingest(replace(ask.order, version=version), staging, ask.observer)
     return Ensured(image, Reason("fetched", "from its source"), no_store=version.no_store)
 
 

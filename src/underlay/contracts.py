@@ -7,10 +7,12 @@ is ever faked in tests.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from underlay.model import BaseImage, DiskSpec, Event, ImageRef, ImageVersion, InstanceDisk, InstanceRecord, Progress
-from underlay.plan import Inventory, Observed
+
+if TYPE_CHECKING:
+    from underlay.plan import Inventory, Observed
 
 
 class ByteStream(Protocol):
@@ -172,7 +174,7 @@ class InstanceInventory(Protocol):
 class UsageProbe(Protocol):
     """One way to tell who needs a file of a cache. Looks, and changes nothing."""
 
-    def observe(self, inventories: Sequence[Inventory]) -> Observed:
+    def observe(self, inventories: "Sequence[Inventory]") -> "Observed":
         """The uses of the listed files, and what could not be told.
 
         Never raises for what it cannot look at: that is part of the answer, because it keeps files.

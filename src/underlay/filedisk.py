@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from underlay import diskinfo, qemuimg
+from underlay import diskinfo, later
 from underlay.attributes import decode_disk_record, encode_record
 from underlay.contracts import BackendTraits
 from underlay.errors import DiskExists, DiskNotFound, DiskTooSmall, DiskUnrecorded, ShrinkRefused, UnsafeImage
@@ -26,6 +27,11 @@ from underlay.files import (
 )
 from underlay.formats import qcow2
 from underlay.model import LAYOUT, BaseImage, DiskRecord, DiskSpec, InstanceDisk
+
+if TYPE_CHECKING:
+    from underlay import qemuimg
+else:
+    qemuimg = later.module("underlay.qemuimg")  # which only growing needs
 
 _MODE = 0o640
 _SECTOR = 512

@@ -3,6 +3,8 @@
 Everything that it does is a call further down; what it adds is which cache, which source, which backend.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -10,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from underlay import checksumlist, filedisk, following, hits, holding, instances, lookup, registry
+from underlay import filedisk, hits, instances, later, lookup, registry
 from underlay.cache import Cache, Ensured
-from underlay.checksumlist import ChecksumList
 from underlay.config import Config, load_config
 from underlay.contracts import BackendTraits, DiskBackend, ImageSource, Observer
-from underlay.delivery import Delivered, check_place, deliver
 from underlay.errors import (
     CacheError,
     DigestMismatch,
@@ -29,7 +30,6 @@ from underlay.errors import (
     UnknownHost,
 )
 from underlay.files import make_directory, translated
-from underlay.following import Following, Refreshed
 from underlay.hits import AS_THE_SOURCE_SAYS, ASKED_NOW, Freshness
 from underlay.model import (
     BaseImage,
@@ -45,17 +45,35 @@ from underlay.model import (
     Progress,
 )
 from underlay.naming import CacheKind
-from underlay.plan import Plan, Report, Verdict
 from underlay.policy.form import Want, check_want
-from underlay.precache import Precached, precache
-from underlay.prune.observation import Known, asked_for, known_instances, make_plan
-from underlay.prune.reclaim import Goal, free_now, make_reclaim_plan
-from underlay.prune.removal import accept_roots, apply
 from underlay.refs import is_ref, parse_ref
-from underlay.room import make_room
-from underlay.store import Store, eviction, hosts, images, registry as registry_of_hosts
-from underlay.store.hosts import HostUse
+from underlay.store import Store, images
 from underlay.units import parse_size
+
+if TYPE_CHECKING:
+    from underlay import checksumlist, delivery, following, holding, precache as precaching, room
+    from underlay.checksumlist import ChecksumList
+    from underlay.delivery import Delivered
+    from underlay.following import Following, Refreshed
+    from underlay.plan import Plan, Report, Verdict
+    from underlay.precache import Precached
+    from underlay.prune import observation, reclaim, removal
+    from underlay.prune.observation import Known
+    from underlay.store import eviction, hosts, registry as registry_of_hosts
+    from underlay.store.hosts import HostUse
+else:
+    checksumlist = later.module("underlay.checksumlist")
+    delivery = later.module("underlay.delivery")
+    following = later.module("underlay.following")
+    holding = later.module("underlay.holding")
+    precaching = later.module("underlay.precache")
+    room = later.module("underlay.room")
+    observation = later.module("underlay.prune.observation")
+    reclaim = later.module("underlay.prune.reclaim")
+    removal = later.module("underlay.prune.removal")
+    eviction = later.module("underlay.store.eviction")
+    hosts = later.module("underlay.store.hosts")
+    registry_of_hosts = later.module("underlay.store.registry")
 
 _DELIVERIES = 5
 _ROOM_TRIES = 10  # others may take what was made for us, and then there is as much again to be had
@@ -90,7 +108,7 @@ class Host:
         *,
         observer: Observer | None = None,
         sources: Mapping[str, ImageSource] | None = None,
-    ) -> "Host":
+    ) -> Host:
         """A host by its configuration.
 
         Args:
@@ -166,6 +184,8 @@ class Host:
             return self._verified(ref, self.cache(cache), want, expected, holding)
 
     def _expected(self, ref: ImageRef, checksum: str | Digest | None, signature: str | None) -> Digest | ChecksumList | None:
+        if checksum is None and signature is None:
+            return None
         return checksumlist.expected(ref, checksum, signature, config=self.config, sources=self.source, observer=self.observer)
 
     def _verified(
@@ -174,7 +194,7 @@ class Host:
         """As `_ensured`. When the image has another digest than a list says, the list may be stale, and is asked once more."""
         source, store = self.source(ref.scheme), cache.store
         check_want(want, kind=store.kind, force_raw=store.force_raw)
-        if not isinstance(expected, ChecksumList):
+        if expected is None or isinstance(expected, Digest):
             return self._ensured(ref, cache, source, replace(want, checksum=expected), holding)
         listed = checksumlist.ask(expected)
         try:
@@ -217,7 +237,7 @@ class Host:
 
     def _make_room(self, error: InsufficientSpace, path: Path, ref: ImageRef) -> None:
         spared = {(one.root, name) for one in self.config.caches.values() for name in hits.names(one, ref)}
-        make_room(self.config, self._known(None), error, path, spared=spared, observer=self.observer)
+        room.make_room(self.config, self._known(None), error, path, spared=spared, observer=self.observer)
 
     def deliver(
         self,
@@ -262,7 +282,7 @@ class Host:
         Args:
             expected: the checksum, or the list that has it; None: what is wanted says.
         """
-        check_place(self.config, path)
+        delivery.check_place(self.config, path)
         chosen = self.cache(self._masters_cache() if cache is None else cache)
         expected = want.checksum if expected is None else expected
         for _ in range(_DELIVERIES - 1):
@@ -276,11 +296,11 @@ class Host:
         with ExitStack() as holding:
             ensured = self._verified(ref, cache, want, expected, holding)
             try:
-                delivered = deliver(self.config, cache.store, ensured.image, path)
+                delivered = delivery.deliver(self.config, cache.store, ensured.image, path)
             except InsufficientSpace as error:  # where the copy goes, or in the cache for the copy's record
                 is_in_cache = Path(error.where).is_relative_to(cache.store.root)
                 self._make_room(error, cache.store.root if is_in_cache else path.parent, ref)
-                delivered = deliver(self.config, cache.store, ensured.image, path)
+                delivered = delivery.deliver(self.config, cache.store, ensured.image, path)
         if ensured.no_store and cache.store.kind is CacheKind.MASTERS:
             eviction.drop(cache.store, ensured.image.name)
         return replace(delivered, came=ensured.reason)
@@ -383,10 +403,12 @@ class Host:
                 f"no {adapter.traits.name} disk can be made on a master: {store.root} replaces masters in their place",
                 hint="use the flat backend, or a cache of kind base",
             )
-        if not isinstance(image, BaseImage):
-            image = self.fetch(image, cache=cache, traits=adapter.traits).image
-        self._make_directories()
-        return instances.create(self.config, adapter, image, spec, store=store)
+        with ExitStack() as holding:  # from its arrival to the disk's, or it could go in between
+            if not isinstance(image, BaseImage):
+                want = Want(traits=adapter.traits)
+                image = self._verified(_ref(image), self.cache(cache), want, None, holding).image
+            self._make_directories()
+            return instances.create(self.config, adapter, image, spec, store=store)
 
     def disks(self) -> list[InstanceDisk]:
         """Every disk in the instances path, and every disk of ours elsewhere; what cannot be looked at is told as an event."""
@@ -467,7 +489,7 @@ class Host:
         Raises:
             UnknownCache, CacheMissing, UnknownLayout, LayoutDisagrees: of the named cache.
         """
-        return make_plan(self.config, self._judged(cache), self._known(instances), now=now)
+        return observation.make_plan(self.config, self._judged(cache), self._known(instances), now=now)
 
     def plan_reclaim(
         self, need: int, path: Path | str, *, instances: Sequence[InstanceRecord] | None = None, now: datetime | None = None
@@ -480,8 +502,8 @@ class Host:
         Raises:
             CacheMissing, CacheNotWritable: the path cannot be looked at.
         """
-        goal = Goal(path=Path(path), missing=need - free_now(Path(path)))
-        return make_reclaim_plan(self.config, self._known(instances), goal, now=now)
+        goal = reclaim.Goal(path=Path(path), missing=need - reclaim.free_now(Path(path)))
+        return reclaim.make_reclaim_plan(self.config, self._known(instances), goal, now=now)
 
     def plan_free(self, amount: int, path: Path | str, *, cache: str | None = None, now: datetime | None = None) -> Plan:
         """As `plan_reclaim`, so that ``amount`` bytes come free more than are free now on the file system of a path.
@@ -492,9 +514,9 @@ class Host:
         Raises:
             CacheMissing, CacheNotWritable: the path cannot be looked at. UnknownCache
         """
-        goal = Goal(path=Path(path), missing=amount, slack=0)
+        goal = reclaim.Goal(path=Path(path), missing=amount, slack=0)
         names = None if cache is None else self._judged(cache)
-        return make_reclaim_plan(self.config, self._known(None), goal, names=names, now=now)
+        return reclaim.make_reclaim_plan(self.config, self._known(None), goal, names=names, now=now)
 
     def check_judged(self, plan: Plan) -> None:
         """Make sure that a plan judges one cache at least; what is the matter with one is in its problems.
@@ -511,7 +533,7 @@ class Host:
         Raises:
             PlanApplied: a plan is applied once.
         """
-        return apply(self.config, plan, self.observer)
+        return removal.apply(self.config, plan, self.observer)
 
     def explain(
         self, text: str, *, now: datetime | None = None, instances: Sequence[InstanceRecord] | None = None
@@ -535,11 +557,11 @@ class Host:
         if len(plan.verdicts) > 1 and not is_ref(text):
             names = ", ".join(os.fspath(verdict.path) for verdict in plan.verdicts[:5])
             raise NotCached(f"{text!r} means {len(plan.verdicts)} files: {names}", hint="name one of them by its path")
-        return asked_for(plan)
+        return observation.asked_for(plan)
 
     def _plan_for(self, text: str, *, now: datetime | None = None, instances: Sequence[InstanceRecord] | None = None) -> Plan:
         names = self._judged(None)
-        plan = make_plan(self.config, names, self._known(instances), now=now)
+        plan = observation.make_plan(self.config, names, self._known(instances), now=now)
         self.check_judged(plan)
         meant = lookup.verdicts_meant([self.config.caches[name] for name in names], plan.verdicts, text)
         return replace(plan, verdicts=meant, whole=False)
@@ -614,7 +636,7 @@ class Host:
         """
         for store in self.stores():
             store.prepare()
-            accept_roots(self.config, store)
+            removal.accept_roots(self.config, store)
 
     def precache(self, refs: Sequence[str | ImageRef], *, cache: str | None = None, jobs: int | None = None) -> list[Precached]:
         """Make images present before they are needed, several at once; one that fails does not keep the others.
@@ -623,7 +645,7 @@ class Host:
             jobs: how many at once; None for the configuration's ``precache_concurrency``.
         """
         jobs = jobs or self.config.precache_concurrency
-        return precache(refs, lambda ref: self.fetch(ref, cache=cache), jobs=jobs)
+        return precaching.precache(refs, lambda ref: self.fetch(ref, cache=cache), jobs=jobs)
 
     def refresh(
         self, refs: Sequence[str | ImageRef] | None = None, *, cache: str | None = None, keep: int | None = None
@@ -678,7 +700,7 @@ class Host:
         return following.refresh(followed, lambda holding: self._brought(partial(ensure, holding=holding), cache.store, ref))
 
     def _following(self, ref: ImageRef, cache: Cache, keep: int | None) -> Following:
-        return Following(
+        return following.Following(
             host=self.config.host,
             ref=ref,
             store=cache.store,
@@ -697,10 +719,10 @@ class Host:
 
     def _known(self, instances: Sequence[InstanceRecord] | None) -> Known:
         if instances is not None:
-            return Known(instances)
+            return observation.Known(instances)
         config = self.config
         inventory = registry.open_inventory(config.inventory, host=config.host, hosts=config.hosts or (config.host,))
-        return known_instances(inventory, config)
+        return observation.known_instances(inventory, config)
 
     # -------------------------------------------------------------------------------------------------------------- the parts
 

@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from underlay import diskinfo, filedisk, locks
+from underlay import diskinfo, filedisk, later, locks
 from underlay.config import Config
 from underlay.contracts import DiskBackend
 from underlay.errors import CacheMissing, DiskExists, DiskInUse, DiskNotFound, InvalidName, NotCached, UnderlayError
@@ -22,7 +23,11 @@ from underlay.files import keeps_attributes, make_directory, sync_directory, tra
 from underlay.model import BaseImage, DiskSpec, InstanceDisk, Problem
 from underlay.naming import is_image_name, plain_name
 from underlay.store import Store, images, roots
-from underlay.usage import openfiles
+
+if TYPE_CHECKING:
+    from underlay.usage import openfiles
+else:
+    openfiles = later.module("underlay.usage.openfiles")  # who makes a disk need not know whether it is open
 
 _DISK_FILE = re.compile(r"disk(\..+)?", re.ASCII)
 _NOT_DISKS = frozenset({diskinfo.NAME, f"{diskinfo.NAME}.tmp"})
@@ -160,8 +165,10 @@ def _note(path: Path, disk_format: str) -> bool:
     try:
         if is_new:
             make_directory(directory, _DIRECTORY_MODE)  # crash: an empty directory, which the next attempt uses
-            sync_directory(directory.parent)
         diskinfo.record(path, disk_format)  # crash: a record of a disk that never came, which says nothing wrong
+        if is_new:
+            # Last, because where a journal has it with the record already there is nothing left to write. The disk comes after.
+            sync_directory(directory.parent)
     except BaseException:
         with suppress(OSError, UnderlayError):
             diskinfo.forget(path)

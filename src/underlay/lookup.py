@@ -6,13 +6,16 @@ A name may be shortened to six characters of its beginning, or in its middle as 
 import os
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from underlay.errors import NotCached
 from underlay.model import BaseImage, ImageRef, Lease
 from underlay.naming import CacheKind, candidate_names, is_image_name, kind_of_name
-from underlay.plan import Verdict
 from underlay.refs import is_ref, parse_ref
 from underlay.store import Store, images
+
+if TYPE_CHECKING:
+    from underlay.plan import Verdict
 
 _SHORTENED = re.compile(r"([0-9a-z][0-9a-z-]{5,})([._].*)?", re.ASCII)
 """Six characters or more of a name's beginning, and its suffix if that is given."""
@@ -53,7 +56,7 @@ def find_only(stores: Sequence[Store], text: str) -> BaseImage | None:
     return found[0]
 
 
-def verdicts_meant(stores: Sequence[Store], verdicts: Sequence[Verdict], text: str) -> list[Verdict]:
+def verdicts_meant(stores: Sequence[Store], verdicts: "Sequence[Verdict]", text: str) -> "list[Verdict]":
     """The verdicts on the files that a text means: leftovers too, and files that no inspection would pass.
 
     Args:

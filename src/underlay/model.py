@@ -18,6 +18,9 @@ from underlay.errors import InvalidDigest
 LAYOUT = 1
 """Number of the on-disk layout that this version reads and writes (docs/design)."""
 
+DEFAULT_VIRTUAL_SIZE_LIMIT = 10 << 40
+"""Bytes that an image may show a guest where nothing else is configured: 10 TiB."""
+
 DIGEST_LENGTHS: Mapping[str, int] = MappingProxyType(
     {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}
 )

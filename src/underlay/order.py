@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from underlay import later
 from underlay.contracts import ImageSource
-from underlay.formats.compressed import compression_of
 from underlay.model import Digest, Form, ImageFacts, ImageVersion, Reason
 from underlay.policy.form import EXEMPT_FORMATS, Want, choose_form
 from underlay.policy.retry import NO_RETRIES, Retries
 from underlay.store import Store
+
+if TYPE_CHECKING:
+    from underlay.formats import compressed
+else:
+    compressed = later.module("underlay.formats.compressed")  # which only what arrives needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +81,7 @@ class Order:
 
     def undoes_beginning(self, beginning: bytes) -> bool:
         """Whether bytes as served that begin so are decompressed."""
-        compression = compression_of(beginning)
+        compression = compressed.compression_of(beginning)
         return compression is not None and self.undoes(compression)
 
     @property

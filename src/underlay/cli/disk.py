@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from rich.text import Text
 
 from underlay import render
 from underlay.cli.options import cache_option, closed_option, disk_name_option, disk_path_option, json_option, wide_option
@@ -123,7 +122,7 @@ def remove(
     if as_json:
         answer({"removed": render.disk_json(removed)})
     else:
-        show(Text(f"removed {removed.path}"))
+        show(f"removed {removed.path}")
 
 
 @disk.command()
@@ -141,7 +140,7 @@ def forget(session: Session, path: Path, as_json: bool) -> None:  # noqa: FBT001
     if as_json:
         answer({"forgotten": str(path)})
     else:
-        show(Text(f"forgot {path}"))
+        show(f"forgot {path}")
 
 
 def _answer(found: InstanceDisk, *, as_json: bool) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-from rich.text import Text
 
 from underlay import render
 from underlay.cli.options import json_option
@@ -49,7 +48,7 @@ def retire(session: Session, host: str, as_json: bool) -> None:  # noqa: FBT001
     if as_json:
         answer({"retired": host})
     else:
-        show(Text(f"{printable(host)} is forgotten"))
+        show(f"{printable(host)} is forgotten")
 
 
 def _hosts(host: Host, store: Store) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -46,13 +46,21 @@ def answer(payload: Mapping[str, Any]) -> None:
 def show(*things: Any, wide: bool = False) -> None:
     """Print a command's answer for people. Wide: lines as long as they are, whatever the terminal.
 
-    A sentence is always one line, which the terminal wraps: who copies a path from it gets the path.
+    A sentence is always one line, which the terminal wraps: who copies a path from it gets the path. One that is plain text is
+    written as it is, and then rich is not needed.
     """
+    with writing():
+        if all(isinstance(thing, str) for thing in things):
+            sys.stdout.writelines(f"{sentence}\n" for sentence in things)
+        else:
+            _draw(things, wide=wide)
+
+
+def _draw(things: Sequence[Any], *, wide: bool) -> None:
     from rich.text import Text
 
     from underlay import render
 
     target = render.console(sys.stdout, wide=wide)
-    with writing():
-        for thing in things:
-            target.print(thing, soft_wrap=isinstance(thing, Text))
+    for thing in things:
+        target.print(thing, soft_wrap=isinstance(thing, str | Text))

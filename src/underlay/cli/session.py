@@ -49,7 +49,7 @@ class Reporter:
     threshold: Level
     as_json: bool
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _display: render.Display | None = None
+    _display: "render.Display | None" = None
 
     def event(self, event: Event) -> None:
         """Write the event's line, if it matters enough."""
@@ -68,7 +68,7 @@ class Reporter:
                 self._display = self._choose_display()
             self._display.show(progress)
 
-    def _choose_display(self) -> render.Display:
+    def _choose_display(self) -> "render.Display":
         if self.as_json:
             return render.LineProgress(sys.stderr, render.progress_event)
         if sys.stderr.isatty():

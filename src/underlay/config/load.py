@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,7 +56,7 @@ class Config:
     retries: Retries = NO_RETRIES
     keyrings: tuple[Path, ...] = ()
     require_signature: bool = True
-    host: str = field(default_factory=socket.gethostname)
+    host: str = field(default_factory=lambda: os.uname().nodename)
     hosts: tuple[str, ...] = ()
     inventory: str = "none"
     extra_roots: tuple[Path, ...] = ()
@@ -169,7 +168,7 @@ def _config(document: Document, origin: Path | None) -> Config:
         require_signature=document.checksums.require_signature,
         instances=instances,
         use_cow_images=document.disks.use_cow_images,
-        host=values.name(document.host or socket.gethostname(), "host", what="a host"),
+        host=values.name(document.host or os.uname().nodename, "host", what="a host"),
         hosts=tuple(values.name(host, "instances.hosts", what="a host") for host in document.instances.hosts),
         inventory=_inventory(document.instances.inventory),
         extra_roots=tuple(values.absolute(path, "instances.extra_roots") for path in document.instances.extra_roots),

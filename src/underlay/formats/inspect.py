@@ -20,13 +20,10 @@ from typing import TYPE_CHECKING
 
 from underlay.errors import FormatMismatch, UnsafeImage, VirtualSizeRefused
 from underlay.formats import qcow2, vdi, vhd, vhdx, vmdk
-from underlay.model import ImageFacts
+from underlay.model import DEFAULT_VIRTUAL_SIZE_LIMIT, ImageFacts
 
 if TYPE_CHECKING:
     from oslo_utils.imageutils.format_inspector import FileInspector
-
-DEFAULT_VIRTUAL_SIZE_LIMIT = 10 << 40
-"""Bytes: 10 TiB."""
 
 BEGINNING_BYTES = 64 << 10
 """What tells a format and, except of a VHDX, its rules. Every reader that wants a beginning is content with this much."""

@@ -1,46 +1,58 @@
 """What people and programs see: tables, trees and JSON of all that commands answer; events and progress.
 
-Everything printable is made here; only the command line prints it.
+Everything printable is made here; only the command line prints it. The names are imported on first use, because what is drawn
+by rich costs more to import than to draw.
 """
 
-from underlay.render.following import refreshed_json, refreshed_table
-from underlay.render.progress import (
-    Display,
-    LineProgress,
-    TerminalProgress,
-    event_json,
-    event_line,
-    progress_event,
-    progress_line,
-)
-from underlay.render.tables import ago, console, json_text, short_name, utc_now
-from underlay.render.things import (
-    disk_json,
-    disk_line,
-    disk_table,
-    finding_json,
-    findings_table,
-    image_json,
-    image_table,
-    image_tree,
-    lease_json,
-    lease_table,
-    problem_json,
-    problem_text,
-    released_text,
-)
-from underlay.render.usage import (
-    explanation_json,
-    explanation_tree,
-    footprint_table,
-    hosts_table,
-    image_footprint_table,
-    plan_json,
-    plan_tables,
-    precached_json,
-    precached_table,
-    verdict_json,
-)
+from typing import TYPE_CHECKING
+
+from underlay import later
+
+if TYPE_CHECKING:
+    from underlay.render.answers import (
+        disk_json,
+        finding_json,
+        image_json,
+        json_text,
+        lease_json,
+        problem_json,
+    )
+    from underlay.render.following import refreshed_json, refreshed_table
+    from underlay.render.lines import (
+        Display,
+        LineProgress,
+        ago,
+        disk_line,
+        event_json,
+        event_line,
+        progress_event,
+        progress_line,
+        released_text,
+        short_name,
+        utc_now,
+    )
+    from underlay.render.progress import TerminalProgress
+    from underlay.render.tables import console
+    from underlay.render.things import (
+        disk_table,
+        findings_table,
+        image_table,
+        image_tree,
+        lease_table,
+        problem_text,
+    )
+    from underlay.render.usage import (
+        explanation_json,
+        explanation_tree,
+        footprint_table,
+        hosts_table,
+        image_footprint_table,
+        plan_json,
+        plan_tables,
+        precached_json,
+        precached_table,
+        verdict_json,
+    )
 
 __all__ = [
     "Display",
@@ -81,3 +93,56 @@ __all__ = [
     "utc_now",
     "verdict_json",
 ]
+
+__getattr__, __dir__ = later.exports(
+    __name__,
+    {
+        "underlay.render.answers": (
+            "disk_json",
+            "finding_json",
+            "image_json",
+            "json_text",
+            "lease_json",
+            "problem_json",
+        ),
+        "underlay.render.following": (
+            "refreshed_json",
+            "refreshed_table",
+        ),
+        "underlay.render.lines": (
+            "Display",
+            "LineProgress",
+            "ago",
+            "disk_line",
+            "event_json",
+            "event_line",
+            "progress_event",
+            "progress_line",
+            "released_text",
+            "short_name",
+            "utc_now",
+        ),
+        "underlay.render.progress": ("TerminalProgress",),
+        "underlay.render.tables": ("console",),
+        "underlay.render.things": (
+            "disk_table",
+            "findings_table",
+            "image_table",
+            "image_tree",
+            "lease_table",
+            "problem_text",
+        ),
+        "underlay.render.usage": (
+            "explanation_json",
+            "explanation_tree",
+            "footprint_table",
+            "hosts_table",
+            "image_footprint_table",
+            "plan_json",
+            "plan_tables",
+            "precached_json",
+            "precached_table",
+            "verdict_json",
+        ),
+    },
+)

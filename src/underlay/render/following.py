@@ -9,7 +9,8 @@ from rich.text import Text
 from underlay.following import Refreshed
 from underlay.naming import printable
 from underlay.policy.follow import HoldVerdict
-from underlay.render.tables import Fitted, short_name, table
+from underlay.render.lines import short_name
+from underlay.render.tables import Fitted, table
 
 _STYLES: Mapping[str, str] = {
     "moved": "green",

@@ -1,21 +1,15 @@
-"""How answers look: a console, tables without lines, cells that fit, and text that breaks neither a table nor a JSON reader."""
+"""How answers look: a console, tables without lines, cells that fit."""
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import IO, Any
+from typing import IO
 
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from underlay.units import format_duration
-
 _PLAIN_WIDTH = 10_000  # columns where nothing is folded or shortened: in a file, in a pipe, or as asked for
-_LONG_NAME = re.compile(r"([0-9a-f]{12})[0-9a-f]{28}(.*)|([0-9a-f]{8}-[0-9a-f]{3})[0-9a-f-]{24}(.*)")
 _LEAST = 12  # columns of a shortened cell
 
 
@@ -29,44 +23,6 @@ def console(stream: IO[str], *, wide: bool = False) -> Console:
     """A console on a stream: as wide as the terminal, or as any line. Brackets in a name or a ref are no markup."""
     width = None if stream.isatty() and not wide else _PLAIN_WIDTH
     return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
-
-
-def json_text(payload: Mapping[str, Any]) -> str:
-    """One JSON object on one line. Bytes of a name that are not UTF-8 are escaped as ``\\xff``: JSON has no place for them."""
-    text = json.dumps(payload, ensure_ascii=False)
-    return json.dumps(payload) if _is_sound(text) else json.dumps(_sound(payload))
-
-
-def _is_sound(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _sound(value: Any) -> Any:
-    if isinstance(value, str):
-        return value if _is_sound(value) else value.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    if isinstance(value, Mapping):
-        return {_sound(key): _sound(one) for key, one in value.items()}
-    return [_sound(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def short_name(name: str) -> str:
-    """Enough of a name to tell it by, and to find it by: its beginning and what follows its digits."""
-    match = _LONG_NAME.fullmatch(name)
-    return "".join(part for part in match.groups() if part) if match else name
-
-
-def ago(moment: datetime, *, now: datetime) -> str:
-    """How long ago something was."""
-    return format_duration(max(0.0, (now - moment).total_seconds())) + " ago"
-
-
-def utc_now() -> datetime:
-    """Now, for ages and log lines."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)

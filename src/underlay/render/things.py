@@ -1,96 +1,25 @@
-"""Images, disks, leases, findings and problems, for people and for programs."""
+"""Images, disks, leases, findings and problems for people: tables and trees."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from underlay.check import Finding
 from underlay.model import BaseImage, InstanceDisk, Lease, Level, Problem
 from underlay.naming import printable
-from underlay.render.tables import Fitted, ago, facts_table, short_name, table
+from underlay.render.lines import ago, short_name
+from underlay.render.tables import Fitted, facts_table, table
 from underlay.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from underlay.check import Finding
 
 _LEVELS = tuple(Level)
 _STYLES: Mapping[Level, str] = {Level.INFO: "green", Level.WARNING: "yellow", Level.PROBLEM: "red", Level.DEBUG: "dim"}
-
-
-# --------------------------------------------------------------------------------------------------------------------- JSON
-
-
-def image_json(image: BaseImage, disks: Sequence[InstanceDisk], leases: Sequence[Lease] = ()) -> dict[str, Any]:
-    """An image for programs; ``disks`` are those that are made from it, ``leases`` those that keep it, pins among them."""
-    record = image.record
-    return {
-        "name": image.name,
-        "path": str(image.path),
-        "cache": str(image.cache),
-        "recorded": record is not None,
-        "ref": record.ref if record else None,
-        "version_id": record.version_id if record else None,
-        "format": image.format,
-        "size": image.size,
-        "virtual_size": image.virtual_size,
-        "min_disk": record.min_disk if record else 0,
-        "allocated": image.allocated,
-        "digests": list(record.digests) if record else [],
-        "stored_digest": record.stored if record else None,
-        "fetched_at": record.fetched_at.isoformat() if record else None,
-        "last_used": image.last_used.isoformat(timespec="seconds"),
-        "disks": [str(disk.path) for disk in disks],
-        "leases": [lease_json(lease, image.cache) for lease in leases],
-    }
-
-
-def disk_json(disk: InstanceDisk) -> dict[str, Any]:
-    """A disk for programs."""
-    return {
-        "instance": disk.instance,
-        "name": disk.name,
-        "path": str(disk.path),
-        "backend": disk.backend,
-        "format": disk.format,
-        "size": disk.size,
-        "allocated": disk.allocated,
-        "base": disk.base,
-        "base_path": str(disk.base_path) if disk.base_path else None,
-    }
-
-
-def lease_json(lease: Lease, cache: Path) -> dict[str, Any]:
-    """A lease or a pin for programs; a pin expires never."""
-    return {
-        "id": lease.id,
-        "cache": str(cache),
-        "holder": lease.holder,
-        "names": list(lease.names),
-        "refs": list(lease.refs),
-        "made_at": lease.made_at.isoformat(timespec="seconds"),
-        "expires": lease.expires.isoformat(timespec="seconds") if lease.expires else None,
-    }
-
-
-def problem_json(problem: Problem) -> dict[str, Any]:
-    """A problem for programs."""
-    return {"code": problem.code, "path": str(problem.path), "detail": problem.detail}
-
-
-def finding_json(finding: Finding) -> dict[str, Any]:
-    """A finding for programs."""
-    return {
-        "code": finding.code,
-        "level": finding.level.value,
-        "path": str(finding.path),
-        "detail": finding.detail,
-        "hint": finding.hint,
-    }
-
-
-# ------------------------------------------------------------------------------------------------------------------- tables
 
 
 def image_table(images: Sequence[BaseImage], users: Mapping[str, int], *, now: datetime, wide: bool) -> RenderableType:
@@ -151,12 +80,6 @@ def lease_table(leases: Sequence[tuple[Path, Lease]], *, now: datetime, wide: bo
     return made
 
 
-def released_text(leases: Sequence[tuple[Path, Lease]]) -> Text:
-    """What was let go of, in a sentence."""
-    told = "; ".join(f"{lease.id} of {lease.holder}: {', '.join(lease.names)}" for _, lease in leases)
-    return Text(printable(f"released {told}"))
-
-
 def _ends(lease: Lease, *, now: datetime) -> Text:
     if lease.expires is None:
         return Text("never: a pin")
@@ -201,15 +124,7 @@ def disk_table(disks: Sequence[InstanceDisk], *, wide: bool) -> RenderableType:
     return made
 
 
-def disk_line(disk: InstanceDisk) -> Text:
-    """One disk in a sentence."""
-    size = "an unknown size" if disk.size is None else format_size(disk.size)
-    base = f" made from {disk.base}" if disk.base else ""
-    text = f"{disk.path} ({disk.format or 'unrecorded'}, {size}, {format_size(disk.allocated)} on disk){base}"
-    return Text(printable(text))
-
-
-def findings_table(findings: Sequence[Finding]) -> RenderableType:
+def findings_table(findings: "Sequence[Finding]") -> RenderableType:
     """Findings, the weightiest last, where the eye is when the command ends."""
     made = table("LEVEL", "CODE", "WHAT", flexible=("WHAT",))
     for finding in sorted(findings, key=lambda finding: _LEVELS.index(finding.level)):

@@ -14,8 +14,10 @@ from underlay.model import Problem
 from underlay.naming import printable
 from underlay.plan import Plan, Report, Verdict
 from underlay.precache import Precached
-from underlay.render.tables import Fitted, ago, facts_table, short_name, table
-from underlay.render.things import problem_json, problem_text
+from underlay.render.answers import problem_json
+from underlay.render.lines import ago, short_name
+from underlay.render.tables import Fitted, facts_table, table
+from underlay.render.things import problem_text
 from underlay.units import format_duration, format_size
 
 _NANOSECONDS = 1_000_000_000

@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from underlay import locks, qemuimg
+from underlay import later, locks
 from underlay.attributes import decode_image_record, encode_record
 from underlay.errors import FormatMismatch, ImageConflict, LockLost, NotAnImage, NotCached, UnderlayError, UnsafeImage
 from underlay.files import (
@@ -27,13 +28,21 @@ from underlay.files import (
     translated,
     write_attribute,
 )
-from underlay.formats import qcow2, vmdk
-from underlay.formats.inspect import Inspector, check_virtual_size
+from underlay.formats import qcow2
 from underlay.model import BaseImage, Digest, ImageFacts, ImageRecord, Problem
 from underlay.naming import CacheKind, is_image_name, named_format
 from underlay.store import locking
 from underlay.store.layout import Store
 from underlay.stream import BUFFER_BYTES, served_digest, stored_digest
+
+if TYPE_CHECKING:
+    from underlay import qemuimg
+    from underlay.formats import inspect, vmdk
+    from underlay.formats.inspect import Inspector
+else:  # an image that is recorded needs no inspection
+    qemuimg = later.module("underlay.qemuimg")
+    inspect = later.module("underlay.formats.inspect")
+    vmdk = later.module("underlay.formats.vmdk")
 
 IMAGE_MODE = 0o644
 _MARKER_MODE = 0o664
@@ -396,7 +405,7 @@ def _is_as_served(store: Store, name: str) -> bool:
 def _inspect(store: Store, name: str, fd: int, size: int) -> ImageFacts:
     if not store.validation:
         return ImageFacts(format="raw", label="raw", virtual_size=size)
-    inspector = Inspector(what=f"the image {name}", virtual_size_limit=store.virtual_size_limit)
+    inspector = inspect.Inspector(what=f"the image {name}", virtual_size_limit=store.virtual_size_limit)
     facts = _inspect_beginning(inspector, fd)
     claimed = named_format(name, kind=store.kind)
     if claimed not in (None, facts.format):
@@ -431,11 +440,11 @@ def prove_whole(store: Store, path: Path, fd: int, facts: ImageFacts, *, what: s
         found = qemuimg.refuse_references(path, format=facts.format, what=what)
         facts = replace(facts, virtual_size=found.virtual_size)
     assert facts.virtual_size is not None
-    check_virtual_size(what, facts.virtual_size, limit=store.virtual_size_limit)
+    inspect.check_virtual_size(what, facts.virtual_size, limit=store.virtual_size_limit)
     return facts
 
 
-def _inspect_beginning(inspector: Inspector, fd: int) -> ImageFacts:
+def _inspect_beginning(inspector: "Inspector", fd: int) -> ImageFacts:
     buffer = memoryview(bytearray(BUFFER_BYTES))
     position = 0
     while inspector.early is None and (length := os.preadv(fd, [buffer], position)):

@@ -10,8 +10,7 @@ import msgspec
 from underlay import locks
 from underlay.errors import CacheMissing, LayoutDisagrees, UnknownLayout
 from underlay.files import keep_directory, sync_directory, translated, write_durably
-from underlay.formats.inspect import DEFAULT_VIRTUAL_SIZE_LIMIT
-from underlay.model import LAYOUT
+from underlay.model import DEFAULT_VIRTUAL_SIZE_LIMIT, LAYOUT
 from underlay.naming import CacheKind, CachePaths
 from underlay.store import ballast
 

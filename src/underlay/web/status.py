@@ -3,10 +3,8 @@
 What the library says may hold a whole URL, and that a password or a signature.
 """
 
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import IncompleteRead
 from typing import TYPE_CHECKING
 
 from underlay.errors import (
@@ -82,6 +80,9 @@ def translated(what: str, host: str, web: "Web") -> Iterator[None]:
 
 
 def _meaning(what: str, host: str, error: "HTTPError", web: "Web") -> UnderlayError:
+    import ssl
+    from http.client import IncompleteRead
+
     from urllib3.exceptions import LocationParseError, SSLError
 
     causes = (error.__cause__, error.__context__, *error.args)
@@ -103,6 +104,8 @@ def _meaning(what: str, host: str, error: "HTTPError", web: "Web") -> UnderlayEr
 
 def _unusable(web: "Web") -> ConfigError | None:
     """What is wrong with a configured file, if that is why nothing works."""
+    import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if web.ca_file is not None:

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bench import rows
+from bench import disks, rows
 from bench.measure import Row, machine, measure, table
 from bench.transfers import transfers
 from bench.tree import build
@@ -63,7 +63,8 @@ def _groups(directory: Path, url: str, small: Path, size: int) -> dict[str, Call
     return {
         "miss": lambda: [rows.miss(directory, f"{url}/image.img")],
         "decompress": lambda: rows.decompress(directory, size),
-        "hit": lambda: [rows.hit(directory, small)],
+        "hit": lambda: disks.overlays(directory, small),
+        "flat": lambda: disks.flat(directory),
         "start-up": lambda: rows.start_up(directory, small),
         "lock": lambda: [rows.lock(directory)],
         "prune, 10": lambda: rows.prune_linear(directory),

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from nova_environment import Nova
 
 _LOCK_CYCLES = 2000
-_DISKS = 10
 _DELIVERIES = 20
 _MASTERS = 100_000
 # What `find` is asked to tell, by our own listing: of every master that nobody has, its name, its size and its last use.
@@ -129,29 +128,6 @@ def _write_files(image: Path, size: int) -> None:
                 break
             file.write(path.read_bytes())
         file.truncate(size)
-
-
-def hit(directory: Path, image: Path) -> Row:
-    """An overlay on a base that is there, in a process that runs, against the qemu-img process alone."""
-    host = Host.open(configuration(directory, "hit"))
-    base = host.ensure(f"file://{image}")
-    overlays = directory / "overlays"
-    overlays.mkdir()
-
-    def ours(number: int) -> object:
-        return host.create_disk(f"vm-{number}", base, size="20GiB")
-
-    def peer(number: int) -> None:
-        overlay = overlays / f"{number}.qcow2"
-        command("qemu-img", "create", "-q", "-f", "qcow2", "-b", base.path, "-F", "raw", overlay, "20G")
-
-    return Row(
-        name="hit, qcow2 overlay",
-        ours=Contender(name="Host.create_disk (durable)", run=ours, repeat=_DISKS),
-        peer=Contender(name="qemu-img create", run=peer, repeat=_DISKS),
-        goal=0.08,
-        source="our own overlay writer is to come",
-    )
 
 
 def start_up(directory: Path, image: Path) -> Sequence[Row]:

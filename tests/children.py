@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import machine
+
 PATIENCE = 30.0  # seconds; only a broken test waits for so long
 NOBODY = 65534
 
 _TESTS = Path(__file__).parent
-_WANTED_LATER = ("encodings.ascii", "underlay.host", "underlay.disks.flat", "underlay.disks.qcow2", "underlay.sources.file")
 
 
 @dataclass(slots=True)
@@ -136,8 +137,7 @@ def _main(task_json: str) -> None:
     if task["umask"] is not None:
         os.umask(task["umask"])
     if task["user"] is not None:
-        for module in _WANTED_LATER:
-            importlib.import_module(module)
+        machine.import_everything()
         os.setgroups(task["groups"])
         os.setresgid(task["user"], task["user"], task["user"])
         os.setresuid(task["user"], task["user"], task["user"])

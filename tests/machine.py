@@ -157,13 +157,18 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n")
 
 
-def become(user: int, arguments: Sequence[str]) -> None:
-    """In a child: import all that there is, then run the command as another user without further groups."""
+def import_everything() -> None:
+    """Import all that there is: another user may not be allowed to read the checkout or the Python."""
     for module in pkgutil.walk_packages(underlay.__path__, "underlay."):
         if module.name != "underlay.__main__":
             importlib.import_module(module.name)
     for name in _IMPORTED_LATER:
         importlib.import_module(name)
+
+
+def become(user: int, arguments: Sequence[str]) -> None:
+    """In a child: run the command as another user without further groups."""
+    import_everything()
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)

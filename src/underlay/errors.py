@@ -80,7 +80,7 @@ class InvalidDigest(BadInput):
 
 
 class InvalidSize(BadInput):
-    """A size or duration without its unit, negative, or not a number."""
+    """A size or duration without its unit, negative, not a number, or more than a disk of its kind can have."""
 
     code, exit_code = "invalid-size", 13
 

@@ -1,4 +1,4 @@
-"""Images, disks, leases, findings and problems for programs: one JSON object, whose forms docs/reference/json fixes."""
+"""Images, disks, leases, findings and problems for programs: one JSON object, whose forms docs/reference/json.md fixes."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -61,7 +61,7 @@ def test_a_master_is_the_old_one_or_the_new_one_after_a_kill_at_each(tmp_path: P
     assert _kill_at_each(Scene(tmp_path / "scene", workers, kind="masters", old=True), call) > 0
 
 
-@pytest.mark.parametrize("call", [*EVERYWHERE, "mkdir", "pwrite64", "fdatasync"])
+@pytest.mark.parametrize("call", [*EVERYWHERE, "mkdir", "pwrite64", "ftruncate"])
 def test_an_overlay_survives_a_kill_at_each(tmp_path: Path, workers: Jobs, call: str) -> None:
     assert _kill_at_each(Scene(tmp_path / "scene", workers, backend="qcow2"), call) > 0
 

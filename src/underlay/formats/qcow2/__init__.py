@@ -1,8 +1,9 @@
 """qcow2: what an image says of itself, and how much of the guest's disk it holds.
 
 Numbers and names follow QEMU's docs/interop/qcow2.txt. Everything here distrusts its input: each offset, length and count is
-checked against the file before it is used. `header` reads the header and has the rules about it, `tables` reads what it points
-to, and `write` makes new overlays.
+checked against the file before it is used. `header` reads the header and has the rules about it, `tables` proves what it points
+to, `write` makes new overlays, and `convert` makes the raw form (with `entries`, `pieces`, `hostclusters` and `inflate`); it is
+imported by who converts only.
 """
 
 from underlay.formats.qcow2.header import (
@@ -10,6 +11,7 @@ from underlay.formats.qcow2.header import (
     INCOMPATIBLE_COMPRESSION,
     INCOMPATIBLE_CORRUPT,
     INCOMPATIBLE_DATA_FILE,
+    INCOMPATIBLE_DIRTY,
     INCOMPATIBLE_EXTENDED_L2,
     MAGIC,
     MAX_BACKING_NAME,
@@ -27,6 +29,7 @@ __all__ = [
     "INCOMPATIBLE_COMPRESSION",
     "INCOMPATIBLE_CORRUPT",
     "INCOMPATIBLE_DATA_FILE",
+    "INCOMPATIBLE_DIRTY",
     "INCOMPATIBLE_EXTENDED_L2",
     "MAGIC",
     "MAX_BACKING_NAME",

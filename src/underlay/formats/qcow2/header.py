@@ -18,6 +18,7 @@ _COMPRESSION_OFFSET = _HEADER_V2.size + _HEADER_V3.size  # one byte, in headers 
 _EXTENSION = struct.Struct(">II")
 _EXTENSION_END, _EXTENSION_DATA_FILE, _EXTENSION_ENCRYPTION = 0x00000000, 0x44415441, 0x0537BE77
 
+INCOMPATIBLE_DIRTY = 1 << 0
 INCOMPATIBLE_CORRUPT = 1 << 1
 INCOMPATIBLE_DATA_FILE = 1 << 2
 INCOMPATIBLE_COMPRESSION = 1 << 3
@@ -27,8 +28,9 @@ _KNOWN_INCOMPATIBLE = 0b11111
 _MAX_L1_BYTES = 32 << 20  # QCOW_MAX_L1_SIZE
 _MAX_REFCOUNT_TABLE_BYTES = 8 << 20  # QCOW_MAX_REFTABLE_SIZE
 _MAX_REFCOUNT_ORDER = 6
+_REFCOUNT_ORDER_V2 = 4  # 16 bits
 _MAX_SNAPSHOTS = 65536  # QCOW_MAX_SNAPSHOTS
-_ZLIB, _ZSTD = 0, 1
+ZLIB, ZSTD = 0, 1
 _LEAST_EXTENDED_BITS = 14
 MAX_BACKING_NAME = 1023
 HEADER_BYTES = 64 << 10
@@ -43,6 +45,7 @@ class Header:
         size: the guest's bytes. cluster_bits: log2 of the cluster size. l1_entries: 8-byte entries of the L1 table.
         refcount_clusters: of the refcount table. snapshots: how many internal ones there are.
         crypt_method: 0 none, 1 AES, 2 LUKS. incompatible: feature bits; 0 in version 2. compression: 0 zlib, 1 zstd.
+        refcount_order: log2 of the bits of a refcount.
         extensions: type and length of each header extension, in order.
     """
 
@@ -59,6 +62,7 @@ class Header:
     snapshots: int
     snapshots_offset: int
     incompatible: int
+    refcount_order: int
     compression: int
     extensions: tuple[tuple[int, int], ...]
 
@@ -71,6 +75,16 @@ class Header:
     def cluster_bytes(self) -> int:
         """Size of a cluster."""
         return 1 << self.cluster_bits
+
+    @property
+    def disk_bytes(self) -> int:
+        """What a guest sees: whole sectors."""
+        return self.size // 512 * 512
+
+    @property
+    def subcluster_bytes(self) -> int:
+        """Size of each of the 32 parts of a cluster that extended L2 entries tell apart."""
+        return self.cluster_bytes // 32
 
     @property
     def l2_coverage(self) -> int:
@@ -101,9 +115,9 @@ def parse_header(beginning: bytes, *, what: str = "the qcow2 image") -> Header:
         why = f"its cluster size of 2^{cluster_bits} bytes is outside 512 bytes to 2 MiB"
         raise UnsafeImage(what, rule="qcow2-header", why=why)
     first_cluster = beginning[: 1 << cluster_bits]
-    incompatible, header_length, compression = 0, _HEADER_V2.size, _ZLIB
+    incompatible, refcount_order, header_length, compression = 0, _REFCOUNT_ORDER_V2, _HEADER_V2.size, ZLIB
     if version == 3:
-        incompatible, header_length, compression = _version_3(first_cluster, what)
+        incompatible, refcount_order, header_length, compression = _version_3(first_cluster, what)
     return Header(
         version=version,
         backing_offset=backing_offset,
@@ -118,13 +132,14 @@ def parse_header(beginning: bytes, *, what: str = "the qcow2 image") -> Header:
         snapshots=snapshots,
         snapshots_offset=snapshots_offset,
         incompatible=incompatible,
+        refcount_order=refcount_order,
         compression=compression,
         extensions=tuple(_extensions(first_cluster, header_length, end=backing_offset or len(first_cluster), what=what)),
     )
 
 
-def _version_3(first_cluster: bytes, what: str) -> tuple[int, int, int]:
-    """Incompatible features, header length and compression type."""
+def _version_3(first_cluster: bytes, what: str) -> tuple[int, int, int, int]:
+    """Incompatible features, refcount order, header length and compression type."""
     if len(first_cluster) < _COMPRESSION_OFFSET:
         raise UnsafeImage(what, rule="cut-short", why="the qcow2 header is cut short")
     incompatible, _, _, refcount_order, length = _HEADER_V3.unpack_from(first_cluster, _HEADER_V2.size)
@@ -132,7 +147,8 @@ def _version_3(first_cluster: bytes, what: str) -> tuple[int, int, int]:
         raise UnsafeImage(what, rule="qcow2-header", why=f"its header length of {length} bytes cannot be")
     if refcount_order > _MAX_REFCOUNT_ORDER:
         raise UnsafeImage(what, rule="qcow2-header", why=f"its refcounts of 2^{refcount_order} bits cannot be")
-    return incompatible, length, first_cluster[_COMPRESSION_OFFSET] if length > _COMPRESSION_OFFSET else _ZLIB
+    compression = first_cluster[_COMPRESSION_OFFSET] if length > _COMPRESSION_OFFSET else ZLIB
+    return incompatible, refcount_order, length, compression
 
 
 def _extensions(cluster: bytes, offset: int, *, end: int, what: str) -> Iterator[tuple[int, int]]:
@@ -165,9 +181,9 @@ def _complaints(header: Header) -> Iterator[tuple[str, str]]:
         yield "data-file", "it names an external data file"
     if unknown := header.incompatible & ~_KNOWN_INCOMPATIBLE:
         yield "unknown-feature", f"it needs features that are not known (bits {unknown:#x})"
-    if header.compression not in (_ZLIB, _ZSTD):
+    if header.compression not in (ZLIB, ZSTD):
         yield "unknown-feature", f"its compression type {header.compression} is not known"
-    if (header.compression != _ZLIB) != bool(header.incompatible & INCOMPATIBLE_COMPRESSION):
+    if (header.compression != ZLIB) != bool(header.incompatible & INCOMPATIBLE_COMPRESSION):
         yield "qcow2-header", "its compression type and its feature bits disagree"
     if header.incompatible & INCOMPATIBLE_CORRUPT:
         yield "corrupt", "it is marked corrupt"

@@ -6,13 +6,9 @@ from array import array
 from dataclasses import dataclass
 
 from underlay.errors import UnsafeImage
+from underlay.formats.qcow2.entries import ALL_ZEROS, ALLOCATED, COMPRESSED, OFFSET_MASK, SECTOR, SUBCLUSTERS, compressed_range
 from underlay.formats.qcow2.header import Header
 
-_OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
-_COMPRESSED = 1 << 62
-_ALL_ZEROS = 1 << 0
-_SUBCLUSTERS = 32
-_ALLOCATED = 0xFFFF_FFFF
 _BLOCK = 4096  # what a file system allocates at least
 
 
@@ -27,13 +23,13 @@ def mapped_bytes(fd: int, header: Header, *, what: str = "the qcow2 image") -> i
         UnsafeImage: a table or a cluster lies outside the file, or tables overlap (which would let a small file ask for work
             without bound).
     """
-    file = _File(fd, os.fstat(fd).st_size, header, what)
+    file = TableFile(fd, os.fstat(fd).st_size, header, what)
     file.must_have_table(header.refcount_offset, header.refcount_clusters * header.cluster_bytes)
     file.must_have_table(header.snapshots_offset, header.snapshots)  # a snapshot's entry is of no fixed length
     l1_table = file.table(header.l1_offset, header.l1_entries * 8)
     # Entries beyond the virtual size belong to a virtual machine's saved state, which nobody reads here.
     in_use = l1_table[: -(-header.size // header.l2_coverage)]
-    offsets = [entry & _OFFSET_MASK for entry in in_use]
+    offsets = [entry & OFFSET_MASK for entry in in_use]
     named = [offset for offset in offsets if offset]
     if len(set(named)) != len(named):
         raise file.refused("corrupt", "two entries of its L1 table share one L2 table")
@@ -45,8 +41,8 @@ def mapped_bytes(fd: int, header: Header, *, what: str = "the qcow2 image") -> i
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
-    """An open image, and how messages call it."""
+class TableFile:
+    """An open image that is whole, and how messages call it."""
 
     fd: int
     size: int
@@ -56,10 +52,7 @@ class _File:
     def table(self, offset: int, length: int) -> "array[int]":
         """Big-endian 8-byte entries."""
         self.must_have_table(offset, length)
-        table = array("Q", os.pread(self.fd, length, offset))
-        if sys.byteorder == "little":
-            table.byteswap()
-        return table
+        return read_table(self.fd, offset, length)
 
     def must_have_table(self, offset: int, length: int) -> None:
         """Refuse a table that does not begin a cluster, or is not whole."""
@@ -78,37 +71,49 @@ class _File:
         return UnsafeImage(self.what, rule=rule, why=why)
 
 
-def _mapped_by(file: _File, table: "array[int]", guest_offset: int) -> int:
+def read_table(fd: int, offset: int, length: int) -> "array[int]":
+    """Big-endian 8-byte entries of a file that holds them all; behind the end of one that still grows there are zeros.
+
+    Raises:
+        OSError
+    """
+    table = array("Q", os.pread(fd, length, offset).ljust(length, b"\0"))
+    if sys.byteorder == "little":
+        table.byteswap()
+    return table
+
+
+def _mapped_by(file: TableFile, table: "array[int]", guest_offset: int) -> int:
     """Bytes that one L2 table maps, each cluster proven to lie in the file."""
     if file.header.extended_l2:
         return _mapped_subclusters(file, table, guest_offset)
-    cluster, zero = file.header.cluster_bytes, _ALL_ZEROS if file.header.version >= 3 else 0
+    cluster, zero = file.header.cluster_bytes, ALL_ZEROS if file.header.version >= 3 else 0
     _prove_compressed(file, table)
-    plain = [0 if entry & (_COMPRESSED | zero) else entry & _OFFSET_MASK for entry in table]
+    plain = [0 if entry & (COMPRESSED | zero) else entry & OFFSET_MASK for entry in table]
     if max(plain) + cluster > file.size:
         for index, offset in enumerate(plain):
             if offset:
                 _prove_plain(file, offset, cluster, guest_offset + index * cluster)
-    used = [bool(offset or entry & _COMPRESSED) for offset, entry in zip(plain, table, strict=True)]
+    used = [bool(offset or entry & COMPRESSED) for offset, entry in zip(plain, table, strict=True)]
     if cluster >= _BLOCK:
         return sum(used) * cluster
     return sum(any(used[start : start + _BLOCK // cluster]) for start in range(0, len(used), _BLOCK // cluster)) * _BLOCK
 
 
-def _mapped_subclusters(file: _File, table: "array[int]", guest_offset: int) -> int:
+def _mapped_subclusters(file: TableFile, table: "array[int]", guest_offset: int) -> int:
     """As `_mapped_by` for extended L2 entries, whose second half has a bit for each of a cluster's 32 allocated subclusters."""
     cluster = file.header.cluster_bytes
-    subcluster = cluster // _SUBCLUSTERS
+    subcluster = cluster // SUBCLUSTERS
     entries = table[::2]
     _prove_compressed(file, entries)
     mapped = 0
     for index, (entry, bitmap) in enumerate(zip(entries, table[1::2], strict=True)):
-        allocated = bitmap & _ALLOCATED
-        if entry & _COMPRESSED:
+        allocated = bitmap & ALLOCATED
+        if entry & COMPRESSED:
             mapped += cluster
         elif allocated:
             needed = allocated.bit_length() * subcluster
-            _prove_plain(file, entry & _OFFSET_MASK, needed, guest_offset + index * cluster)
+            _prove_plain(file, entry & OFFSET_MASK, needed, guest_offset + index * cluster)
             mapped += _blocks(allocated, subcluster)
     return mapped
 
@@ -117,23 +122,17 @@ def _blocks(allocated: int, subcluster: int) -> int:
     """Bytes of the blocks that the allocated subclusters lie in."""
     together = max(1, _BLOCK // subcluster)
     mask = (1 << together) - 1
-    return sum(bool(allocated >> start & mask) for start in range(0, _SUBCLUSTERS, together)) * together * subcluster
+    return sum(bool(allocated >> start & mask) for start in range(0, SUBCLUSTERS, together)) * together * subcluster
 
 
-def _prove_plain(file: _File, offset: int, length: int, guest_offset: int) -> None:
+def _prove_plain(file: TableFile, offset: int, length: int, guest_offset: int) -> None:
     # A writer need not write out what of the last cluster lies beyond the end of the disk.
     file.must_reach(offset + min(length, file.header.size - guest_offset))
 
 
-def _prove_compressed(file: _File, entries: "array[int]") -> None:
+def _prove_compressed(file: TableFile, entries: "array[int]") -> None:
     """Each compressed cluster begins its last sector in the file; how much of that it fills is not recorded."""
-    ends = (_last_sector(entry, file.header.cluster_bits) + 1 for entry in entries if entry & _COMPRESSED)
-    file.must_reach(max(ends, default=0))
-
-
-def _last_sector(entry: int, cluster_bits: int) -> int:
-    """Offset of the last 512-byte sector that a compressed cluster reaches into."""
-    offset_bits = 62 - (cluster_bits - 8)
-    offset = entry & ((1 << offset_bits) - 1)
-    more_sectors = (entry & (_COMPRESSED - 1)) >> offset_bits
-    return offset // 512 * 512 + more_sectors * 512
+    ends = (compressed_range(entry, file.header.cluster_bits)[1] for entry in entries if entry & COMPRESSED)
+    last = max(ends, default=0)
+    if last:
+        file.must_reach(last - SECTOR + 1)

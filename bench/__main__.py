@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import disks, rows
+from bench.conversions import conversions
 from bench.measure import Row, machine, measure, table
 from bench.transfers import transfers
 from bench.tree import build
@@ -63,6 +64,7 @@ def _groups(directory: Path, url: str, small: Path, size: int) -> dict[str, Call
     return {
         "miss": lambda: [rows.miss(directory, f"{url}/image.img")],
         "decompress": lambda: rows.decompress(directory, size),
+        "convert": lambda: conversions(directory, size),
         "hit": lambda: disks.overlays(directory, small),
         "flat": lambda: disks.flat(directory),
         "start-up": lambda: rows.start_up(directory, small),

@@ -98,7 +98,7 @@ def miss(directory: Path, url: str) -> Row:
 def decompress(directory: Path, size: int) -> Iterator[Row]:
     """A compressed image, decompressed piece by piece in a process that runs, against the program that writes its format."""
     image = directory / "plain.img"
-    _write_files(image, size)
+    write_files(image, size)
     for compression, goal in (("gzip", 0.4), ("zstd", None), ("xz", 1.0), ("bzip2", 1.0)):
         compressed = image.with_suffix(f".{compression}")
         with compressed.open("wb") as file:
@@ -119,7 +119,7 @@ def _decompress(path: Path, compression: str, size: int, _: int) -> None:
         assert size == fed + sum(map(len, decompressor.finish()))
 
 
-def _write_files(image: Path, size: int) -> None:
+def write_files(image: Path, size: int) -> None:
     """As a system's image is: half of it programs and text, for which this Python's own files stand; then nothing."""
     files = sorted(path for path in Path(os.__file__).parent.rglob("*") if path.is_file())
     with image.open("wb") as file:

@@ -5,14 +5,13 @@ lock, so there is one ingest of a ref at a time. Each step is told to the observ
 """
 
 import os
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from underlay import qemuimg, signatures
+from underlay import signatures
 from underlay.claim import Claim
 from underlay.contracts import Observer
 from underlay.errors import (
@@ -22,7 +21,7 @@ from underlay.errors import (
     StorageFailed,
     UnderlayError,
 )
-from underlay.files import allocated_bytes, link, open_regular, translated
+from underlay.files import link, open_regular, translated
 from underlay.formats import qcow2
 from underlay.formats.compressed import MAGIC_BYTES
 from underlay.model import (
@@ -37,10 +36,11 @@ from underlay.model import (
 from underlay.naming import CacheKind, master_name, original_name
 from underlay.order import Order
 from underlay.policy.form import EXEMPT_FORMATS
+from underlay.rawform import make_raw
 from underlay.store import images, refs, staging as stagings
 from underlay.store.staging import Journal, Staging
-from underlay.stream import served_digest, stored_digest
-from underlay.telling import PROGRESS_INTERVAL, Meter, tell
+from underlay.stream import served_digest
+from underlay.telling import tell
 from underlay.transfer import transfer
 from underlay.version import __version__
 
@@ -223,40 +223,9 @@ def _convert(order: Order, staging: Staging, journal: Journal, observer: Observe
     _keep_download(staging, journal)
     tell(observer, order, "download-durable")
     Claim(order, staging, observer, stays=True).grow(_converted_peak(staging, journal))
-    meter = Meter(order.what, journal.virtual_size, staging, observer)
-    meter.advance("convert", 0)
-    with translated(staging.directory, needed=journal.virtual_size):
-        with _watched(staging.converted, meter):
-            qemuimg.convert_to_raw(staging.download, staging.converted, format=journal.format)
-        fd = open_regular(staging.converted)
-        try:
-            size, stored = os.fstat(fd).st_size, stored_digest(fd)
-        finally:
-            os.close(fd)
-    if size != journal.virtual_size:
-        raise StorageFailed(f"{order.what}: its raw form has {size} bytes, its header says {journal.virtual_size}")
-    meter.advance("convert", size)
-    tell(observer, order, "converted", level=Level.INFO, size=size)
-    return _record(journal, format="raw", size=size, stored=stored, as_served=False)
-
-
-@contextmanager
-def _watched(target: Path, meter: "Meter") -> Iterator[None]:
-    """Tell how far a tool has come by what its output occupies, from a thread that ends with the context."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(PROGRESS_INTERVAL):
-            with suppress(OSError, UnderlayError):
-                meter.advance("convert", allocated_bytes(target.stat()))
-
-    watcher = threading.Thread(target=watch, name="underlay-convert-progress", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
+    raw = make_raw(order, staging, journal, observer)
+    tell(observer, order, "converted", level=Level.INFO, size=raw.size)
+    return _record(journal, format="raw", size=raw.size, stored=raw.stored, as_served=False)
 
 
 def _converted_peak(staging: Staging, journal: Journal) -> int:

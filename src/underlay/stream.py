@@ -174,22 +174,54 @@ class SparseWriter:
         os.ftruncate(self.fd, self.size)
 
 
+@dataclass(slots=True)
+class StoredReader:
+    """Reads a file for its stored digest, extent by extent, as far as its bytes are final.
+
+    Attributes:
+        fd: of a file that has its length, though not yet all of its bytes.
+        done: bytes from the beginning on that have been read, a whole number of blocks until the end.
+    """
+
+    fd: int
+    done: int = 0
+    _digest: StoredDigest = field(default_factory=StoredDigest)
+    _buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(BUFFER_BYTES)))
+
+    def advance(self, settled: int) -> None:
+        """Read what is final by now: the whole blocks before ``settled``.
+
+        Raises:
+            OSError
+        """
+        self._read(settled // BLOCK_BYTES * BLOCK_BYTES)
+
+    def finish(self) -> str:
+        """The digest, as ``sha256:hex``, now that all of the file is final.
+
+        Raises:
+            OSError
+        """
+        self._read(os.fstat(self.fd).st_size)
+        return self._digest.result()
+
+    def _read(self, upto: int) -> None:
+        for start, end in _block_ranges(self.fd, self.done, upto):
+            position = start
+            while position < end and (length := _read_full(self.fd, self._buffer[: end - position], position)):
+                for run_start, run_end in filled_runs(self._buffer[:length]):
+                    self._digest.add(position + run_start, self._buffer[run_start:run_end])
+                position += length
+        self.done = max(self.done, upto)
+
+
 def stored_digest(fd: int) -> str:
     """The stored digest of a file, read extent by extent.
 
     Raises:
         OSError
     """
-    digest = StoredDigest()
-    size = os.fstat(fd).st_size
-    buffer = memoryview(bytearray(BUFFER_BYTES))
-    for start, end in _block_ranges(fd, size):
-        position = start
-        while position < end and (length := _read_full(fd, buffer[: end - position], position)):
-            for run_start, run_end in filled_runs(buffer[:length]):
-                digest.add(position + run_start, buffer[run_start:run_end])
-            position += length
-    return digest.result()
+    return StoredReader(fd).finish()
 
 
 def _read_full(fd: int, buffer: memoryview, position: int) -> int:
@@ -211,10 +243,10 @@ def served_digest(fd: int, algorithm: str) -> Digest:
     return Digest(algorithm, digest.hexdigest())
 
 
-def _block_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The file's data rounded out to whole blocks, no block twice."""
-    done = 0
-    for start, end in data_extents(fd, size):
+def _block_ranges(fd: int, begin: int, size: int) -> Iterator[tuple[int, int]]:
+    """The file's data from ``begin`` to ``size``, rounded out to whole blocks, no block twice."""
+    done = begin
+    for start, end in data_extents(fd, size, start=begin):
         start = max(start // BLOCK_BYTES * BLOCK_BYTES, done)
         end = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, size)
         if start < end:

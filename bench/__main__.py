@@ -62,7 +62,7 @@ def _results(directory: Path, arguments: argparse.Namespace) -> Iterator[Mapping
 def _groups(directory: Path, url: str, small: Path, size: int) -> dict[str, Callable[[], Iterable[Row]]]:
     """What makes rows, by the beginning of their names: what nobody asks for is not built."""
     return {
-        "miss": lambda: [rows.miss(directory, f"{url}/image.img")],
+        "miss": lambda: rows.miss(directory, f"{url}/image.img"),
         "decompress": lambda: rows.decompress(directory, size),
         "convert": lambda: conversions(directory, size),
         "hit": lambda: disks.overlays(directory, small),

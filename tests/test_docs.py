@@ -182,7 +182,32 @@ def test_every_source_has_its_row_in_each_table_of_sources(pages: Pages) -> None
     tables = [table for table in _tables(pages["reference/sources"]) if table[0][0] == "Scheme"]
     assert 5 == len(tables)
     for table in tables:
-        assert set(registry._SOURCES) == {scheme for row in table[1:] for scheme in row[0].split(", ")}, table[0]
+        assert sorted(registry._SOURCES) == sorted(scheme for row in table[1:] for scheme in row[0].split(", ")), table[0]
+    [refs] = [table for table in tables if table[0] == ["Scheme", "Ref", "Extra"]]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert {"glance", "s3"} == {extra for _, _, extra in refs[1:] if extra} <= extras.keys()
+
+
+def test_the_services_that_sources_were_tried_against_are_those_of_the_tests(pages: Pages) -> None:
+    told = _text(pages["reference/sources"]).lower()
+    components = ROOT / "tests" / "components"
+    environments = [path for kind in ("glance", "objects", "oci") for path in (components / kind).glob("*_environment.py")]
+    assert 5 == len(environments)
+    for path in environments:
+        text = path.read_text(encoding="utf-8")
+        package = re.search(r'package="([^"]+)"', text)
+        version = re.search(r'(?:version=|VERSION = )"([^"]+)"', text)
+        assert version is not None
+        assert f"{package[1] if package else path.stem.removesuffix('_environment')} {version[1]}" in told
+        for name, beside in re.findall(r'"(keystone|openstacksdk)==([^"]+)"', text):
+            assert f"{name} {beside}" in told
+
+
+def test_the_readme_leads_to_every_guide_concept_and_reference_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    kinds = ("guides", "concepts", "reference")
+    expected = {path.relative_to(ROOT).as_posix() for kind in kinds for path in (DOCS / kind).glob("*.md")}
+    assert expected == set(re.findall(rf"\((docs/(?:{'|'.join(kinds)})/[^)]+\.md)\)", readme))
 
 
 def test_the_configurations_in_the_documentation_are_valid() -> None:

@@ -73,12 +73,11 @@ def serving(served: Path) -> Iterator[str]:
 def miss(directory: Path, url: str) -> Sequence[Row]:
     """A verified, durable miss against the shell recipe that people use, and against a download that is neither."""
 
-    def run(number: int) -> object:
-        return Host.open(configuration(directory, f"miss-{number}")).ensure(url)
+    def run(_: int) -> None:
+        assert Host.open(configuration(directory, "miss")).fetch(url).reason.code == "fetched"
 
-    def forget(number: int) -> None:
-        shutil.rmtree(directory / f"miss-{number - 1}", ignore_errors=True)
-        configuration(directory, f"miss-{number}")
+    def forget(_: int) -> None:
+        shutil.rmtree(directory / "miss", ignore_errors=True)
         os.sync()  # what curl left to be written is not waited for by us
 
     target = directory / "curl.img"
@@ -87,7 +86,7 @@ def miss(directory: Path, url: str) -> Sequence[Row]:
     def curl(name: str, recipe: str) -> Contender:
         return Contender(name=name, run=lambda _: command("sh", "-c", recipe), prepare=lambda _: target.unlink(missing_ok=True))
 
-    ours = Contender(name="Host.ensure", run=run, prepare=forget)
+    ours = Contender(name="Host.fetch (durable)", run=run, prepare=forget)
     recipe = curl("curl; sync; sha256sum", f"{download}; sync {target}; sha256sum {target}")
     source = "verified and durable; curl is neither"
     return [

@@ -1,6 +1,7 @@
 """Masters are fetched, delivered and evicted at the same time: no delivery fails, and no link ever loses its master."""
 
 import hashlib
+import itertools
 import os
 import random
 import subprocess
@@ -25,13 +26,14 @@ pytestmark = pytest.mark.component("qemu-img", "leases")
 
 THREADS, PROCESSES = 24, 8
 ROUNDS = 4
-DELIVERIES = 25  # of each worker in a round
+DELIVERIES = 25  # of each worker in a round, at least
 SLOTS = 2  # destinations of each worker
 GOES = 0.85  # how likely an image is taken away at once; else it stays until its place is wanted for another
 IMAGES, CONVERTED = 12, 3  # of all images, those that are served as qcow2
+ENOUGH = 5 * IMAGES  # masters that go while they are delivered; fewer, and nothing was ever in danger
 SIZE = MIB // 8
 MAX_SIZE = "512KiB"  # of four images, where a dozen is wanted
-LIMIT = 25.0  # seconds on two cores
+LIMIT = 60.0  # seconds on two cores, beside other work; 10 alone
 GOING_ON, PAUSED, DONE = ".", "paused", "done"
 CONFIG = """
 [instances]
@@ -51,6 +53,7 @@ EXPECTED_PROBLEMS = {"no-inventory"}
 def root(tmp_path: Path) -> Path:
     for name in ("instances", "masters", "nodes", "served", "raw"):
         (tmp_path / name).mkdir()
+    (tmp_path / "gone").touch()
     (tmp_path / "underlay.toml").write_text(CONFIG.format(root=tmp_path, max_size=MAX_SIZE))
     for number in range(IMAGES):
         raw, served = tmp_path / f"raw/image-{number}", tmp_path / f"served/image-{number}"
@@ -73,6 +76,7 @@ class Worker:
     """Delivers images to places of its own, takes them away again, and looks that each is what it has to be."""
 
     def __init__(self, root: Path, number: int, base: str) -> None:
+        self.root = root
         self.host = Host.open(root / "underlay.toml")
         self.chance = random.Random(f"worker {number}")
         self.base = base
@@ -81,6 +85,16 @@ class Worker:
         self.contents = {
             (image, form): digest_of(root / form / f"image-{image}") for image in range(IMAGES) for form in ("raw", "served")
         }
+
+    def round(self, number: int) -> Iterator[int]:
+        """Steps; and more, slower ones where the machine has not let the evictors take their share meanwhile."""
+        for done in itertools.count():
+            if done >= DELIVERIES:
+                if count_gone(self.root) >= ENOUGH * (number + 1) // ROUNDS:
+                    return
+                time.sleep(self.chance.random() / 5)
+            self.step()
+            yield done
 
     def step(self) -> None:
         place = self.chance.choice(self.places)
@@ -107,10 +121,9 @@ def digest_of(path: Path) -> str:
 def work(root: str, number: str, base: str) -> None:
     """In a child: rounds of deliveries, paused after each until the parent has looked at what there is."""
     worker = Worker(Path(root), int(number), base)
-    for _ in range(ROUNDS):
-        for step in range(DELIVERIES):
-            worker.step()
-            if step % 10 == 0:
+    for number_of_round in range(ROUNDS):
+        for done in worker.round(number_of_round):
+            if done % 10 == 0:
                 tell(GOING_ON)
         tell(PAUSED)
         told()
@@ -122,9 +135,9 @@ def work_in_thread(root: Path, number: int, base: str, barrier: threading.Barrie
     """As `work`; the parent takes part in the barrier."""
     worker = Worker(root, number, base)
     try:
-        for _ in range(ROUNDS):
-            for _ in range(DELIVERIES):
-                worker.step()
+        for number_of_round in range(ROUNDS):
+            for _ in worker.round(number_of_round):
+                pass
             barrier.wait(LIMIT)
             barrier.wait(LIMIT)
             worker.look()
@@ -148,7 +161,14 @@ def evict(root: Path, seed: str, stopped: Callable[[], bool]) -> Counter[str]:
         failed = [problem for problem in report.problems if problem.code not in EXPECTED_PROBLEMS]
         assert [] == failed, failed
         gone.update(path.name for path in report.removed)
+        with (root / "gone").open("ab") as tally:
+            tally.write(b"." * len(report.removed))
     return gone
+
+
+def count_gone(root: Path) -> int:
+    """How many masters the evictors, be they threads or processes, have taken until now: a byte each."""
+    return (root / "gone").stat().st_size
 
 
 def evict_in_child(root: str, seed: str) -> None:
@@ -207,7 +227,7 @@ def check_end(root: Path, server: Server, gone: Counter[str], *, began: float) -
     took = time.monotonic() - began
     assert_fetched_once_each_time(server, gone)
     assert_nothing_is_left(root)
-    assert gone.total() > 4 * IMAGES, "nothing was ever in danger"
+    assert gone.total() >= ENOUGH, "nothing was ever in danger"
     assert took < LIMIT
 
 

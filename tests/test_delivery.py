@@ -75,9 +75,9 @@ def test_what_is_right_already_is_left_as_it_is(machine: Machine, host: Host, re
 
 @pytest.mark.component("leases")
 def test_an_image_that_is_about_to_be_delivered_is_evicted_by_nobody(machine: Machine, host: Host, ref: str) -> None:
-    cache = host.cache("masters")
+    cache = host.parts.cache("masters")
     with ExitStack() as holding:
-        image = cache.ensure(parse_ref(ref), host.source("file"), Recorder(), holding=holding).image
+        image = cache.ensure(parse_ref(ref), host.parts.source("file"), Recorder(), holding=holding).image
         kept = host.apply(host.plan_evict(str(image.path)))
         assert [["open"]] == [[reason.code for reason in verdict.reasons] for verdict in kept.verdicts]
     gone = host.apply(host.plan_evict(str(image.path)))

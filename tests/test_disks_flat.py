@@ -88,7 +88,7 @@ def test_a_qcow2_base_is_refused_by_the_backend_itself(machine: Machine, host: H
     want = DiskSpec(instance="web-1", name="disk", path=machine.instances / "disk")
 
     with pytest.raises(FormatMismatch, match="qcow2"):
-        host.backend("flat").create(base, want)
+        host.parts.backend("flat").create(base, want)
 
     assert [] == list(machine.instances.iterdir())
 

@@ -211,7 +211,7 @@ def test_a_pin_that_a_killed_refresh_left_is_let_go_by_the_next(scene: Scene) ->
     first = scene.moves(1).image
     scene.moves(2, keep=0)
     assert first is not None
-    store = scene.host.store_of(first)
+    store = scene.host.parts.store_of(first)
     with images.held(store, first.name) as hold:
         leases.take(hold, holder=holder_of(REF, host=HOST), ref=REF, now=datetime.now(UTC), expires=None)
 

@@ -241,7 +241,7 @@ class Witness:
 
 def create_with(host: Host, backend: Witness, base: BaseImage, path: Path | None = None) -> InstanceDisk:
     want = instances.disk_spec(host.config, "web-1", "disk", path=path)
-    return instances.create(host.config, backend, base, want, store=host.store_of(base))
+    return instances.create(host.config, backend, base, want, store=host.parts.store_of(base))
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -267,7 +267,7 @@ def test_the_use_is_recorded_before_the_disk_appears(host: Host, base: BaseImage
 
 
 def test_while_a_disk_is_made_nobody_evicts_its_base_and_nobody_else_makes_it(host: Host, base: BaseImage) -> None:
-    store = host.store_of(base)
+    store = host.parts.store_of(base)
 
     def look(want: DiskSpec) -> None:
         with locks.try_exclusive(store.paths.image_lock(base.name)) as lock:
@@ -750,7 +750,7 @@ def test_a_disk_whose_base_nova_took_away_meanwhile_is_not_handed_out(tmp_path: 
     machine = Machine.make(tmp_path, base="instances/_base")
     host = machine.host()
     base = host.ensure(machine.raw_image())
-    store = host.store_of(base)
+    store = host.parts.store_of(base)
     assert store.nova_locks is not None
     backend = NovaPassesBy(store.nova_locks / f"nova-{base.name}")
     want = instances.disk_spec(host.config, "web-1", "disk")

@@ -64,7 +64,7 @@ class Room:
             path.mkdir()
         self.config.write_text(CONFIG.format(where=where, elsewhere=self.elsewhere))
         self.host = Host.open(self.config)
-        for store in self.host.stores():
+        for store in self.host.parts.stores():
             store.prepare()
 
     def put(self, cache: Path, *, age: float, size: int = VICTIM) -> Path:

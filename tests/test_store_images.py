@@ -831,7 +831,7 @@ def test_an_image_that_was_truncated_is_not_served(tmp_path: Path) -> None:
     os.truncate(image.path, MIB // 2)
     with pytest.raises(UnsafeImage):
         host.ensure(f"file://{tmp_path}/image")
-    assert staging_of(host.store_of(image), parse_ref(f"file://{tmp_path}/image")).directory.exists() is False
+    assert staging_of(host.parts.store_of(image), parse_ref(f"file://{tmp_path}/image")).directory.exists() is False
 
 
 @pytest.mark.component("qemu-img")

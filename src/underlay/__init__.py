@@ -112,7 +112,7 @@ _HOMES = {
     "underlay.errors": ("UnderlayError",),
     "underlay.delivery": ("Delivered",),
     "underlay.following": ("Refreshed",),
-    "underlay.host": ("Host",),
+    "underlay.host.face": ("Host",),
     "underlay.policy.follow": ("FollowedVersion", "HoldVerdict"),
     "underlay.precache": ("Precached",),
     "underlay.plan": ("CachedFile", "Plan", "Report", "Rules", "Verdict"),

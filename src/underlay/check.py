@@ -21,7 +21,7 @@ from underlay.config import Config
 from underlay.errors import CacheMissing, UnderlayError
 from underlay.files import keeps_attributes, translated
 from underlay.filesystems import free_bytes
-from underlay.host import Host, Silent
+from underlay.host import Host
 from underlay.model import InstanceDisk, Level
 from underlay.naming import CacheKind, kind_of_name
 from underlay.plan import Verdict
@@ -277,7 +277,7 @@ def _first_prune(config: Config, *, told: Set[tuple[str, Path]]) -> Iterator[Fin
     """What a prune would do now, and why it would leave the rest; what was told already is left out."""
     where = config.origin or config.instances
     try:
-        plan = Host(config, Silent()).plan_prune(now=datetime.now(UTC))
+        plan = Host.open(config).plan_prune(now=datetime.now(UTC))
     except UnderlayError as error:
         yield _failed(error, where)
         return

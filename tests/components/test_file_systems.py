@@ -136,4 +136,4 @@ def test_an_image_is_kept_as_served_where_it_is_not_forced_raw(tmp_path: Path, m
     assert image.path == host.ensure(ref).path
     disk = host.create_disk("instance", image)
     assert CONTENT == _guest_bytes(tmp_path, disk.path, "qcow2")
-    assert image.name == images.images(host.store_of(image))[0][0].name
+    assert image.name == images.images(host.parts.store_of(image))[0][0].name

@@ -50,7 +50,7 @@ def du(session: Session, with_images: bool, wide: bool, as_json: bool) -> None: 
 
 
 def _footprints(host: Host, *, with_images: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    stores = {store.root: store for store in host.stores()}
+    stores = {store.root: store for store in host.parts.stores()}
     named = [(name, store) for name, store in host.config.caches.items() if store.root in stores]
     files = {name: _files(store) for name, store in named}
     groups = {

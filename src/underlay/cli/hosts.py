@@ -27,7 +27,7 @@ def hosts(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
         return
     session: Session = ctx.obj
     with session.host() as host:
-        found = [one for store in host.stores() if store.kind is CacheKind.BASE for one in _hosts(host, store)]
+        found = [one for store in host.parts.stores() if store.kind is CacheKind.BASE for one in _hosts(host, store)]
     if as_json:
         answer({"hosts": found})
     else:

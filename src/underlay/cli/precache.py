@@ -25,7 +25,7 @@ def precache(ctx: click.Context, refs: tuple[str, ...], cache: str | None, jobs:
     """
     session: Session = ctx.obj
     with session.host() as host:
-        host.cache(cache)  # a cache that there is not fails no image, but the command
+        host.parts.cache(cache)  # a cache that there is not fails no image, but the command
         images = host.precache(refs, cache=cache, jobs=jobs)
     if as_json:
         answer({"images": [render.precached_json(one) for one in images]})

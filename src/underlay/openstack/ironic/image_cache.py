@@ -96,7 +96,9 @@ class ImageCache:
         with translated(href, where=where, is_transferring=lambda: watch.is_transferring), self._masters(path) as masters:
             ref = located(read_ref(href), options)
             sources = sources_of(options, context=ctx, auth=image_auth_data)
-            host = Host(configuration(masters, options, others=registered_masters(options)), watch, sources)
+            host = Host.open(
+                configuration(masters, options, others=registered_masters(options)), observer=watch, sources=sources
+            )
             want = Want(
                 checksum=checksum,
                 disk_format=expected_format,
@@ -154,7 +156,7 @@ def _free(masters: Masters, amount: int) -> None:
     """Remove what nobody has until so many bytes have come free, and log when they do not."""
     if amount <= 0:
         return
-    host = Host(configuration(masters, Options.load()), Watch())
+    host = Host.open(configuration(masters, Options.load()), observer=Watch())
     report = host.apply(host.plan_free(amount, masters.root, cache=masters.name))
     tell(report)
     if report.freed < amount:
@@ -163,7 +165,7 @@ def _free(masters: Masters, amount: int) -> None:
 
 
 def _prune(masters: Masters) -> None:
-    host = Host(configuration(masters, Options.load()), Watch())
+    host = Host.open(configuration(masters, Options.load()), observer=Watch())
     tell(host.apply(host.plan_prune(instances=(), cache=masters.name)))
 
 

@@ -65,7 +65,7 @@ def clean_up_caches(
         return
     options, watch = Options.load(), Watch()
     sources = sources_of(options, context=ctx, auth=image_auth_data)
-    host = Host(configuration(_masters_in(directory, options), options), watch, sources)
+    host = Host.open(configuration(_masters_in(directory, options), options), observer=watch, sources=sources)
     need = sum((_need(host, href, options) for href in dict.fromkeys(href for href, _ in images_info)), _Need())
     with _kept(host, need.held if free_bytes(Path(directory)) < need.transfers + need.raw else ()):
         _clean_up_caches(directory, need.transfers + need.raw, least=need.transfers)
@@ -111,10 +111,10 @@ def _masters_in(directory: str, options: Options) -> Masters:
 
 
 def _need(host: Host, href: str, options: Options) -> _Need:
-    store = host.cache(None).store
+    store = host.parts.cache(None).store
     with translated(href, where=os.fspath(store.root)):
         ref = located(read_ref(href), options)
-        source, holding = host.source(ref.scheme), ExitStack()  # nothing is fetched, so nothing is held
+        source, holding = host.parts.source(ref.scheme), ExitStack()  # nothing is fetched, so nothing is held
         ask = Ask(store=store, ref=ref, source=source, observer=host.observer, want=Want(), holding=holding)
         found = hits.fresh(ask, checked_since=datetime.now(UTC))
         version = None if found is not None else _described(ask)
@@ -147,5 +147,5 @@ def _kept(host: Host, names: Sequence[str] | frozenset[str]) -> Iterator[None]:
         for name in names:
             with suppress(UnderlayError):  # gone by now: then it has to be fetched
                 # As good as a lease, and takes no block of a file system that is full.
-                images.keep_open(host.cache(None).store.paths.image(name), stack)
+                images.keep_open(host.parts.cache(None).store.paths.image(name), stack)
         yield

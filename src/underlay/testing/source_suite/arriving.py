@@ -164,12 +164,12 @@ class _Caching:
     observer: Recorder
 
     def expect_nothing_published(self) -> None:
-        (store,) = self.host.stores()
+        (store,) = self.host.parts.stores()
         expect_equal([], sorted(set(os.listdir(store.root)) - {".underlay"}), "what is published after a failure")
 
     def expect_nothing_left(self) -> None:
         """No ingest has left anything behind."""
-        (store,) = self.host.stores()
+        (store,) = self.host.parts.stores()
         left = os.listdir(store.paths.tmp) if store.paths.tmp.exists() else []
         expect_equal([], left, "what an ingest left")
 
@@ -177,7 +177,7 @@ class _Caching:
         """Neither an event nor a name, a file or an attribute below the cache tells a secret."""
         told = [f"{event.detail} {dict(event.fields)}" for event in self.observer.events]
         expect_kept(self.stage, [*told, *(step.ref for step in self.observer.steps)], "an event")
-        for path in self.host.stores()[0].root.rglob("*"):
+        for path in self.host.parts.stores()[0].root.rglob("*"):
             expect_kept(self.stage, [path.name, *_texts(path)], f"the cache's {path.name}")
 
 

@@ -1,0 +1,471 @@
+"""The public face of a host: what a caller can ask of it, and what it answers. The work is in the modules beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from underlay import filedisk, instances, later, lookup
+from underlay.config import Config, load_config
+from underlay.contracts import BackendTraits, ImageSource, Observer
+from underlay.host import bring, disks
+from underlay.host.parts import Parts, Silent
+from underlay.model import BaseImage, Digest, ImageRef, InstanceDisk, InstanceRecord, Lease, Problem
+from underlay.policy.form import Want
+from underlay.refs import parse_ref
+from underlay.store import images
+from underlay.units import parse_size
+
+if TYPE_CHECKING:
+    from underlay import holding, precache as precaching
+    from underlay.cache import Ensured
+    from underlay.checksumlist import ChecksumList
+    from underlay.delivery import Delivered
+    from underlay.following import Refreshed
+    from underlay.host import plans, refresh as refreshing
+    from underlay.plan import Plan, Report, Verdict
+    from underlay.precache import Precached
+    from underlay.prune import removal
+    from underlay.store.hosts import HostUse
+else:
+    holding = later.module("underlay.holding")
+    plans = later.module("underlay.host.plans")
+    precaching = later.module("underlay.precache")
+    refreshing = later.module("underlay.host.refresh")
+    removal = later.module("underlay.prune.removal")
+
+
+def _ref(ref: str | ImageRef) -> ImageRef:
+    return parse_ref(ref) if isinstance(ref, str) else ref
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """This machine's Underlay. Safe to share between threads; holds nothing open between calls."""
+
+    parts: Parts
+
+    @property
+    def config(self) -> Config:
+        """What it was configured with."""
+        return self.parts.config
+
+    @property
+    def observer(self) -> Observer:
+        """Who hears events and progress."""
+        return self.parts.observer
+
+    @classmethod
+    def open(
+        cls,
+        config: Config | Path | str | None = None,
+        *,
+        observer: Observer | None = None,
+        sources: Mapping[str, ImageSource] | None = None,
+    ) -> Host:
+        """A host by its configuration.
+
+        Args:
+            config: a configuration, the path of its file, or None for ``$UNDERLAY_CONFIG``, the system's or the user's file,
+                and without any of them the embedded default.
+            observer: hears events and progress.
+            sources: by scheme, in place of those that the configuration would open.
+
+        Raises:
+            ConfigError
+        """
+        if not isinstance(config, Config):
+            config = load_config(None if config is None else Path(config))
+        return cls(Parts(config, observer or Silent(), sources or {}))
+
+    # --------------------------------------------------------------------------------------------------------------- images
+
+    def ensure(
+        self,
+        ref: str | ImageRef,
+        *,
+        checksum: str | Digest | None = None,
+        signature: str | None = None,
+        cache: str | None = None,
+        disk_format: str | None = None,
+        raw: bool | None = None,
+    ) -> BaseImage:
+        """Make an image present in a cache and return it; from any number of threads and processes, one fetches it.
+
+        Args:
+            ref: ``https://…``, ``file:///…`` or another scheme's.
+            checksum: ``algorithm:hex`` of the bytes as served, or where a list of checksums is: ``https://…/SHA256SUMS``.
+            signature: where that list's signature is; None: in the list itself, or beside it.
+            cache: the cache's name; None for the configuration's first.
+            disk_format: what the bytes as served must be: raw (or gpt), qcow2, vmdk, vhd, vhdx, vdi, iso; a kernel or ramdisk
+                (aki, ari, ami) may be anything.
+            raw: True: in raw form; False: byte for byte as served, which a cache of masters keeps, and a base cache that does
+                not force raw; None: as the cache keeps images.
+
+        Returns:
+            The image: verified, durable, its use recorded.
+
+        Raises:
+            InvalidRef, InvalidDigest, InvalidForm, UnknownScheme, UnknownCache: correct the request.
+            SignatureRefused: the list's signature. ConfigError: its keyrings.
+            SourceError, ImageRefused, CacheError, LockError, ToolError: see `underlay.errors`.
+        """
+        ensured = self.fetch(ref, checksum=checksum, signature=signature, cache=cache, disk_format=disk_format, raw=raw)
+        return ensured.image
+
+    def fetch(
+        self,
+        ref: str | ImageRef,
+        *,
+        checksum: str | Digest | None = None,
+        signature: str | None = None,
+        cache: str | None = None,
+        disk_format: str | None = None,
+        raw: bool | None = None,
+        traits: BackendTraits | None = None,
+    ) -> Ensured:
+        """As `ensure`, and say how the image came to be there.
+
+        When the file system has no room, what nobody needs goes first, as by `plan_reclaim`, but nothing of this image.
+
+        Args:
+            traits: of the backend that the image is for; one that needs raw images gets one.
+        """
+        ref = _ref(ref)
+        expected = bring.expected(self.parts, ref, checksum, signature)
+        want = Want(disk_format=disk_format, raw=raw, traits=traits)
+        with ExitStack() as holding:
+            return bring.verified(self.parts, ref, self.parts.cache(cache), want, expected, holding)
+
+    def deliver(
+        self,
+        ref: str | ImageRef,
+        path: Path | str,
+        *,
+        checksum: str | Digest | None = None,
+        signature: str | None = None,
+        cache: str | None = None,
+        disk_format: str | None = None,
+        raw: bool | None = None,
+    ) -> Delivered:
+        """Put an image at a path, fetched first unless it is here: a hard link to it, or a copy where no link can be.
+
+        The path changes in one step, from what was there to the whole image; a failure leaves what was there. What is right
+        already costs no transfer and no copy.
+
+        Args:
+            path: absolute; its directory is there.
+            checksum, signature: as for `ensure`.
+            cache: the cache's name; None for the configuration's first of masters, else for its first.
+            disk_format, raw: as for `ensure`.
+
+        Raises:
+            InvalidName, CacheMissing, CacheNotWritable: the path. As `ensure`.
+        """
+        ref = _ref(ref)
+        expected = bring.expected(self.parts, ref, checksum, signature)
+        return self.deliver_wanted(ref, Path(path), Want(disk_format=disk_format, raw=raw), expected=expected, cache=cache)
+
+    def deliver_wanted(
+        self,
+        ref: ImageRef,
+        path: Path,
+        want: Want,
+        *,
+        expected: Digest | ChecksumList | None = None,
+        cache: str | None = None,
+    ) -> Delivered:
+        """As `deliver`, of an image that is what is wanted in every respect.
+
+        Args:
+            expected: the checksum, or the list that has it; None: what is wanted says.
+        """
+        chosen = self.parts.masters_cache() if cache is None else self.parts.cache(cache)
+        return bring.delivered(self.parts, ref, chosen, want, want.checksum if expected is None else expected, path)
+
+    def images(self, *, cache: str | None = None) -> tuple[list[BaseImage], list[Problem]]:
+        """The images of one cache, or of all, and what stands in an image's place but is none.
+
+        Raises:
+            UnknownCache, CacheMissing, CacheNotWritable, UnknownLayout, LayoutDisagrees
+        """
+        found: list[BaseImage] = []
+        problems: list[Problem] = []
+        for store in self.parts.stores(cache):
+            of_cache, wrong = images.images(store)
+            found += of_cache
+            problems += wrong
+        return found, problems
+
+    def find(self, text: str) -> list[BaseImage]:
+        """The images that a name (or six characters of its beginning), a ref or a path means. Never needs the network.
+
+        Raises:
+            NotCached: none. InvalidRef. NotAnImage, UnsafeImage: as `underlay.store.images.find`.
+        """
+        return lookup.find(self.parts.stores(), text)
+
+    # ---------------------------------------------------------------------------------------------------------------- disks
+
+    def create_disk(
+        self,
+        instance: str,
+        image: str | ImageRef | BaseImage,
+        *,
+        size: int | str | None = None,
+        backend: str | None = None,
+        name: str = "disk",
+        path: Path | None = None,
+        cache: str | None = None,
+    ) -> InstanceDisk:
+        """Make a disk for an instance from an image, which is fetched first unless it is here.
+
+        Idempotent: the same disk is returned when it is there. Whole or not at all.
+
+        Args:
+            instance: its UUID or name.
+            image: a ref, the name or path of an image that is here, or what `ensure` returned.
+            size: bytes, or text with a unit such as ``20GiB``; None for the image's virtual size.
+            backend: ``qcow2``, ``flat``, ``default`` or another's; None for ``default``, which is qcow2 when the
+                configuration's ``use_cow_images`` is true, else flat.
+            name: ``disk`` or ``disk.SUFFIX``.
+            path: where the disk goes instead of the instance's directory.
+
+        Raises:
+            DiskTooSmall: also below what the image's source allows (Glance's ``min_disk``).
+            DiskExists, BackingPathTooLong, FormatMismatch; as `ensure`.
+        """
+        adapter = self.parts.backend(backend)
+        wanted = parse_size(size) if isinstance(size, str) else size
+        spec = instances.disk_spec(self.config, instance, name, size=wanted, path=path)
+        return disks.create(self.parts, image, spec, adapter, cache=cache)
+
+    def disks(self) -> list[InstanceDisk]:
+        """Every disk in the instances path, and every disk of ours elsewhere; what cannot be looked at is told as an event."""
+        found, problems = instances.disks(self.config)
+        self.parts.tell(problems)
+        return found
+
+    def disk(self, instance: str, *, name: str = "disk", path: Path | None = None) -> InstanceDisk:
+        """One disk.
+
+        Raises:
+            DiskNotFound, InvalidName
+        """
+        return filedisk.describe(disks.spec_of(self.parts, instance, name, path))
+
+    def resize_disk(
+        self, instance: str, size: int | str, *, name: str = "disk", path: Path | None = None, assume_closed: bool = False
+    ) -> InstanceDisk:
+        """Grow a disk that nobody has open; its own size is a success.
+
+        Args:
+            assume_closed: the caller knows that it is closed where that cannot be told (a network file system, for one).
+
+        Raises:
+            DiskNotFound, DiskInUse, ShrinkRefused, DiskUnrecorded, InvalidSize, ToolFailed
+        """
+        wanted = parse_size(size) if isinstance(size, str) else size
+        spec = disks.spec_of(self.parts, instance, name, path)
+        return instances.resize(self.config, disks.backend_of(spec), spec, wanted, assume_closed=assume_closed)
+
+    def remove_disk(
+        self, instance: str, *, name: str = "disk", path: Path | None = None, assume_closed: bool = False
+    ) -> InstanceDisk:
+        """Remove a disk that nobody has open, and return what it was.
+
+        Args:
+            assume_closed: as for `resize_disk`.
+
+        Raises:
+            DiskNotFound, DiskInUse, DiskUnrecorded
+        """
+        spec = disks.spec_of(self.parts, instance, name, path)
+        return instances.remove(self.config, disks.backend_of(spec), spec, assume_closed=assume_closed)
+
+    def forget_disk(self, path: Path) -> None:
+        """Forget a disk made outside the instances path that is gone for good, so that its base is kept for it no more.
+
+        Raises:
+            DiskExists: it is there. DiskNotFound: no disk is recorded at this path. InvalidName
+        """
+        instances.forget(self.config, path)
+
+    # ------------------------------------------------------------------------------------------------------- who needs what
+
+    def plan_prune(
+        self, *, now: datetime | None = None, instances: Sequence[InstanceRecord] | None = None, cache: str | None = None
+    ) -> Plan:
+        """What a prune would remove, what it keeps, and why. Changes nothing.
+
+        Args:
+            now: by which ages are told, aware; None for the clock of each cache's file system.
+            instances: in place of the configured inventory.
+            cache: a cache's name; None for all of them.
+
+        Raises:
+            UnknownCache, CacheMissing, UnknownLayout, LayoutDisagrees: of the named cache.
+        """
+        return plans.plan_prune(self.parts, now=now, instances=instances, cache=cache)
+
+    def plan_reclaim(
+        self, need: int, path: Path | str, *, instances: Sequence[InstanceRecord] | None = None, now: datetime | None = None
+    ) -> Plan:
+        """What has to go so that ``need`` bytes are free on the file system of a path. Changes nothing.
+
+        It is what nobody needs, over all caches that lie there: those of the highest ``priority`` first, the least recently
+        used first. Bases keep their minimum ages.
+
+        Raises:
+            CacheMissing, CacheNotWritable: the path cannot be looked at.
+        """
+        return plans.plan_reclaim(self.parts, need, Path(path), instances=instances, now=now)
+
+    def plan_free(self, amount: int, path: Path | str, *, cache: str | None = None, now: datetime | None = None) -> Plan:
+        """As `plan_reclaim`, so that ``amount`` bytes come free more than are free now on the file system of a path.
+
+        Args:
+            cache: the one that gives, by name; None for all that lie there.
+
+        Raises:
+            CacheMissing, CacheNotWritable: the path cannot be looked at. UnknownCache
+        """
+        return plans.plan_free(self.parts, amount, Path(path), cache=cache, now=now)
+
+    def check_judged(self, plan: Plan) -> None:
+        """Make sure that a plan judges one cache at least; what is the matter with one is in its problems.
+
+        Raises:
+            CacheMissing, CacheNotWritable, UnknownLayout, LayoutDisagrees: there is no cache but such.
+        """
+        plans.check_judged(self.parts, plan)
+
+    def apply(self, plan: Plan) -> Report:
+        """Do what a plan says: refresh what is in use, remove what still goes. Every fact is looked at again first.
+
+        Raises:
+            PlanApplied: a plan is applied once.
+        """
+        return removal.apply(self.config, plan, self.observer)
+
+    def explain(
+        self, text: str, *, now: datetime | None = None, instances: Sequence[InstanceRecord] | None = None
+    ) -> list[Verdict]:
+        """The verdicts on the images that a name, a ref or a path means: why each is kept, or would go, and when.
+
+        Raises:
+            NotCached, InvalidRef
+        """
+        return list(plans.plan_for(self.parts, text, instances=instances, now=now).verdicts)
+
+    def plan_evict(self, text: str, *, instances: Sequence[InstanceRecord] | None = None) -> Plan:
+        """A plan that removes what a name, a ref or a path means, whatever its age, unless somebody needs it.
+
+        A ref may mean several versions; a name or a path means one file.
+
+        Raises:
+            NotCached: also when a name means several files. InvalidRef
+        """
+        return plans.plan_evict(self.parts, text, instances=instances)
+
+    def pin(self, text: str, *, holder: str) -> list[Lease]:
+        """Keep the images that a name, a ref or a path means until they are released.
+
+        Raises:
+            NotCached, InvalidRef, InvalidName: the holder. CacheNotWritable, LockTimeout, LockLost
+        """
+        return holding.pin(self.parts.stores(), text, holder=holder)
+
+    def lease(self, text: str, *, holder: str, seconds: float) -> list[Lease]:
+        """Keep the images that a name, a ref or a path means for so long from now; a lease is renewed, and never made shorter.
+
+        Raises:
+            as `pin`; InvalidSize: no time at all.
+        """
+        return holding.lease(self.parts.stores(), text, holder=holder, seconds=seconds)
+
+    def release(self, text: str, *, holder: str | None = None) -> list[Lease]:
+        """Let go of a lease or pin by its id, or of the leases that a holder has of what a name, a ref or a path means.
+
+        Raises:
+            LeaseNotFound, CacheNotWritable
+        """
+        return holding.release(self.parts.stores(), text, holder=holder)
+
+    def unpin(self, text: str, *, holder: str) -> list[Lease]:
+        """Let go of the pins that a holder has of what a name, a ref or a path means.
+
+        Raises:
+            LeaseNotFound, CacheNotWritable
+        """
+        return holding.unpin(self.parts.stores(), text, holder=holder)
+
+    def leases(self) -> list[tuple[Path, Lease]]:
+        """Every pin and lease, with the cache that it is in; ended ones that no prune has dropped yet among them."""
+        found, problems = holding.all_leases(self.parts.stores())
+        self.parts.tell(problems)
+        return [(store.root, lease) for store, lease in found]
+
+    def hosts(self) -> list[tuple[Path, HostUse]]:
+        """What every host that shares a cache's storage has said, with the cache."""
+        return plans.hosts_said(self.parts)
+
+    def retire_host(self, host: str) -> None:
+        """Forget what a host needs: it is gone for good, and so are its disks.
+
+        Raises:
+            UnknownHost: no cache and no registry knows it. CacheNotWritable, LockTimeout
+        """
+        plans.retire(self.parts, host)
+
+    def accept(self) -> None:
+        """Note the directories of instances as they are now, as right: see `underlay.store.mounts`.
+
+        Raises:
+            CacheMissing, CacheNotWritable
+        """
+        for store in self.parts.stores():
+            store.prepare()
+            removal.accept_roots(self.config, store)
+
+    def precache(self, refs: Sequence[str | ImageRef], *, cache: str | None = None, jobs: int | None = None) -> list[Precached]:
+        """Make images present before they are needed, several at once; one that fails does not keep the others.
+
+        Args:
+            jobs: how many at once; None for the configuration's ``precache_concurrency``.
+        """
+        jobs = jobs or self.config.precache_concurrency
+        return precaching.precache(refs, lambda ref: self.fetch(ref, cache=cache), jobs=jobs)
+
+    def refresh(
+        self, refs: Sequence[str | ImageRef] | None = None, *, cache: str | None = None, keep: int | None = None
+    ) -> list[Refreshed]:
+        """Have the newest versions of followed refs here ahead of need, and hold them; one that fails does not keep the others.
+
+        Each source is asked now. The holds move once a new version is published: the newest and ``keep`` older ones are
+        pinned, what is older is let go so that a prune may take it. When a new version cannot be had, the last good one stays
+        held. Nothing is removed. In a cache of masters a new version takes the place of the old one, so there are no old ones.
+
+        Args:
+            refs: None for those of the configuration; what is held for others is let go then.
+            cache: the cache's name; None for the configured one.
+            keep: older versions held beside the newest; None for the configured number.
+
+        Raises:
+            UnknownCache
+        """
+        return refreshing.refresh(self.parts, refs, cache=cache, keep=keep)
+
+    def plan_refresh(
+        self, refs: Sequence[str | ImageRef] | None = None, *, cache: str | None = None, keep: int | None = None
+    ) -> list[Refreshed]:
+        """What `refresh` would do now, as far as the sources' descriptions tell. Changes nothing.
+
+        Raises:
+            UnknownCache
+        """
+        return refreshing.plan(self.parts, refs, cache=cache, keep=keep)

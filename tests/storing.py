@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from underlay.refs import parse_ref
 from underlay.store import Store, images, staging as stagings
 from underlay.store.staging import Staging
 from underlay.stream import stored_digest
+from underlay.values import replace
 
 REF = parse_ref("https://images.example/debian.raw")
 MIB = 1 << 20

@@ -1,7 +1,6 @@
 """Records in an attribute: their codec, and that what cannot be read makes a file unrecorded and nothing worse."""
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -10,6 +9,7 @@ from underlay.attributes import MAX_BYTES, decode_disk_record, decode_image_reco
 from underlay.errors import StorageFailed
 from underlay.model import DIGEST_LENGTHS, LAYOUT, DiskRecord, ImageRecord
 from underlay.refs import MAX_LENGTH, parse_ref
+from underlay.values import replace
 
 IMAGE = ImageRecord(
     layout=LAYOUT,

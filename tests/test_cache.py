@@ -6,7 +6,6 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from underlay.sources.http import HttpSource
 from underlay.store import Store, images, refs
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
 from underlay.testing.httpserver import Served, serving
+from underlay.values import replace
 
 MIB = 1 << 20
 REF = "fake:image"

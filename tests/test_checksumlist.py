@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from underlay.model import Digest, Event, Progress
 from underlay.refs import parse_ref
 from underlay.registry import open_source
 from underlay.testing.httpserver import Served, Server, redirect, serving
+from underlay.values import replace
 from underlay.web import Web
 
 DIGEST = Digest("sha256", hashlib.sha256(b"debian").hexdigest())

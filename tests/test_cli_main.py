@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,6 +13,7 @@ import pytest
 from machine import MIB, Machine, command_line, run
 from test_registry import install
 from underlay.testing.httpserver import Served, serving
+from underlay.values import replace
 from underlay.version import __version__
 
 COMMANDS = [

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from underlay.store import Store
 from underlay.testing.bootimage import write_qcow2, write_raw
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
 from underlay.testing.httpserver import Served, serving
+from underlay.values import replace
 
 REF = "fake:image"
 QUICK = Retries(attempts=3, first_wait=0.01, longest_wait=0.05)

@@ -4,7 +4,6 @@ import json
 import os
 import struct
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from underlay.errors import DiskExists, DiskNotFound, DiskUnrecorded, ShrinkRefu
 from underlay.files import ATTRIBUTE
 from underlay.host import Host
 from underlay.model import BaseImage, DiskSpec
+from underlay.values import replace
 
 RAW = BackendTraits(name="flat", needs_raw=True, overlays=False, disk_format="raw")
 

@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from underlay.host import Host
 from underlay.model import Digest, Level
 from underlay.store import images, leases
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
+from underlay.values import replace
 
 REF = "fake:stream"
 DOWN = SourceUnavailable("the line is dead")

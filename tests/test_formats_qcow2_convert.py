@@ -6,7 +6,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from underlay.formats.qcow2.convert import convert, converting, obstacle
 from underlay.formats.qcow2.entries import COMPRESSED, OFFSET_MASK, compressed_range
 from underlay.formats.qcow2.tables import read_table
 from underlay.stream import SparseWriter
+from underlay.values import replace
 
 needs_qemu_img = pytest.mark.component("qemu-img")
 needs_qemu_io = pytest.mark.component("qemu-img", "qemu-io")

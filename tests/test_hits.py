@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from underlay.refs import parse_ref
 from underlay.store import Store, refs
 from underlay.testing.bootimage import write_qcow2
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
+from underlay.values import replace
 
 REF = parse_ref("fake:image")
 NOW = datetime.now(UTC)

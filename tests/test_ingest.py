@@ -6,7 +6,6 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +40,7 @@ from underlay.store import Store, images, staging as stagings
 from underlay.store.staging import Staging
 from underlay.stream import stored_digest
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
+from underlay.values import replace
 
 KIB, MIB = 1 << 10, 1 << 20
 STREAM_OPTIMIZED = ("-o", "subformat=streamOptimized")

@@ -5,21 +5,26 @@ import inspect
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from underlay import model
 from underlay.errors import InvalidDigest
 from underlay.model import BaseImage, Digest, ImageRecord, ImageRef, ImageVersion
+from underlay.values import replace
 
 SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-VALUES = [value for value in vars(model).values() if inspect.isclass(value) and dataclasses.is_dataclass(value)]
+VALUES = [value for value in vars(model).values() if inspect.isclass(value) and issubclass(value, msgspec.Struct)]
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_every_value_is_frozen_and_slotted(value: type) -> None:
-    assert value.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert "__slots__" in vars(value)
+def test_every_value_is_frozen(value: type[msgspec.Struct]) -> None:
+    assert value.__struct_config__.frozen
+
+
+def test_no_value_is_made_otherwise() -> None:
+    assert not [value for value in vars(model).values() if inspect.isclass(value) and dataclasses.is_dataclass(value)]
 
 
 @pytest.mark.parametrize(
@@ -97,4 +102,4 @@ def test_a_base_image_knows_its_path_and_its_ref() -> None:
     )
 
     assert (Path("/cache/abc"), "https://h/x") == (image.path, image.ref)
-    assert dataclasses.replace(image, record=None).ref is None
+    assert replace(image, record=None).ref is None

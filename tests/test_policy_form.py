@@ -1,6 +1,5 @@
 """Raw or as served: the decision and its reason, and whether an image that is kept is what was asked for."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from underlay.policy.form import (
     has_format,
     may_be_converted,
 )
+from underlay.values import replace
 
 RAW = ImageFacts(format="raw", label="gpt", virtual_size=1)
 QCOW2 = ImageFacts(format="qcow2", label="qcow2", virtual_size=1)

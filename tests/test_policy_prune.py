@@ -1,7 +1,6 @@
 """Verdicts on the files of a base cache, decided from values alone: every reason, every boundary."""
 
 from collections.abc import Sequence
-from dataclasses import replace as with_changes
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from underlay.model import Problem, Reason
 from underlay.naming import CacheKind
 from underlay.plan import IMAGE_KINDS, CachedFile, Inventory, Observed, Rules, Unknown, Usage, Use, Verdict
 from underlay.policy.prune import merge_usage, nanoseconds, plan_evict, plan_prune, refusal
+from underlay.values import replace as with_changes
 
 ROOT, OTHER = Path("/cache"), Path("/other")
 NOW = datetime(2026, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)

@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from underlay.naming import ref_key
 from underlay.plan import Plan, Report
 from underlay.store import Store, eviction, images, leases, roots
 from underlay.testing.fakes import Recorder
+from underlay.values import replace
 
 pytestmark = pytest.mark.component("leases")
 

@@ -4,7 +4,6 @@ import io
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from underlay.errors import UnknownScheme
 from underlay.model import BaseImage, Event, ImageRecord, InstanceDisk, Lease, Level, Problem, Progress, Reason
 from underlay.plan import CachedFile, Plan, Report, Unknown, Verdict
 from underlay.precache import Precached
+from underlay.values import replace
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SHA1 = "5f0f93fd8cb9c3224a4bbadfdf81883162824bc0"

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +15,7 @@ from image_signing import certificate, sign
 from underlay.errors import SignatureRefused
 from underlay.model import Digest, Signature
 from underlay.signatures import HASH_METHODS, trusted_certificate, verify
+from underlay.values import replace
 
 CONTENT = b"the bytes of an image"
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)

@@ -5,7 +5,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -35,6 +34,7 @@ from underlay.sources.http import HttpSource
 from underlay.store import Store
 from underlay.testing.fakes import Recorder
 from underlay.testing.httpserver import Certificate, Served, Server, redirect, self_signed, serving
+from underlay.values import replace
 from underlay.web import Web
 
 BODY = os.urandom(300_000)

@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -43,6 +42,7 @@ from underlay.sources.objects.stores import open_s3
 from underlay.store import Store
 from underlay.testing.fakes import Recorder
 from underlay.testing.httpserver import Certificate, Served, Server, serving
+from underlay.values import replace
 from underlay.web import Web
 
 pytest.importorskip("obstore")

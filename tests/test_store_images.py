@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,6 +41,7 @@ from underlay.model import BaseImage, Digest
 from underlay.naming import CacheKind
 from underlay.refs import parse_ref
 from underlay.store import Store, images
+from underlay.values import replace
 
 NAME = "0123456789abcdef0123456789abcdef01234567"  # as Nova names a raw image
 LONG = 20.0

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from underlay.naming import CacheKind, ref_key
 from underlay.refs import parse_ref
 from underlay.store import Store, refs
 from underlay.store.refs import MAX_VALIDATORS, MAX_VERSIONS, RefRecord, SeenVersion
+from underlay.values import replace
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 

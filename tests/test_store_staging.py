@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from underlay.refs import parse_ref
 from underlay.store import Store, staging as stagings
 from underlay.store.staging import Journal, Staging
 from underlay.testing.fakes import Recorder
+from underlay.values import replace
 
 OTHER = parse_ref("https://images.example/other.raw")
 JOURNAL = Journal(

@@ -12,7 +12,6 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from underlay.stream import SparseWriter
 from underlay.telling import Meter
 from underlay.testing.fakes import Recorder
 from underlay.testing.httpserver import Request, Served, Server, serving
+from underlay.values import replace
 from underlay.web import Web
 
 BODY = os.urandom(3 * MIB) + bytes(MIB) + os.urandom(2 * MIB + 12345)

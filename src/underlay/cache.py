@@ -6,9 +6,10 @@ ingest. The raw form of an image that is here as it was served is made from that
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from underlay import hits, later
 from underlay.contracts import ImageSource, Observer
@@ -22,6 +23,7 @@ from underlay.store import Store, images, leases, refs, staging as stagings
 from underlay.store.images import Hold
 from underlay.store.staging import Staging
 from underlay.units import format_duration
+from underlay.values import replace
 
 if TYPE_CHECKING:
     from underlay import ingest as ingesting
@@ -38,8 +40,7 @@ _TRIES = 3
 _LEARN_WAIT = 1.0  # seconds; what cannot be learnt now is found out again the next time
 
 
-@dataclass(frozen=True, slots=True)
-class Ensured:
+class Ensured(msgspec.Struct, frozen=True):
     """An image that is present, and how it came to be: hit, fetched, made-raw, revalidated or source-unavailable.
 
     Attributes:
@@ -51,8 +52,7 @@ class Ensured:
     no_store: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cache:
+class Cache(msgspec.Struct, frozen=True, kw_only=True):
     """One configured cache.
 
     Attributes:

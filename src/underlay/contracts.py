@@ -6,8 +6,9 @@ is ever faked in tests.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+import msgspec
 
 from underlay.model import BaseImage, DiskSpec, Event, ImageRef, ImageVersion, InstanceDisk, InstanceRecord, Progress
 
@@ -99,8 +100,7 @@ class ImageSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendTraits:
+class BackendTraits(msgspec.Struct, frozen=True, kw_only=True):
     """What a disk backend is like, as data.
 
     Attributes:

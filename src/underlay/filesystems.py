@@ -5,9 +5,10 @@ import os
 import struct
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+
+import msgspec
 
 _UNBOUNDED = 1 << 62
 _FS_IOC_GETFSUUID = 0x80111500  # linux/fs.h, _IOR(0x15, 0, struct fsuuid2), since Linux 6.9
@@ -48,8 +49,7 @@ def free_bytes(path: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-@dataclass(frozen=True, slots=True)
-class FileSystem:
+class FileSystem(msgspec.Struct, frozen=True):
     """The file system that a path lies on.
 
     Attributes:

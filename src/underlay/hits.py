@@ -6,8 +6,9 @@ that lacks the form only, because raw is wanted and it is kept as it was served,
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+
+import msgspec
 
 from underlay.contracts import ImageSource, Observer
 from underlay.errors import CacheMissing, CacheNotWritable, DigestMismatch, FormatMismatch, InsufficientSpace
@@ -18,12 +19,12 @@ from underlay.policy.form import Want, fits, has_format, is_inspected, may_be_co
 from underlay.policy.retry import NO_RETRIES, Retries
 from underlay.store import Store, images, locking, refs
 from underlay.store.refs import RefRecord
+from underlay.values import replace
 
 _LONGEST_AGE = 10 * 365 * 86400.0  # seconds; further back than any answer that we know of
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Freshness:
+class Freshness(msgspec.Struct, frozen=True, kw_only=True):
     """How old an answer of the source may be (RFC 9111, 5.2.1.1), and what is served in place of one.
 
     Attributes:
@@ -45,8 +46,7 @@ ASKED_NOW = Freshness(max_age=0, stands_in=False)
 """The source is asked, and if that fails it is an error."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """A request to one cache.
 
     Attributes:
@@ -89,8 +89,7 @@ class Ask:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """An image that answers.
 
     Attributes:

@@ -7,7 +7,6 @@ lock, so there is one ingest of a ref at a time. Each step is told to the observ
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,6 +41,7 @@ from underlay.store.staging import Journal, Staging
 from underlay.stream import served_digest
 from underlay.telling import tell
 from underlay.transfer import transfer
+from underlay.values import replace
 from underlay.version import __version__
 
 

@@ -19,8 +19,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from underlay.errors import LockLost, LockTimeout
 from underlay.files import create
@@ -43,8 +44,7 @@ _held: set[int] = set()
 _forking = threading.RLock()  # reentrant: a signal's handler may fork while its thread opens a lock file
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Lock:
+class Lock(msgspec.Struct, frozen=True, eq=False):
     """A lock that is held, for as long as the context manager that gave it."""
 
     path: Path

@@ -5,7 +5,6 @@ Sizes are bytes, times are aware datetimes in UTC. Nothing here does I/O.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +13,7 @@ from types import MappingProxyType
 import msgspec
 
 from underlay.errors import InvalidDigest
+from underlay.values import hiding
 
 LAYOUT = 1
 """Number of the on-disk layout that this version reads and writes (docs/design)."""
@@ -27,8 +27,7 @@ DIGEST_LENGTHS: Mapping[str, int] = MappingProxyType(
 """Hexadecimal digits of each digest algorithm that sources publish."""
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(msgspec.Struct, frozen=True):
     """A content digest, written ``algorithm:hex`` in lower case."""
 
     algorithm: str
@@ -54,8 +53,7 @@ class Digest:
         return f"{self.algorithm}:{self.hex}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageRef:
+class ImageRef(msgspec.Struct, frozen=True, kw_only=True):
     """What a user names an image by.
 
     Attributes:
@@ -66,14 +64,15 @@ class ImageRef:
 
     scheme: str
     canonical: str
-    location: str = field(repr=False)
+    location: str
+
+    __repr__, __rich_repr__ = hiding("location")
 
     def __str__(self) -> str:
         return self.canonical
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signature:
+class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """What proves by whom the bytes as served are; `underlay.signatures` verifies it.
 
     Attributes:
@@ -82,15 +81,16 @@ class Signature:
         certificate: with the key that signed, in DER. signer: how messages call the certificate.
     """
 
-    value: bytes = field(repr=False)
+    value: bytes
     algorithm: str
     key_type: str
-    certificate: bytes = field(repr=False)
+    certificate: bytes
     signer: str
 
+    __repr__, __rich_repr__ = hiding("value", "certificate")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageVersion:
+
+class ImageVersion(msgspec.Struct, frozen=True, kw_only=True):
     """What a source says that a ref is now.
 
     Attributes:
@@ -120,8 +120,10 @@ class ImageVersion:
     resumable: bool = True
     signature: Signature | None = None
     no_store: bool = False
-    properties: Mapping[str, str] = field(default_factory=dict)
-    found_at: str | None = field(default=None, repr=False)
+    properties: Mapping[str, str] = msgspec.field(default_factory=dict)
+    found_at: str | None = None
+
+    __repr__, __rich_repr__ = hiding("found_at")
 
 
 class Form(StrEnum):
@@ -131,8 +133,7 @@ class Form(StrEnum):
     AS_SERVED = "as-served"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageFacts:
+class ImageFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What inspection found the bytes to be.
 
     Attributes:
@@ -146,8 +147,7 @@ class ImageFacts:
     virtual_size: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageRecord:
+class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a base image says of itself: the JSON value of its inode's ``user.underlay`` attribute.
 
     Attributes:
@@ -178,8 +178,7 @@ class ImageRecord:
     min_disk: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskRecord:
+class DiskRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a disk that we made says of itself: the JSON value of its inode's ``user.underlay`` attribute.
 
     A guest cannot reach it, so the format recorded here is trusted before any header on the disk.
@@ -195,8 +194,7 @@ class DiskRecord:
     version_id: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseImage:
+class BaseImage(msgspec.Struct, frozen=True, kw_only=True):
     """A verified, immutable, published file in a cache.
 
     Attributes:
@@ -229,8 +227,7 @@ class BaseImage:
         return self.record.ref if self.record else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskSpec:
+class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The instance disk that is wanted.
 
     Attributes:
@@ -244,8 +241,7 @@ class DiskSpec:
     size: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceDisk:
+class InstanceDisk(msgspec.Struct, frozen=True, kw_only=True):
     """A disk made for one instance.
 
     Attributes:
@@ -265,8 +261,7 @@ class InstanceDisk:
     base_path: Path | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ephemeral:
+class Ephemeral(msgspec.Struct, frozen=True, kw_only=True):
     """An ephemeral disk that an instance was given.
 
     Attributes:
@@ -277,8 +272,7 @@ class Ephemeral:
     guest_format: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class KnownDisk:
+class KnownDisk(msgspec.Struct, frozen=True):
     """A file that an inventory says an instance's disks are made of.
 
     Attributes:
@@ -289,8 +283,7 @@ class KnownDisk:
     format: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceRecord:
+class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One instance as its inventory has it. What is absent or not known claims nothing; the disks then decide.
 
     Attributes:
@@ -315,8 +308,7 @@ class InstanceRecord:
     disks: tuple[KnownDisk, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """A hold on base images of one cache.
 
     Attributes:
@@ -344,8 +336,7 @@ class Reason(msgspec.Struct, frozen=True, gc=False):
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """Something that is wrong with one path: a code for programs, a detail for people (docs/reference/reasons.md)."""
 
     code: str
@@ -362,18 +353,16 @@ class Level(StrEnum):
     PROBLEM = "problem"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened, for logs and reports."""
 
     code: str
     level: Level
     detail: str
-    fields: Mapping[str, str | int | float | None] = field(default_factory=dict)
+    fields: Mapping[str, str | int | float | None] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far long work has come.
 
     Attributes:

@@ -8,9 +8,10 @@ import hashlib
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+import msgspec
 
 from underlay.errors import InvalidName
 from underlay.model import ImageRef
@@ -148,8 +149,7 @@ def plain_name(name: str, *, what: str) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class CachePaths:
+class CachePaths(msgspec.Struct, frozen=True):
     """Every path inside one cache directory."""
 
     root: Path

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from underlay import later
 from underlay.contracts import ImageSource
@@ -18,8 +19,7 @@ else:
     compressed = later.module("underlay.formats.compressed")  # which only what arrives needs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What an ingest is to bring, and whereto.
 
     Attributes:
@@ -32,7 +32,7 @@ class Order:
     store: Store
     source: ImageSource
     version: ImageVersion
-    want: Want = field(default_factory=Want)
+    want: Want = msgspec.field(default_factory=Want)
     neighbours: Sequence[Store] = ()
     holding: ExitStack | None = None
     retries: Retries = NO_RETRIES

@@ -10,8 +10,9 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from underlay.errors import ImageNotFound, NotAuthorized, SourceChanged, SourceError, SourceRefused, SourceUnavailable
 from underlay.files import is_regular, reflink
@@ -23,8 +24,7 @@ _OURS = ".underlay"
 _TICK_NS = 20_000_000  # the kernel's clock for file times moves in steps of 10 ms at most
 
 
-@dataclass(slots=True)
-class FileStream:
+class FileStream(msgspec.Struct):
     """The bytes of an open file from ``position`` on, up to the size that it had.
 
     Attributes:

@@ -7,7 +7,6 @@ files, so the values that there are of each are structs of msgspec, made in a fr
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -48,8 +47,7 @@ class CachedFile(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     version_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """By which rules a cache's unused files go; times in seconds, sizes in bytes.
 
     Attributes:
@@ -80,8 +78,7 @@ class Rules:
         return {"resized": self.resized_age, "leftover": self.leftover_age}.get(kind, self.original_age)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inventory:
+class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     """The files of one cache.
 
     Attributes:
@@ -116,8 +113,7 @@ class Use(msgspec.Struct, frozen=True, gc=False):
     sure: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(msgspec.Struct, frozen=True):
     """Something that could not be told, so that files are kept.
 
     Attributes:
@@ -131,8 +127,7 @@ class Unknown:
     root: Path | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
+class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """What one probe found."""
 
     uses: Sequence[Use] = ()
@@ -140,8 +135,7 @@ class Observed:
     problems: Sequence[Problem] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Who needs which file, as far as it can be told.
 
     Attributes:
@@ -186,8 +180,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.root / self.file.name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The verdicts on all files of some caches.
 
     Attributes:
@@ -207,21 +200,20 @@ class Plan:
     verdicts: Sequence[Verdict]
     problems: Sequence[Problem]
     directories: Mapping[str, tuple[int, int, int]]
-    files: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    files: Mapping[str, tuple[int, int, int]] = msgspec.field(default_factory=dict)
     mounts: Sequence[str] = ()
-    clocks: Mapping[Path, datetime] = field(default_factory=dict)
+    clocks: Mapping[Path, datetime] = msgspec.field(default_factory=dict)
     records: Sequence[InstanceRecord] = ()
     unknowns: Sequence[Unknown] = ()
     whole: bool = True
     need: int = 0
     path: Path | None = None
     shortfall: int = 0
-    frees: Mapping[Path, int] = field(default_factory=dict)
-    once: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+    frees: Mapping[Path, int] = msgspec.field(default_factory=dict)
+    once: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What applying a plan did.
 
     Attributes:

@@ -8,7 +8,6 @@ bound to a validator of the version, or to a digest that all the bytes must have
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from underlay import signatures
@@ -36,6 +35,7 @@ from underlay.store import images, staging as stagings
 from underlay.store.staging import Journal, Partial, Staging
 from underlay.stream import BLOCK_BYTES, Digests, ServedAndStored, SparseWriter
 from underlay.telling import Meter, tell
+from underlay.values import replace
 
 
 def transfer(order: Order, staging: Staging, observer: Observer) -> Journal:

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
@@ -29,6 +29,7 @@ from underlay.testing.source_suite import (
     Trouble,
     Withdrawn,
 )
+from underlay.values import replace
 from underlay.web import Web
 
 _RANGE = 128 << 10

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
@@ -14,6 +14,7 @@ from underlay.errors import BodyTruncated, ImageNotFound, NotAuthorized, SourceU
 from underlay.model import Digest, ImageRef, ImageVersion
 from underlay.testing.fakes import FakeSource
 from underlay.testing.source_suite import ABILITIES, CASES, Cut, Stalled, Trouble, Withdrawn, cases, impossible
+from underlay.values import replace
 
 
 def case_of(name: str) -> Any:

@@ -1,7 +1,6 @@
 """Plans of any cache: what is used or unknown stays, time only makes more go, and a cap is kept whenever it can be."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from hypothesis import given, strategies as st
 from underlay.naming import CacheKind
 from underlay.plan import IMAGE_KINDS, CachedFile, Inventory, Observed, Rules, Unknown, Usage, Use, Verdict
 from underlay.policy.prune import merge_usage, nanoseconds, plan_evict, plan_prune
+from underlay.values import replace
 
 ROOT, OTHER = Path("/cache"), Path("/other")
 NOW = datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC)

@@ -3,7 +3,6 @@
 import json
 import re
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from underlay.naming import (
 )
 from underlay.refs import MAX_LENGTH, is_ref, parse_ref
 from underlay.units import format_duration, format_size, parse_duration, parse_size
+from underlay.values import replace
 
 # ------------------------------------------------------------------------------------------------------------------------- refs
 

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,7 @@ from types import MappingProxyType
 from typing import IO
 
 import click
+import msgspec
 
 from underlay.cli.output import OutputFailed, silence, writing
 from underlay.errors import UnderlayError
@@ -127,8 +127,7 @@ def _open_missing_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Failure:
+class _Failure(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     message: str
     hint: str | None

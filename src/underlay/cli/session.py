@@ -4,8 +4,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from underlay import render
 from underlay.cli.output import silence
@@ -16,8 +17,7 @@ from underlay.model import Event, Level, Progress
 _ORDER = tuple(Level)
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(msgspec.Struct, frozen=True):
     """The global options of one command."""
 
     config: Path | None
@@ -39,8 +39,7 @@ class Session:
         return _ORDER[max(0, level - self.verbose)]
 
 
-@dataclass(slots=True)
-class Reporter:
+class Reporter(msgspec.Struct):
     """An observer that writes one structured line for each event, and shows progress, on standard error.
 
     When nobody reads standard error any more the work goes on, and what is to be told is dropped.
@@ -48,7 +47,7 @@ class Reporter:
 
     threshold: Level
     as_json: bool
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
     _display: "render.Display | None" = None
 
     def event(self, event: Event) -> None:

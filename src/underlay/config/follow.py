@@ -1,7 +1,6 @@
 """The ``[follow]`` table: the refs whose newest versions a refresh brings ahead of need."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -23,8 +22,7 @@ class FollowTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_age: str | int = "1d"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Follow:
+class Follow(msgspec.Struct, frozen=True, kw_only=True):
     """The refs that are followed.
 
     Attributes:

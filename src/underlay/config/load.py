@@ -4,7 +4,6 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from underlay.naming import CacheKind
 from underlay.plan import Rules
 from underlay.policy.retry import NO_RETRIES, Retries
 from underlay.store import Store
+from underlay.values import replace
 from underlay.web import Web
 
 SYSTEM_FILE = Path("/etc/underlay/underlay.toml")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What this host's Underlay works with.
 
     Attributes:
@@ -52,21 +51,21 @@ class Config:
     sources: Mapping[str, Mapping[str, Any]]
     instances: Path
     use_cow_images: bool
-    web: Web = field(default_factory=Web)
+    web: Web = msgspec.field(default_factory=Web)
     retries: Retries = NO_RETRIES
     keyrings: tuple[Path, ...] = ()
     require_signature: bool = True
-    host: str = field(default_factory=lambda: os.uname().nodename)
+    host: str = msgspec.field(default_factory=lambda: os.uname().nodename)
     hosts: tuple[str, ...] = ()
     inventory: str = "none"
     extra_roots: tuple[Path, ...] = ()
-    rules: Mapping[str, Rules] = field(default_factory=dict)
-    leases: Mapping[str, float] = field(default_factory=dict)
+    rules: Mapping[str, Rules] = msgspec.field(default_factory=dict)
+    leases: Mapping[str, float] = msgspec.field(default_factory=dict)
     default_ephemeral_format: str | None = None
-    virt_mkfs: Mapping[str, str] = field(default_factory=dict)
+    virt_mkfs: Mapping[str, str] = msgspec.field(default_factory=dict)
     precache_concurrency: int = 1
     command_line_reads_files: bool = True
-    follow: Follow = field(default_factory=Follow)
+    follow: Follow = msgspec.field(default_factory=Follow)
 
 
 def load_config(file: Path | None = None) -> Config:

@@ -1,8 +1,9 @@
 """Flat disks: a raw file with the whole image in it, sharing blocks with the base where the file system can."""
 
 import os
-from dataclasses import dataclass
 from typing import ClassVar
+
+import msgspec
 
 from underlay import filedisk
 from underlay.contracts import BackendTraits
@@ -11,8 +12,7 @@ from underlay.files import copy_sparse, open_regular
 from underlay.model import BaseImage, DiskSpec, InstanceDisk
 
 
-@dataclass(frozen=True, slots=True)
-class FlatBackend:
+class FlatBackend(msgspec.Struct, frozen=True):
     """Raw files that stand alone: nothing of the base is needed once they are made."""
 
     traits: ClassVar[BackendTraits] = BackendTraits(name="flat", needs_raw=True, overlays=False, disk_format="raw")

@@ -1,7 +1,8 @@
 """qcow2 disks: an overlay that holds what the guest writes, on top of the base image that it reads."""
 
-from dataclasses import dataclass
 from typing import ClassVar
+
+import msgspec
 
 from underlay import filedisk
 from underlay.contracts import BackendTraits
@@ -9,8 +10,7 @@ from underlay.formats.qcow2 import write_overlay
 from underlay.model import BaseImage, DiskSpec, InstanceDisk
 
 
-@dataclass(frozen=True, slots=True)
-class Qcow2Backend:
+class Qcow2Backend(msgspec.Struct, frozen=True):
     """Overlays with an absolute backing path and an explicit backing format, so that QEMU guesses nothing."""
 
     traits: ClassVar[BackendTraits] = BackendTraits(name="qcow2", needs_raw=False, overlays=True, disk_format="qcow2")

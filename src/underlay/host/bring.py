@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from underlay.hits import AS_THE_SOURCE_SAYS, Freshness
 from underlay.model import Digest
 from underlay.naming import CacheKind
 from underlay.policy.form import check_want
+from underlay.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from underlay import filedisk, instances, later, lookup
 from underlay.config import Config, load_config
@@ -43,8 +44,7 @@ def _ref(ref: str | ImageRef) -> ImageRef:
     return parse_ref(ref) if isinstance(ref, str) else ref
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(msgspec.Struct, frozen=True):
     """This machine's Underlay. Safe to share between threads; holds nothing open between calls."""
 
     parts: Parts

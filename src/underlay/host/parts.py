@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from underlay import later, registry
 from underlay.cache import Cache
@@ -32,8 +33,7 @@ class Silent:
         """Let it pass."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(msgspec.Struct, frozen=True):
     """The parts of one host. Safe to share between threads; holds nothing open between calls.
 
     Attributes:
@@ -42,7 +42,7 @@ class Parts:
 
     config: Config
     observer: Observer
-    sources: Mapping[str, ImageSource] = field(default_factory=dict)
+    sources: Mapping[str, ImageSource] = msgspec.field(default_factory=dict)
 
     # ------------------------------------------------------------------------------------------------------------- adapters
 

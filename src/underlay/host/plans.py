@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from underlay.prune import observation, reclaim
 from underlay.refs import is_ref
 from underlay.store import hosts, registry
 from underlay.store.hosts import HostUse
+from underlay.values import replace
 
 
 def plan_prune(parts: Parts, *, now: datetime | None, instances: Sequence[InstanceRecord] | None, cache: str | None) -> Plan:

@@ -1,6 +1,6 @@
 """In which form an image is kept, and whether one that is kept is what was asked for. Facts in, decisions out; no I/O."""
 
-from dataclasses import dataclass
+import msgspec
 
 from underlay.contracts import BackendTraits
 from underlay.errors import InvalidForm
@@ -14,8 +14,7 @@ SERVED_FORMATS = frozenset({"raw", "gpt", "iso", "qcow2", "vmdk", "vhd", "vhdx",
 _RAW_LABELS = frozenset({"raw", "gpt"})  # a disk with a partition table is a raw disk, and is called either
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Want:
+class Want(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of an image, beside its ref.
 
     Attributes:

@@ -1,12 +1,11 @@
 """When what broke is tried again: so often without getting further, after growing pauses. Values in, decisions out."""
 
-from dataclasses import dataclass
+import msgspec
 
 from underlay.errors import SourceUnavailable, UnderlayError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retries:
+class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """How often, and after which pauses.
 
     Attributes:
@@ -26,8 +25,7 @@ NO_RETRIES = Retries(attempts=1)
 """Once, and no more."""
 
 
-@dataclass(slots=True)
-class Tries:
+class Tries(msgspec.Struct):
     """How the attempts at one thing have gone so far."""
 
     retries: Retries

@@ -1,6 +1,5 @@
 """What is there and who needs it, as a plan: every file of the caches with its verdict. Looks, and changes nothing."""
 
-import dataclasses
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from underlay.usage.mounts import MountsProbe, seen_roots
 from underlay.usage.openfiles import OpenFilesProbe
 from underlay.usage.records import EphemeralFormats, RecordsProbe
 from underlay.usage.shared import SharedProbe
+from underlay.values import replace
 
 _CLOCK_GAP = 60.0  # seconds
 
@@ -98,7 +98,7 @@ def asked_for(plan: Plan) -> Plan:
     verdicts = [plan_evict(verdict) for verdict in plan.verdicts]
     opened = merge_usage([OpenFilesProbe(_going(verdicts)).observe(())]).uses
     kept = [refusal(one.file, opened.get(one.root, {}).get(one.file.name, ()), ()) for one in verdicts]
-    return dataclasses.replace(
+    return replace(
         plan,
         verdicts=[
             one if reason is None else msgspec.structs.replace(one, removes=False, reasons=(reason,))
@@ -216,7 +216,7 @@ def _verdicts(seen: Observation, usage: Usage) -> list[Verdict]:
     verdicts: list[Verdict] = []
     freed: Counter[str] = Counter()
     for one in seen.inventories:
-        with_room = dataclasses.replace(one, free=one.free + freed[one.pool])
+        with_room = replace(one, free=one.free + freed[one.pool])
         judged = plan_prune(with_room, usage, now=seen.clocks[one.root])
         freed[one.pool] += sum(verdict.file.allocated for verdict in judged if verdict.removes)
         verdicts += judged

@@ -1,6 +1,5 @@
 """A plan to reclaim: how much is missing on a file system, and which unused files of its caches make up for it."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from underlay.policy.reclaim import candidates, plan_reclaim, spare
 from underlay.prune.observation import Known, make_plan
 from underlay.store import eviction
 from underlay.usage import openfiles
+from underlay.values import replace
 
 _OWN_FILES = 256 << 10  # bytes that locks, markers and records may take while room is made
 
@@ -64,7 +64,7 @@ def make_reclaim_plan(
     ordered = candidates(verdicts, rules, plan.clocks)
     own = _measured(ordered, wanted)
     judged, shortfall = plan_reclaim(verdicts, ordered, own, missing=wanted)
-    return dataclasses.replace(
+    return replace(
         plan,
         verdicts=judged,
         need=need,

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from urllib.parse import quote, unquote, unquote_to_bytes
+
+import msgspec
 
 from underlay.errors import InvalidRef
 from underlay.model import ImageRef
@@ -29,8 +30,7 @@ _KEY_LENGTH = 1024  # bytes of an object's name; the services have one limit
 _IN_KEYS = "/!$&'()*+,;=:@"  # what stays as it is in a path (RFC 3986, 3.3)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectName:
+class ObjectName(msgspec.Struct, frozen=True, kw_only=True):
     """What a ref to an object in a store names.
 
     Attributes:

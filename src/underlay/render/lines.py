@@ -4,10 +4,11 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Protocol
+
+import msgspec
 
 from underlay.model import Event, InstanceDisk, Lease, Level, Progress as WorkProgress
 from underlay.naming import printable
@@ -88,8 +89,7 @@ class Display(Protocol):
 _LINE_INTERVAL = 5.0  # seconds
 
 
-@dataclass(slots=True)
-class LineProgress:
+class LineProgress(msgspec.Struct):
     """One line every few seconds, for logs and pipes; work that is over sooner says nothing.
 
     Attributes:
@@ -98,8 +98,8 @@ class LineProgress:
 
     stream: IO[str]
     line: Callable[[WorkProgress, float], str]
-    _started: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
-    _next: float = field(default_factory=lambda: time.monotonic() + _LINE_INTERVAL)
+    _started: dict[tuple[str, str], tuple[float, int]] = msgspec.field(default_factory=dict)
+    _next: float = msgspec.field(default_factory=lambda: time.monotonic() + _LINE_INTERVAL)
 
     def show(self, progress: WorkProgress) -> None:
         """Write a line, unless one was written just now."""

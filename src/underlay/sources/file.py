@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+
+import msgspec
 
 from underlay.model import ImageRef, ImageVersion
 from underlay.naming import content_version_id
@@ -13,8 +14,7 @@ from underlay.plainfiles import FileStream, opened, settled, validator_of
 _HINT = "add its directory to allowed_paths under [sources.file] in the configuration"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileSource:
+class FileSource(msgspec.Struct, frozen=True, kw_only=True):
     """Files below ``allowed_paths``; symlinks are followed only to files that are allowed as well.
 
     Which those are, below a wide path such as ``/``, `underlay.plainfiles` says.

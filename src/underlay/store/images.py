@@ -8,10 +8,11 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from underlay import later, locks
 from underlay.attributes import decode_image_record, encode_record
@@ -34,6 +35,7 @@ from underlay.naming import CacheKind, is_image_name, named_format
 from underlay.store import locking
 from underlay.store.layout import Store
 from underlay.stream import BUFFER_BYTES, served_digest, stored_digest
+from underlay.values import replace
 
 if TYPE_CHECKING:
     from underlay import qemuimg
@@ -115,8 +117,7 @@ def images(store: Store) -> tuple[list[BaseImage], list[Problem]]:
     return found, problems
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """An image that is held, and the locks that hold it."""
 
     store: Store

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -19,8 +18,7 @@ from underlay.store import ballast
 _SHARED_MODE, _OPEN_MODE, _PRIVATE_MODE = 0o2775, 0o755, 0o700
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
+class Store(msgspec.Struct, frozen=True, kw_only=True):
     """One cache directory and the rules for its images.
 
     Attributes:
@@ -41,10 +39,11 @@ class Store:
     nova_lock_prefix: str = "nova-"
     lock_timeout: float = 120.0
     rival_lock: Callable[[str], AbstractContextManager[bool]] | None = None
-    paths: CachePaths = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "paths", CachePaths(self.root))
+    @property
+    def paths(self) -> CachePaths:
+        """Where everything in it is."""
+        return CachePaths(self.root)
 
     def check(self) -> bool:
         """Whether the directory is laid out already; nothing is changed.

@@ -8,7 +8,6 @@ keep an image.
 import hashlib
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
@@ -26,8 +25,7 @@ FOLLOWERS = "follow:"
 """What the holders of followed refs begin with (`underlay.following`)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Record:
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
     layout: int
     holder: str
     names: tuple[str, ...]

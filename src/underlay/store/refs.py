@@ -5,7 +5,6 @@ Written under the ref's ingest lock. A record may name versions that are not in 
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -15,21 +14,20 @@ from underlay.files import translated, write_durably
 from underlay.model import LAYOUT, ImageRef
 from underlay.naming import ref_key
 from underlay.store.layout import Store
+from underlay.values import replace
 
 MAX_VERSIONS = 16
 MAX_VALIDATORS = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeenVersion:
+class SeenVersion(msgspec.Struct, frozen=True, kw_only=True):
     """A version that a ref has meant."""
 
     id: str
     validators: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefRecord:
+class RefRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A ref's history, newest version last.
 
     Attributes:

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,8 +28,7 @@ _POLL = 0.05  # seconds between a waiter's looks
 _TELL = 0.2  # seconds between what a waiter's observer hears
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Journal:
+class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """A verified, durable download that only has to be converted or published.
 
     Attributes:
@@ -57,8 +55,7 @@ class Journal:
     min_disk: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Partial:
+class Partial(msgspec.Struct, frozen=True, kw_only=True):
     """A download that is not whole yet, of which the bytes that are there can be gone on from.
 
     Attributes:
@@ -75,8 +72,7 @@ class Partial:
     boot: str
 
 
-@dataclass(frozen=True, slots=True)
-class Staging:
+class Staging(msgspec.Struct, frozen=True):
     """The paths of one ingest."""
 
     directory: Path

@@ -6,10 +6,12 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
+
+from underlay.values import replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

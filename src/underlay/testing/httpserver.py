@@ -20,7 +20,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http import HTTPStatus
@@ -32,6 +32,7 @@ from urllib.parse import quote, unquote
 
 from underlay.errors import ExtraMissing
 from underlay.testing.connections import Ledger, Listener, Request, plain_path, running
+from underlay.values import replace
 
 __all__ = ["Certificate", "Contents", "Request", "Served", "Server", "redirect", "self_signed", "serving"]
 

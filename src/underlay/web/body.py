@@ -5,11 +5,12 @@ Where a server does not serve from a byte on, the body is read from its beginnin
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from underlay.contracts import ByteStream
 from underlay.errors import SourceChanged
+from underlay.values import replace
 from underlay.web.client import Answer, Web
 from underlay.web.ranges import Wanted, check_version, open_ranges, range_length
 from underlay.web.status import check_status

@@ -6,14 +6,16 @@ The library is imported with the first request, because a command that finds its
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
+import msgspec
+
 from underlay.errors import ConfigError, SourceRefused
+from underlay.values import hiding
 from underlay.web.credentials import DEFAULT_PORTS, Credential, credential_for, is_same_server, without_userinfo
 from underlay.web.pace import Pace
 from underlay.web.status import check_status, printable, translated
@@ -30,19 +32,19 @@ _CONNECTIONS = 8  # kept open to one host
 _PIECE = 64 << 10
 
 
-@dataclass(slots=True)
-class Pools:
-    """The connections of one client: those of each proxy, and those without one. Safe to share between threads."""
+class Pools(msgspec.Struct, eq=False):
+    """The connections of a client, and of those that were made from it: who connects alike shares them, threads as well."""
 
-    _pools: "dict[str | None, PoolManager]" = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock)
+    _pools: "dict[tuple[object, ...], PoolManager]" = msgspec.field(default_factory=dict)
+    _lock: Lock = msgspec.field(default_factory=Lock)
 
     def of(self, web: "Web", proxy: str | None) -> "PoolManager":
         """The connections through this proxy; None: without one."""
+        alike = (proxy, web.connect_timeout, web.read_timeout, web.ca_file, web.client_cert, web.client_key)
         with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = _pool(web, proxy)
-            return self._pools[proxy]
+            if alike not in self._pools:
+                self._pools[alike] = _pool(web, proxy)
+            return self._pools[alike]
 
 
 def _pool(web: "Web", proxy: str | None) -> "PoolManager":
@@ -67,8 +69,7 @@ def _through(proxy: str) -> dict[str, Any]:
     return {"proxy_url": without_userinfo(proxy), "proxy_headers": headers}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Web:
+class Web(msgspec.Struct, frozen=True, kw_only=True):
     """A client of web servers. Safe to share between threads.
 
     Attributes:
@@ -89,13 +90,15 @@ class Web:
     ca_file: str | None = None
     client_cert: str | None = None
     client_key: str | None = None
-    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    proxies: Mapping[str, str] = msgspec.field(default_factory=dict)
     no_proxy: tuple[str, ...] = ()
-    credentials: Mapping[str, Credential] = field(default_factory=dict, repr=False)
-    unusable: ConfigError | None = field(default=None, repr=False, compare=False)
+    credentials: Mapping[str, Credential] = msgspec.field(default_factory=dict)
+    unusable: ConfigError | None = None
     parallel: int = 1
     range_size: int = 4 << 20
-    _pools: "Pools" = field(default_factory=Pools, init=False, repr=False, compare=False)
+    _pools: Pools = msgspec.field(default_factory=Pools)
+
+    __repr__, __rich_repr__ = hiding("proxies", "credentials", "unusable", "_pools")
 
     def check_usable(self) -> None:
         """Make sure that it can be used as it is configured.
@@ -173,8 +176,7 @@ class Web:
             return answer.read(limit)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One answer of a server.
 
     Attributes:
@@ -183,11 +185,13 @@ class Answer:
     """
 
     what: str
-    url: str = field(repr=False)
+    url: str
     shown: str | None
-    response: "BaseHTTPResponse" = field(repr=False)
-    web: Web = field(repr=False)
-    pace: Pace = field(repr=False)
+    response: "BaseHTTPResponse"
+    web: Web
+    pace: Pace
+
+    __repr__, __rich_repr__ = hiding("url", "response", "web", "pace")
 
     @property
     def status(self) -> int:

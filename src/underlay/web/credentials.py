@@ -2,14 +2,16 @@
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from underlay.values import hiding
 
 DEFAULT_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credential:
+class Credential(msgspec.Struct, frozen=True, kw_only=True):
     """What one host is shown.
 
     Attributes:
@@ -19,8 +21,10 @@ class Credential:
 
     origin: str
     user: str | None = None
-    password: str = field(default="", repr=False)
-    token: str | None = field(default=None, repr=False)
+    password: str = ""
+    token: str | None = None
+
+    __repr__, __rich_repr__ = hiding("password", "token")
 
     @property
     def header(self) -> str:

@@ -1,12 +1,11 @@
 """Whether a body still comes: bytes a second over a window, of the time that was spent waiting for them."""
 
-from dataclasses import dataclass
+import msgspec
 
 from underlay.errors import SourceUnavailable
 
 
-@dataclass(slots=True)
-class Pace:
+class Pace(msgspec.Struct):
     """The pace of one body. What the reader does between two pieces does not count against the server.
 
     Attributes:

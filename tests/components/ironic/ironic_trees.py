@@ -8,10 +8,12 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypothesis import strategies as st
+
+from underlay.values import replace
 
 BLOCK = 64 << 10
 AHEAD = 60 * 86400.0  # seconds; more than any age

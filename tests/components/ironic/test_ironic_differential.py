@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from ironic_environment import Ironic, running
 from ironic_trees import AHEAD, NAMES, Case, Master, build, cases, names_in
 
 from underlay.openstack.ironic import ImageCache
+from underlay.values import replace
 
 pytestmark = pytest.mark.component("ironic", "root", "ext4")
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -13,6 +13,7 @@ from underlay.contracts import ImageSource
 from underlay.sources.objects.source import ObjectSource
 from underlay.testing.relay import Fault, Relay
 from underlay.testing.source_suite import Announced, Away, Cut, Forbidden, Replaced, Silent, Slow, Stalled, Trouble, Withdrawn
+from underlay.values import replace
 from underlay.web import Web
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 from object_places import AzurePlace, azure_place
@@ -12,6 +11,7 @@ from underlay.model import ImageVersion
 from underlay.refs import parse_ref
 from underlay.sources.objects.access import AzureAccess
 from underlay.sources.objects.source import ObjectSource
+from underlay.values import replace
 
 pytestmark = pytest.mark.component("azurite")
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from underlay.errors import ImageNotFound, NotAuthorized, SourceChanged
 from underlay.model import ImageVersion
 from underlay.refs import parse_ref
 from underlay.sources.objects.source import ObjectSource
+from underlay.values import replace
 
 pytestmark = pytest.mark.component("fake-gcs-server")
 

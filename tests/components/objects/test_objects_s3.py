@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from underlay.sources.objects.access import Keys, S3Access
 from underlay.sources.objects.source import ObjectSource
 from underlay.store import Store
 from underlay.testing.fakes import Recorder
+from underlay.values import replace
 
 pytestmark = pytest.mark.component("moto")
 

@@ -3,7 +3,8 @@
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from underlay.errors import UnsafeImage
 
@@ -37,8 +38,7 @@ HEADER_BYTES = 64 << 10
 """As much of a file's beginning as the header, its extensions and a backing name can take."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class Header(msgspec.Struct, frozen=True, kw_only=True):
     """A qcow2 header.
 
     Attributes:

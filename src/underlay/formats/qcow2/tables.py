@@ -3,7 +3,8 @@
 import os
 import sys
 from array import array
-from dataclasses import dataclass
+
+import msgspec
 
 from underlay.errors import UnsafeImage
 from underlay.formats.qcow2.entries import ALL_ZEROS, ALLOCATED, COMPRESSED, OFFSET_MASK, SECTOR, SUBCLUSTERS, compressed_range
@@ -40,8 +41,7 @@ def mapped_bytes(fd: int, header: Header, *, what: str = "the qcow2 image") -> i
     return min(mapped, -(-header.size // _BLOCK) * _BLOCK)
 
 
-@dataclass(frozen=True, slots=True)
-class TableFile:
+class TableFile(msgspec.Struct, frozen=True):
     """An open image that is whole, and how messages call it."""
 
     fd: int

@@ -10,8 +10,9 @@ import os
 import struct
 import sys
 from array import array
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from underlay.errors import BackingPathTooLong, InvalidSize
 from underlay.files import write_at
@@ -36,8 +37,7 @@ _CLUSTER_SIZES = frozenset(1 << bits for bits in range(9, 22))
 _MAX_L1_BYTES = 32 << 20  # QCOW_MAX_L1_SIZE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """Where everything is in an empty image; the header is in its first cluster.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from underlay.openstack.ironic.options import Options
 from underlay.openstack.ironic.registry import _cache_cleanup_list, made
 from underlay.plan import Rules
 from underlay.store import Store
+from underlay.values import replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ core does the rest.
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +24,7 @@ from underlay.openstack.ironic.sources import decompressed, located, permitted_f
 from underlay.openstack.ironic.watch import Watch, tell
 from underlay.policy.form import EXEMPT_FORMATS, Want
 from underlay.units import format_size
+from underlay.values import replace
 
 
 class ImageCache:

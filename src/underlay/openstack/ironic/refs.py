@@ -1,11 +1,11 @@
 """Ironic's image references as refs of ours."""
 
-from dataclasses import replace
 from uuid import UUID
 
 from underlay.errors import InvalidRef
 from underlay.model import ImageRef
 from underlay.refs import parse_ref
+from underlay.values import replace
 
 _GLANCE = "glance://"
 

@@ -4,7 +4,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +28,7 @@ from underlay.openstack.ironic.exceptions import exception_class, failure
 from underlay.openstack.ironic.options import Options
 from underlay.sources.file import FileSource
 from underlay.sources.http import HttpSource
+from underlay.values import replace
 from underlay.web import Web
 
 _TRUE = frozenset({"1", "t", "true", "on", "y", "yes"})

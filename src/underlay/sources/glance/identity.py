@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from underlay.clouds import Library, imported, region_of
 from underlay.errors import ConfigError
 from underlay.sources.glance.account import Account, account_of, translated
+from underlay.values import replace
 from underlay.web import Web
 
 

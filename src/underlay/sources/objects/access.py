@@ -3,9 +3,12 @@
 What is secret has no part in any repr.
 """
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+
+import msgspec
+
+from underlay.values import hiding
 
 
 class Addressing(StrEnum):
@@ -16,17 +19,17 @@ class Addressing(StrEnum):
     VIRTUAL = "virtual"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keys:
+class Keys(msgspec.Struct, frozen=True, kw_only=True):
     """A pair of S3 keys, and the token of a temporary one. An empty text means that it is missing."""
 
-    access_key_id: str = field(repr=False)
-    secret_access_key: str = field(repr=False)
-    session_token: str | None = field(default=None, repr=False)
+    access_key_id: str
+    secret_access_key: str
+    session_token: str | None = None
+
+    __repr__, __rich_repr__ = hiding("access_key_id", "secret_access_key", "session_token")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class S3Access:
+class S3Access(msgspec.Struct, frozen=True, kw_only=True):
     """Amazon S3, or another service that speaks its language.
 
     Attributes:
@@ -53,8 +56,7 @@ class S3Access:
     addressing_style: Addressing = Addressing.AUTO
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GcsAccess:
+class GcsAccess(msgspec.Struct, frozen=True, kw_only=True):
     """Google Cloud Storage.
 
     Attributes:
@@ -68,8 +70,7 @@ class GcsAccess:
     allow_http: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AzureAccess:
+class AzureAccess(msgspec.Struct, frozen=True, kw_only=True):
     """Azure Blob Storage.
 
     Attributes:
@@ -79,7 +80,9 @@ class AzureAccess:
 
     endpoint: str | None = None
     account: str | None = None
-    key: str | None = field(default=None, repr=False)
-    sas: str | None = field(default=None, repr=False)
+    key: str | None = None
+    sas: str | None = None
     anonymous: bool = False
     allow_http: bool = False
+
+    __repr__, __rich_repr__ = hiding("key", "sas")

@@ -7,7 +7,7 @@ an artifact's layer by the ingest, and that of a containerdisk's layer on its wa
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,6 +29,7 @@ from underlay.sources.oci.manifest import (
 )
 from underlay.sources.oci.place import Place
 from underlay.sources.oci.registry import Registries
+from underlay.values import replace
 from underlay.web import Web
 
 _ACCEPT = {"Accept": ", ".join(ACCEPTED)}

@@ -5,10 +5,11 @@ the file.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from underlay.contracts import ByteStream
 from underlay.errors import SourceRefused
+from underlay.values import replace
 
 BLOCK = 512
 MOST_BESIDE = 2 << 30

@@ -23,7 +23,7 @@ _MODULES = """
     plan policy policy.form policy.retry refs refs.file refs.glance refs.objects refs.oci refs.parse refs.simplestreams
     refs.text refs.web registry render render.answers render.lines retrying sources sources.file sources.objects
     sources.objects.access store store.ballast store.images store.layout store.leases store.locking store.refs store.roots
-    store.staging stream units values version web web.client web.credentials web.pace web.status
+    store.staging units values version web web.client web.credentials web.pace web.status
 """
 MODULES = frozenset(_MODULES.split())
 

@@ -17,7 +17,7 @@ from underlay.store import Store, images
 if TYPE_CHECKING:
     from underlay.plan import Verdict
 
-_SHORTENED = re.compile(r"([0-9a-z][0-9a-z-]{5,})([._].*)?", re.ASCII)
+_SHORTENED = r"([0-9a-z][0-9a-z-]{5,})([._].*)?"
 """Six characters or more of a name's beginning, and its suffix if that is given."""
 
 
@@ -103,7 +103,7 @@ def _is_called(store: Store, name: str, text: str) -> bool:
     if "/" in text:
         directory, last = os.path.split(os.path.abspath(text))
         return last == name and "\0" not in text and os.path.realpath(directory) == os.path.realpath(store.root)
-    match = _SHORTENED.fullmatch(text)
+    match = re.fullmatch(_SHORTENED, text, re.ASCII)
     if match is None or kind_of_name(text, kind=store.kind) is not None:
         return text == name
     beginning, suffix = match[1], match[2] or ""

@@ -22,7 +22,7 @@ import msgspec
 from underlay.errors import ConfigError
 from underlay.web.credentials import Credential
 
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
+_HOST = r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -65,7 +65,7 @@ def _entries(path: Path, text: str) -> dict[str, _Entry]:
 
 
 def _credential(path: Path, host: str, entry: _Entry) -> Credential:
-    if not _HOST.fullmatch(host.lower()):
+    if not re.fullmatch(_HOST, host.lower()):
         raise ConfigError(f"the credentials file {path}: {host!r} is no host", hint='write ["HOST"] or ["HOST:PORT"]')
     if (entry.user is None) == (entry.token is None) or (entry.password is not None and entry.user is None):
         raise ConfigError(f"the credentials file {path}: {host} needs a user with a password, or a token")

@@ -14,7 +14,7 @@ from underlay.errors import ConfigError, InvalidRef
 from underlay.refs import registry_host
 from underlay.web import Credential, Web
 
-_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?")
+_PLATFORM = r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9]+)?"
 _Parallel = Annotated[int, msgspec.Meta(ge=1, le=8)]
 
 
@@ -147,7 +147,7 @@ def arguments_of(tables: SourceTables, web: Web) -> dict[str, Mapping[str, Any]]
 
 
 def _oci(table: OciTable, web: Web) -> Mapping[str, Any]:
-    if table.platform is not None and not _PLATFORM.fullmatch(table.platform):
+    if table.platform is not None and not re.fullmatch(_PLATFORM, table.platform):
         hint = "write OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64"
         raise values.WrongValue("sources.oci.platform", f"{table.platform!r} is no platform", hint=hint)
     named = values.optional_path(table.auth_file, "sources.oci.auth_file")

@@ -11,19 +11,19 @@ from underlay.errors import InvalidRef
 from underlay.model import ImageRef
 
 # What buckets may be called, by the rules of each service; Azure calls one a container.
-BUCKETS: Mapping[str, re.Pattern[str]] = MappingProxyType(
+BUCKETS: Mapping[str, str] = MappingProxyType(
     {
-        "s3": re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
-        "gs": re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"),
-        "az": re.compile(r"\$root|\$web|(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*"),
+        "s3": r"(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
+        "gs": r"(?!.*\.\.)[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]",
+        "az": r"\$root|\$web|(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*",
     }
 )
 # The query parameter by which each service names one version of an object, and what it may be.
-_VERSIONS: Mapping[str, tuple[str, re.Pattern[str]]] = MappingProxyType(
+_VERSIONS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "s3": ("versionId", re.compile(r"[!-~]{1,1024}")),
-        "gs": ("generation", re.compile(r"[0-9]{1,20}")),
-        "az": ("versionid", re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,20}Z")),
+        "s3": ("versionId", r"[!-~]{1,1024}"),
+        "gs": ("generation", r"[0-9]{1,20}"),
+        "az": ("versionid", r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{8,20}Z"),
     }
 )
 _KEY_LENGTH = 1024  # bytes of an object's name; the services have one limit
@@ -59,7 +59,7 @@ def object_ref(scheme: str, rest: str) -> ImageRef:
     # Whatever is no such ref may hold keys or a signature anywhere, so no message repeats it.
     path, question, query = rest.partition("?")
     bucket, _, name = path.removeprefix("//").partition("/")
-    if not rest.startswith("//") or not BUCKETS[scheme].fullmatch(bucket):
+    if not rest.startswith("//") or not re.fullmatch(BUCKETS[scheme], bucket):
         hint = f"write {scheme}://BUCKET/KEY, without credentials, and the bucket's name as its service allows it"
         raise InvalidRef(f"the {scheme} ref names no bucket", hint=hint)
     key = _key(scheme, name)
@@ -88,7 +88,7 @@ def _version(scheme: str, query: str) -> str:
     name, form = _VERSIONS[scheme]
     given, _, value = query.partition("=")
     version = unquote(value)
-    if given.lower() != name.lower() or "&" in value or not form.fullmatch(version):
+    if given.lower() != name.lower() or "&" in value or not re.fullmatch(form, version):
         raise InvalidRef(
             f"the query of the {scheme} ref names no version of an object",
             hint=f"write ?{name}=VERSION alone; a signed URL is an https ref",

@@ -10,14 +10,12 @@ from underlay.refs.text import without_userinfo
 # The OCI distribution specification 1.1 ("Pulling manifests") has the grammar of repositories and tags, and the image
 # specification that of digests; of the algorithms, those that it registers and Python computes. A host and a repository have
 # 255 characters together, as most clients and registries have it.
-_REF = re.compile(
-    r"//(?P<host>[^/@#]+)/(?P<repository>[^:@#]*)(:(?P<tag>[^@#]*))?(@(?P<digest>[^#]*))?(#(?P<part>.*))?", re.DOTALL
-)
-_HOST = re.compile(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+_REF = r"(?s)//(?P<host>[^/@#]+)/(?P<repository>[^:@#]*)(:(?P<tag>[^@#]*))?(@(?P<digest>[^#]*))?(#(?P<part>.*))?"
+_HOST = r"([a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
 _WORD = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
-_REPOSITORY = re.compile(rf"{_WORD}(/{_WORD})*")
-_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_REPOSITORY = rf"{_WORD}(/{_WORD})*"
+_TAG = r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}"
+_DIGEST = r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}"
 _LONGEST = 255
 _DOCKER_HUB = "docker.io"
 _ALSO_DOCKER_HUB = frozenset({"index.docker.io", "registry-1.docker.io"})
@@ -31,7 +29,7 @@ def registry_host(text: str) -> str:
     """
     host = text.lower().removesuffix(":443")
     port = re.search(r":(\d+)$", host)
-    if not _HOST.fullmatch(host) or (port and int(port[1]) > 65535):
+    if not re.fullmatch(_HOST, host) or (port and int(port[1]) > 65535):
         raise InvalidRef(f"{text!r} is no host of an OCI registry", hint="write HOST or HOST:PORT")
     return _DOCKER_HUB if host in _ALSO_DOCKER_HUB else host
 
@@ -42,14 +40,14 @@ def oci_ref(text: str, rest: str) -> ImageRef:
     Raises:
         InvalidRef
     """
-    match = _REF.fullmatch(rest)
+    match = re.fullmatch(_REF, rest)
     if not match:
         hint = "write oci://host/repository:tag, or …@sha256:…; credentials belong into docker's config.json"
         raise InvalidRef(f"{without_userinfo(text)!r} is no OCI ref", hint=hint)
     host = registry_host(match["host"])
     repository = _repository(host, match["repository"])
     for name, grammar in (("tag", _TAG), ("digest", _DIGEST)):
-        if match[name] is not None and not grammar.fullmatch(match[name]):
+        if match[name] is not None and not re.fullmatch(grammar, match[name]):
             raise InvalidRef(f"the OCI ref to {host}/{repository} has no valid {name}: {match[name]!r}")
     # A digest says which manifest is meant, whatever else the tag may mean by now.
     meant = f":{match['tag'] or 'latest'}" if match["digest"] is None else f"@{match['digest']}"
@@ -62,7 +60,7 @@ def _repository(host: str, repository: str) -> str:
     # Docker Hub has no repository of one word, so that can only be meant as its own clients mean it.
     if host == _DOCKER_HUB and repository and "/" not in repository:
         repository = f"library/{repository}"
-    if not _REPOSITORY.fullmatch(repository) or len(f"{host}/{repository}") > _LONGEST:
+    if not re.fullmatch(_REPOSITORY, repository) or len(f"{host}/{repository}") > _LONGEST:
         hint = "a repository is words of small letters and digits, with '.', '_' and '-' inside and '/' between them"
         raise InvalidRef(f"the OCI ref to {host} names no repository: {repository[:_LONGEST]!r}", hint=hint)
     return repository

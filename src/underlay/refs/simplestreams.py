@@ -6,10 +6,10 @@ from underlay.errors import InvalidRef
 from underlay.model import ImageRef
 from underlay.refs.web import DEFAULT_PORTS, web_ref
 
-_INDEX = re.compile(r"streams/v1/index\.s?json$")
+_INDEX = r"streams/v1/index\.s?json$"
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._+/-]*"
-_PRODUCT = re.compile(rf"(?P<product>{_WORD}(:{_WORD}){{2}})(:(?P<ftype>{_WORD}))?")
-_NAMED_PRODUCT = re.compile(rf"(?P<product>product=[A-Za-z0-9._+:/~-]+)(;ftype=(?P<ftype>{_WORD}))?")
+_PRODUCT = rf"(?P<product>{_WORD}(:{_WORD}){{2}})(:(?P<ftype>{_WORD}))?"
+_NAMED_PRODUCT = rf"(?P<product>product=[A-Za-z0-9._+:/~-]+)(;ftype=(?P<ftype>{_WORD}))?"
 _HINT = "write simplestreams:https://host/path/#OS:RELEASE:ARCH[:FILETYPE], or #product=NAME[;ftype=FILETYPE]"
 
 
@@ -22,8 +22,8 @@ def simplestreams_ref(rest: str) -> ImageRef:
     url, _, chosen = rest.partition("#")
     if url.partition(":")[0].lower() not in DEFAULT_PORTS or "?" in url:
         raise InvalidRef("the simplestreams ref names no web address without a query", hint=_HINT)
-    base = web_ref(url.partition(":")[0].lower(), re.sub(r"([^/])$", r"\1/", _INDEX.sub("", url)))
-    named, product = _NAMED_PRODUCT.fullmatch(chosen), _PRODUCT.fullmatch(chosen)
+    base = web_ref(url.partition(":")[0].lower(), re.sub(r"([^/])$", r"\1/", re.sub(_INDEX, "", url)))
+    named, product = re.fullmatch(_NAMED_PRODUCT, chosen), re.fullmatch(_PRODUCT, chosen)
     if named:
         wanted = chosen
     elif product:

@@ -34,15 +34,15 @@ from underlay.model import BaseImage, Digest, ImageFacts, ImageRecord, Problem
 from underlay.naming import CacheKind, is_image_name, named_format
 from underlay.store import locking
 from underlay.store.layout import Store
-from underlay.stream import BUFFER_BYTES, served_digest, stored_digest
 from underlay.values import replace
 
 if TYPE_CHECKING:
-    from underlay import qemuimg
+    from underlay import qemuimg, stream
     from underlay.formats import inspect, vmdk
     from underlay.formats.inspect import Inspector
 else:  # an image that is recorded needs no inspection
     qemuimg = later.module("underlay.qemuimg")
+    stream = later.module("underlay.stream")
     inspect = later.module("underlay.formats.inspect")
     vmdk = later.module("underlay.formats.vmdk")
 
@@ -206,7 +206,7 @@ def digest_of(store: Store, image: BaseImage, algorithm: str) -> Digest | None:
     with translated(image.path):
         fd = open_regular(image.path)
         try:
-            return served_digest(fd, algorithm)
+            return stream.served_digest(fd, algorithm)
         finally:
             os.close(fd)
 
@@ -363,7 +363,7 @@ def _is_equal(existing: BaseImage, record: ImageRecord) -> bool:
     with translated(existing.path):
         fd = open_regular(existing.path)
         try:
-            return stored_digest(fd) == record.stored
+            return stream.stored_digest(fd) == record.stored
         finally:
             os.close(fd)
 
@@ -446,7 +446,7 @@ def prove_whole(store: Store, path: Path, fd: int, facts: ImageFacts, *, what: s
 
 
 def _inspect_beginning(inspector: "Inspector", fd: int) -> ImageFacts:
-    buffer = memoryview(bytearray(BUFFER_BYTES))
+    buffer = memoryview(bytearray(stream.BUFFER_BYTES))
     position = 0
     while inspector.early is None and (length := os.preadv(fd, [buffer], position)):
         inspector.feed(buffer[:length])

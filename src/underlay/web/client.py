@@ -38,6 +38,12 @@ class Pools(msgspec.Struct, eq=False):
     _pools: "dict[tuple[object, ...], PoolManager]" = msgspec.field(default_factory=dict)
     _lock: Lock = msgspec.field(default_factory=Lock)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it is one as well: what is open already makes no two clients different."""
+        return isinstance(other, Pools)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def of(self, web: "Web", proxy: str | None) -> "PoolManager":
         """The connections through this proxy; None: without one."""
         alike = (proxy, web.connect_timeout, web.read_timeout, web.ca_file, web.client_cert, web.client_key)

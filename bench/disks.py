@@ -1,5 +1,6 @@
 """Rows about disks on a hit: overlays against qemu-img and against what Nova does, flat disks against cp."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from underlay.disks.qcow2 import Qcow2Backend
 from underlay.files import copy_sparse
 
 _DISKS = 10
+_FICLONE = 0x40049409  # linux/fs.h
 _SIZE = "20GiB"
 _FLAT_SIZE, _FLAT_PIECE = 2 << 30, 4 << 20
 # oslo.concurrency's prlimit, by which Nova runs `qemu-img info`: a Python that limits itself and becomes the command.
@@ -51,7 +53,11 @@ def overlays(directory: Path, image: Path) -> Iterator[Row]:
         _qemu_img_create(base.path, overlay)
         command("qemu-img", "resize", "-q", "-f", "qcow2", overlay, "21G")
 
+    def bare(_: int) -> None:
+        _durable_file(alone / f"{next(numbers)}")
+
     made = Contender(name="Host.create_disk (durable)", run=create, repeat=_DISKS)
+    least = Contender(name="write, fsync, link, fsync", run=bare, repeat=_DISKS)
     written = Contender(name="Qcow2Backend.create (durable)", run=write, repeat=_DISKS)
     one = Contender(name="qemu-img create", run=qemu_img, repeat=_DISKS)
     three = Contender(name="prlimit info, create, resize", run=nova, repeat=3)
@@ -64,8 +70,25 @@ def overlays(directory: Path, image: Path) -> Iterator[Row]:
             Row(
                 name="hit, alone over Nova's way", ours=written, peer=three, goal=0.02, source="the same, over three processes"
             ),
+            Row(name="hit, alone over the least", ours=written, peer=least, goal=None, source="what a durable file costs"),
+            Row(name="hit, the least", ours=least, peer=one, goal=None, source="a durable file over a process"),
         ]
     )
+
+
+def _durable_file(path: Path) -> None:
+    """A small durable file by the system calls alone, with as much in it as an overlay has."""
+    directory = os.open(path.parent, os.O_RDONLY)
+    file = os.open(path.parent, os.O_RDWR | os.O_TMPFILE, 0o640)
+    os.ftruncate(file, 4 << 16)
+    for offset in range(0, 3 << 16, 1 << 16):
+        os.pwrite(file, bytes(200), offset)
+    os.setxattr(file, "user.bench", bytes(250))
+    os.fsync(file)
+    os.link(f"/proc/self/fd/{file}", path, src_dir_fd=file, follow_symlinks=True)
+    os.fsync(directory)
+    os.close(file)
+    os.close(directory)
 
 
 def _qemu_img_create(base: Path, overlay: Path) -> None:
@@ -90,6 +113,10 @@ def _flat_rows(where: Path, kind: str, goal: float) -> Iterator[Row]:
         with base.path.open("rb") as source, target.open("xb") as file:
             copy_sparse(source.fileno(), file.fileno(), base.size)
 
+    def share(_: int) -> None:
+        with base.path.open("rb") as source, target.open("xb") as file:
+            fcntl.ioctl(file, _FICLONE, source.fileno())
+
     def create(_: int) -> object:
         return host.create_disk("vm", base, backend="flat")
 
@@ -111,6 +138,9 @@ def _flat_rows(where: Path, kind: str, goal: float) -> Iterator[Row]:
         name="Host.create_disk (durable)", run=create, prepare=settle(lambda: disk.exists() and host.remove_disk("vm"))
     )
     yield Row(name=f"flat, {kind}, the copy alone", ours=copied, peer=plain, goal=goal, source="neither is durable")
+    if kind == "xfs":
+        shared = Contender(name="ioctl FICLONE", run=share, prepare=without)
+        yield Row(name=f"flat, {kind}, copy over FICLONE", ours=copied, peer=shared, goal=None, source="what the kernel takes")
     yield Row(name=f"flat, {kind}", ours=made, peer=durable, goal=goal, source="both are durable")
 
 

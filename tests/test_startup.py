@@ -28,7 +28,10 @@ _MODULES = """
 MODULES = frozenset(_MODULES.split())
 
 # Of Python itself: each takes as long as a good part of the interpreter's start, and none is of use to a hit.
-_NOT_OF_PYTHON = "asyncio concurrent.futures email http.client importlib.metadata logging shutil socket ssl subprocess tempfile"
+_NOT_OF_PYTHON = """
+    asyncio concurrent.futures dataclasses email http.client importlib.metadata logging random
+    shutil signal socket ssl subprocess tempfile
+"""
 NOT_OF_PYTHON = frozenset(_NOT_OF_PYTHON.split())
 
 _TELL = """

@@ -4,7 +4,6 @@ One of the two doors to fcntl. Functions take paths or descriptors and hold no l
 `underlay.store`'s business. Beside each durable step stands what a crash there leaves.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -14,9 +13,16 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from underlay import later
 from underlay.errors import CacheMissing, CacheNotWritable, InsufficientSpace, StorageFailed, UnderlayError
 from underlay.filesystems import free_bytes
+
+if TYPE_CHECKING:
+    import ctypes
+else:  # for calls that Python does not have, which no listing makes
+    ctypes = later.module("ctypes")
 
 ATTRIBUTE = "user.underlay"
 
@@ -284,7 +290,7 @@ def write_at(fd: int, content: bytes | memoryview, offset: int) -> None:
 
 
 @cache
-def _libc() -> ctypes.CDLL:
+def _libc() -> "ctypes.CDLL":
     return ctypes.CDLL(None, use_errno=True)
 
 

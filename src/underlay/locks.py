@@ -12,20 +12,27 @@ at once.
 import errno
 import fcntl
 import os
-import random
-import signal
 import struct
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from underlay import later
 from underlay.errors import LockLost, LockTimeout
 from underlay.files import create
 from underlay.filesystems import NETWORK_KINDS, file_system
+
+if TYPE_CHECKING:
+    import random
+    import signal
+else:  # who waits for no lock, and asks of no file whether it is open, needs neither
+    random = later.module("random")
+    signal = later.module("signal")
 
 _SHARED, _EXCLUSIVE, _UNLOCKED = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 _WHOLE_FILE = (0, 0)

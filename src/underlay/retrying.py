@@ -1,12 +1,18 @@
 """The pause before what broke is tried again, told to the observer."""
 
-import random
 import time
+from typing import TYPE_CHECKING
 
+from underlay import later
 from underlay.contracts import Observer
 from underlay.errors import SourceError
 from underlay.model import Event, Level
 from underlay.policy.retry import Tries
+
+if TYPE_CHECKING:
+    import random
+else:
+    random = later.module("random")  # nothing has to be tried again, as a rule
 
 
 def pause(tries: Tries, error: SourceError, *, what: str, reached: int, observer: Observer) -> None:

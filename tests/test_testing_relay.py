@@ -317,3 +317,10 @@ def test_a_relay_that_ends_while_it_is_away_and_one_that_stalls_leave_no_thread(
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert before >= threading.active_count()
+
+
+def test_a_head_can_come_a_byte_at_a_time(relay: Relay) -> None:
+    relay.misbehave("/b.img", Fault(head_rate=1000))
+    began = time.monotonic()
+    assert b"other" == ask(relay, "/b.img").body
+    assert time.monotonic() - began > 0.05

@@ -3,8 +3,9 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from underlay.errors import (
     UntrustedCertificate,
 )
 from underlay.testing.httpserver import Certificate, Served, redirect, self_signed, serving
+from underlay.testing.relay import Fault, relaying
 from underlay.web import Credential, Web, open_body
 
 BODY = os.urandom(300_000)
@@ -246,8 +248,8 @@ def test_a_proxy_that_is_not_there_is_told() -> None:
 
 def test_https_goes_through_a_tunnel_of_the_proxy(certificate: Certificate) -> None:
     with serving({"/a": Served(BODY)}, tls=certificate) as server, tunnels() as (proxy, asked):
-        web = Web(ca_file=os.fspath(certificate.ca_file), proxies={"https": proxy})
-        assert BODY == document(web, server.url("/a"))
+        # Nobody holds the client any longer than this, so its connection closes and the tunnel ends.
+        assert BODY == document(Web(ca_file=os.fspath(certificate.ca_file), proxies={"https": proxy}), server.url("/a"))
         assert [["CONNECT", authority(server.base)]] == [line.split()[:2] for line in asked]
 
 
@@ -279,9 +281,95 @@ def tunnels() -> Iterator[tuple[str, list[str]]]:
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
-    while piece := source.recv(65536):
-        target.sendall(piece)
-    target.shutdown(socket.SHUT_WR)
+    with suppress(OSError):  # either may go away first
+        while piece := source.recv(65536):
+            target.sendall(piece)
+        target.shutdown(socket.SHUT_WR)
+
+
+# -------------------------------------------------------------------------------------------------- what comes by drips
+
+DRIPS = "a little at a time"
+IMPATIENT = Web(connect_timeout=0.5, read_timeout=0.5)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_head_that_comes_by_drips_is_given_up(method: str) -> None:
+    with serving({"/a": Served(BODY, head_rate=20)}) as server:
+        with pytest.raises(SourceUnavailable, match=DRIPS), IMPATIENT.answer(WHAT, method, server.url("/a")):
+            pass
+
+
+def test_a_head_that_comes_by_drips_through_tls_is_given_up(certificate: Certificate) -> None:
+    with serving({"/a": Served(BODY, head_rate=20)}, tls=certificate) as server:
+        web = Web(read_timeout=0.5, ca_file=os.fspath(certificate.ca_file))
+        with pytest.raises(SourceUnavailable, match=DRIPS):
+            document(web, server.url("/a"))
+
+
+def test_a_server_whose_head_drips_is_given_up_behind_a_relay_and_asked_again() -> None:
+    with serving({"/a": Served(BODY)}) as server, relaying(server.base) as relay:
+        relay.misbehave("/a", Fault(head_rate=20, times=1))
+        with pytest.raises(SourceUnavailable, match=DRIPS):
+            document(IMPATIENT, relay.url("/a"))
+        assert BODY == document(IMPATIENT, relay.url("/a"))
+
+
+def test_a_slow_head_that_is_there_in_time_is_taken() -> None:
+    with serving({"/a": Served(b"content", head_rate=2000)}) as server:
+        assert b"content" == document(Web(read_timeout=5), server.url("/a"))
+
+
+def test_a_connection_is_used_again_with_all_of_its_time_after_a_slow_head() -> None:
+    with serving({"/a": [Served(b"one", head_rate=800), Served(b"two", head_rate=800)]}) as server:
+        web = Web(read_timeout=1.5)
+        assert [b"one", b"two"] == [document(web, server.url("/a")) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;" + b"x" * 1000, id="chunk"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: " + b"x" * 1000, id="trailer"),
+        pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" * 100, id="continue"),
+    ],
+)
+def test_what_frames_a_body_is_not_waited_for_without_end(answer: bytes) -> None:
+    with dripping(answer) as url, pytest.raises(SourceUnavailable, match=DRIPS):
+        document(IMPATIENT, url)
+
+
+def test_a_proxy_whose_answer_to_connect_drips_is_given_up() -> None:
+    with dripping(b"HTTP/1.1 200 " + b"x" * 1000) as proxy, pytest.raises(SourceUnavailable):
+        document(Web(connect_timeout=0.5, proxies={"https": proxy}), "https://images.invalid/a")
+
+
+@pytest.mark.parametrize("limit", [0, 1024])
+def test_a_document_that_comes_by_drips_is_given_up_whatever_the_lowest_speed_of_a_body(limit: int) -> None:
+    with serving({"/a": Served(BODY, rate=200)}) as server:
+        web = Web(low_speed_limit=limit, low_speed_time=0.5)
+        with pytest.raises(SourceUnavailable, match="bytes"):
+            document(web, server.url("/a"))
+
+
+@contextmanager
+def dripping(answer: bytes) -> Iterator[str]:
+    """The URL of a server that takes one request and sends its answer at a few bytes a second, for five seconds at most."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client, suppress(OSError):
+                client.recv(65536)
+                for byte in answer[:100]:
+                    client.sendall(bytes([byte]))
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    thread.join(30)
 
 
 # ------------------------------------------------------------------------------------------------------------------- bodies

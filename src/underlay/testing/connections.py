@@ -1,6 +1,7 @@
 """What the servers of `underlay.testing` have in common: a listener that ends whole, and a ledger of what was asked."""
 
 import contextlib
+import io
 import socket
 import ssl
 import sys
@@ -157,6 +158,25 @@ def running(listener: Listener) -> Iterator[None]:
         listener.drop_connections()
         listener.ended.set()
         listener.server_close()  # waits for the connections' threads
+
+
+def end_head(handler: BaseHTTPRequestHandler, *, rate: float | None, ended: threading.Event) -> None:
+    """Send the head that a handler has put together.
+
+    Args:
+        rate: bytes a second, each sent alone; None: all of it at once. ended: nothing more is sent once it is set.
+    """
+    if rate is None:
+        handler.end_headers()
+        return
+    connection, head = handler.wfile, io.BytesIO()
+    handler.wfile = head
+    handler.end_headers()
+    handler.wfile = connection
+    for byte in head.getvalue():
+        if ended.wait(1 / rate):
+            break
+        connection.write(bytes([byte]))
 
 
 def plain_path(path: str) -> str:

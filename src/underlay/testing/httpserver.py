@@ -31,7 +31,7 @@ from typing import BinaryIO
 from urllib.parse import quote, unquote
 
 from underlay.errors import ExtraMissing
-from underlay.testing.connections import Ledger, Listener, Request, plain_path, running
+from underlay.testing.connections import Ledger, Listener, Request, end_head, plain_path, running
 from underlay.values import replace
 
 __all__ = ["Certificate", "Contents", "Request", "Served", "Server", "redirect", "self_signed", "serving"]
@@ -61,7 +61,7 @@ class Served:
         stall_after: nothing more comes after so many bytes of the body, for ``stall`` seconds or until `Server.resume`.
         encoding: a Content-Encoding to name; the body is sent as it is.
         credentials: ``user:password`` that a request must bring, as Basic authentication. token: a bearer token instead.
-        rate: bytes a second.
+        rate: bytes a second of the body. head_rate: of the head.
     """
 
     body: bytes | Path = b""
@@ -82,6 +82,7 @@ class Served:
     credentials: str | None = field(default=None, kw_only=True)
     token: str | None = field(default=None, kw_only=True)
     rate: float | None = field(default=None, kw_only=True)
+    head_rate: float | None = field(default=None, kw_only=True)
 
 
 def redirect(location: str, *, status: int = 302) -> Served:
@@ -342,7 +343,7 @@ class _Connection(BaseHTTPRequestHandler):
         self.send_response_only(answer.status)
         for name, value in (*((name, value) for name, value in ours if name.lower() not in told), *served.headers.items()):
             self.send_header(name, value)
-        self.end_headers()
+        end_head(self, rate=served.head_rate, ended=self.server.ended)
 
     def _send_body(self, served: Served, answer: "_Answer", body: "_Body", number: int) -> None:
         length = answer.stop - answer.start

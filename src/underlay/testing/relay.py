@@ -26,7 +26,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
-from underlay.testing.connections import Ledger, Listener, plain_path, running
+from underlay.testing.connections import Ledger, Listener, end_head, plain_path, running
 
 _PATIENCE = 60.0  # seconds that the server behind may take for anything
 _PIECE = 256 << 10
@@ -50,7 +50,7 @@ class Fault:
         silent: the request is taken and never answered.
         cut_after: the connection closes after so many bytes of the body.
         stall_after: nothing more comes after so many bytes of the body.
-        rate: bytes a second.
+        rate: bytes a second of the body. head_rate: of the head.
         ranges: False: the server is not told of a Range, and the client not that the server knows them.
         length: the Content-Length that is announced. More than there is: the connection closes early; less: no more is sent.
         headers: fields of the answer in place of the server's; None leaves a field out.
@@ -62,6 +62,7 @@ class Fault:
     cut_after: int | None = None
     stall_after: int | None = None
     rate: float | None = None
+    head_rate: float | None = None
     ranges: bool = True
     length: int | None = None
     headers: Mapping[str, str | None] = field(default_factory=dict)
@@ -281,7 +282,7 @@ class _Connection(BaseHTTPRequestHandler):
             self.send_header("Transfer-Encoding", "chunked")
         elif length is not None:
             self.send_header("Content-Length", str(length))
-        self.end_headers()
+        end_head(self, rate=fault.head_rate, ended=self.server.ended)
         if has_body:
             self._send_body(answer, fault, number, length)
 

@@ -14,7 +14,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
-from underlay.errors import ConfigError, SourceRefused
+from underlay.errors import ConfigError, SourceRefused, SourceUnavailable
 from underlay.values import hiding
 from underlay.web.credentials import DEFAULT_PORTS, Credential, credential_for, is_same_server, without_userinfo
 from underlay.web.pace import Pace
@@ -30,6 +30,7 @@ _PAST_CACHES = MappingProxyType({"Cache-Control": "no-cache", "Pragma": "no-cach
 _SECRET_FIELDS = frozenset({"authorization", "x-auth-token", "cookie"})
 _CONNECTIONS = 8  # kept open to one host
 _PIECE = 64 << 10
+_DOCUMENT_PACE = 8 << 10  # bytes a second that a small document brings at least, after a grace of the low speed's time
 
 
 class Pools(msgspec.Struct, eq=False):
@@ -56,9 +57,11 @@ class Pools(msgspec.Struct, eq=False):
 def _pool(web: "Web", proxy: str | None) -> "PoolManager":
     import urllib3
 
+    from underlay.web.heads import PlainPool, SecurePool
+
     timeout = urllib3.Timeout(connect=web.connect_timeout, read=web.read_timeout)
     make = urllib3.PoolManager if proxy is None else partial(urllib3.ProxyManager, **_through(proxy))
-    return make(
+    pool = make(
         timeout=timeout,
         retries=False,
         cert_reqs="CERT_REQUIRED",
@@ -67,6 +70,8 @@ def _pool(web: "Web", proxy: str | None) -> "PoolManager":
         key_file=web.client_key,
         maxsize=_CONNECTIONS,
     )
+    pool.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    return pool
 
 
 def _through(proxy: str) -> dict[str, Any]:
@@ -79,7 +84,8 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
     """A client of web servers. Safe to share between threads.
 
     Attributes:
-        connect_timeout, read_timeout: seconds; the latter between two pieces of a body.
+        connect_timeout: seconds for each step of a connection: to an address, through a proxy, into TLS.
+        read_timeout: seconds until the head of an answer is there whole, and from one piece of a body to the next.
         low_speed_limit, low_speed_time: a body of fewer bytes a second than the limit over so many seconds has stalled.
         ca_file: certificates to trust instead of the system's. client_cert, client_key: files that tell a server who we are.
         proxies: URLs by the scheme of what is asked for. no_proxy: hosts and domains that are asked directly; ``*``: all.
@@ -244,13 +250,18 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         """The whole body.
 
         Raises:
-            SourceRefused: it has more than ``limit`` bytes. SourceUnavailable, BodyTruncated
+            SourceRefused: it has more than ``limit`` bytes. SourceUnavailable: also of one that does not get done.
+            BodyTruncated
         """
-        body, buffer = bytearray(), memoryview(bytearray(_PIECE))
+        body, buffer, began = bytearray(), memoryview(bytearray(_PIECE)), time.monotonic()
         while length := self.readinto(buffer):
             body += buffer[:length]
             if len(body) > limit:
                 raise SourceRefused(f"{self.what} has more than {limit} bytes, which is no such document")
+            seconds = time.monotonic() - began
+            if seconds > self.web.low_speed_time + len(body) / _DOCUMENT_PACE:
+                slow = f"only {len(body)} bytes of it came within {seconds:.0f} s"
+                raise SourceUnavailable(f"{self.what}: {host_of(self.url)}: {slow}", hint="try again later")
         return bytes(body)
 
     def cut(self) -> None:

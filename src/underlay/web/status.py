@@ -127,6 +127,10 @@ def _unusable(web: "Web") -> ConfigError | None:
 def _why(error: "HTTPError", causes: tuple[object, ...]) -> str:
     from urllib3.exceptions import NameResolutionError, ProxyError, ReadTimeoutError
 
+    from underlay.web.heads import TooSlow
+
+    if any(isinstance(cause, TooSlow) for cause in causes):
+        return "it sends a little at a time, and does not get done"
     if isinstance(error, ReadTimeoutError):
         return "the server went silent"
     if isinstance(error, NameResolutionError):

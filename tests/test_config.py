@@ -11,6 +11,7 @@ from hypothesis import given, strategies as st
 
 from machine import command_line, run
 from underlay.config import Config, Follow, embedded_config, for_command_line, load_config, parse_config
+from underlay.config.environment import of_programs_that_keep_logins
 from underlay.errors import ConfigError
 from underlay.naming import CacheKind
 from underlay.plan import Rules
@@ -39,7 +40,7 @@ def test_one_cache_is_all_that_a_configuration_needs() -> None:
     http = {"revalidate_after": 300.0, "stale_if_error": True, "web": Web()}
     assert [http, http, {"allowed_paths": ()}] == [config.sources[scheme] for scheme in ("http", "https", "file")]
     oci = {"revalidate_after": 300.0, "stale_if_error": True, "plain_http": frozenset(), "platform": None, "web": Web()}
-    assert oci == {key: value for key, value in config.sources["oci"].items() if key != "auth_files"}
+    assert oci == {key: value for key, value in config.sources["oci"].items() if key not in ("auth_files", "environment")}
     expected = {"http": http, "https": http, "file": {"allowed_paths": ()}}
     assert expected == {scheme: config.sources[scheme] for scheme in expected}
     streams = {**http, "keyrings": (), "require_signature": True}
@@ -124,6 +125,7 @@ def test_every_key_has_its_effect() -> None:
         "plain_http": frozenset({"localhost:5000", "registry.local"}),
         "platform": "linux/arm64/v8",
         "auth_files": (Path("/etc/underlay/registries.json"),),
+        "environment": of_programs_that_keep_logins,
         "web": web,
     } == config.sources["oci"]
 

@@ -484,12 +484,12 @@ def test_an_enormous_token_is_given_up(server: Server) -> None:
         source_of(server).describe(ref(server))
 
 
-def test_a_login_that_a_helper_keeps_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_login_that_an_absent_program_keeps_is_told(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({"credHelpers": {host(server): "ecr-login"}}))
+    file.write_text(json.dumps({"credHelpers": {host(server): "of-a-test"}}))
     server.serve(TAG, challenge("Basic realm=r"))
 
-    with pytest.raises(NotAuthorized, match="docker-credential-ecr-login keeps it"):
+    with pytest.raises(NotAuthorized, match="kept by docker-credential-of-a-test cannot be used: the program is not installed"):
         source_of(server, file).describe(ref(server))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from underlay.errors import ToolFailed, ToolMissing, ToolTimedOut
-from underlay.run import Ended, Limits, run, run_to_end
+from underlay.run import SEARCH_PATH, Ended, Limits, run, run_to_end
 
 LIMITS = Limits(seconds=30)
 MIB = 1 << 20
@@ -56,6 +56,28 @@ def test_much_output_on_both_pipes_is_read_without_a_deadlock() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- what it is given
+
+
+def test_a_program_is_given_what_it_reads() -> None:
+    content = os.urandom(300_000)
+    assert content == run_to_end(["cat"], limits=LIMITS, content=content).output
+
+
+def test_a_program_may_end_without_reading_what_it_is_given() -> None:
+    assert 7 == run_to_end(["sh", "-c", "exit 7"], limits=LIMITS, content=bytes(MIB)).status
+
+
+@pytest.mark.parametrize("dies_with_caller", [True, False])
+def test_a_program_may_be_given_an_environment_and_is_looked_for_in_its_path(tmp_path: Path, *, dies_with_caller: bool) -> None:
+    program = tmp_path / "of-a-test"
+    program.write_text('#!/bin/sh\necho "$A $(id -u >/dev/null && echo found) ${LC_ALL-none}"\n')
+    program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{SEARCH_PATH}", "A": "given"}
+    limits = Limits(seconds=30, dies_with_caller=dies_with_caller)
+
+    assert b"given found none\n" == run_to_end(["of-a-test"], limits=limits, environment=environment).output
+    with pytest.raises(ToolMissing):
+        run_to_end(["of-a-test"], limits=limits)
 
 
 def test_the_environment_is_built_and_not_inherited(tmp_path: Path) -> None:

@@ -563,3 +563,15 @@ def test_a_stall_ends_by_itself() -> None:
         started = time.monotonic()
         assert BODY == ask(server, "/a").body
         assert time.monotonic() - started >= 0.2
+
+
+def test_what_is_posted_must_have_the_fields_of_the_form_and_is_noted() -> None:
+    with serving({"/a": Served(b"welcome", form={"who": "tux & co"}), "/b": Served(b"plain")}) as server:
+        asked = [("/a", "who=tux+%26+co&why=so"), ("/a", "who=tux"), ("/a", ""), ("/b", "who=tux")]
+        statuses = []
+        for path, content in asked:
+            with closing(connect(server)) as connection:
+                connection.request("POST", path, body=content)
+                statuses.append(connection.getresponse().status)
+        assert [200, 401, 401, 405] == statuses
+        assert [content.encode() for _, content in asked] == [request.content for request in server.requests]

@@ -6,15 +6,18 @@ import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from underlay.errors import ToolFailed, ToolMissing, ToolTimedOut
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for, whatever the caller's own path."""
 
-_ENVIRONMENT = {"PATH": SEARCH_PATH, "LC_ALL": "C"}
+PLAIN_ENVIRONMENT: Mapping[str, str] = MappingProxyType({"PATH": SEARCH_PATH, "LC_ALL": "C"})
+"""What a program is given, unless it needs more."""
+
 _MISSING_HINTS = {"qemu-img": "install it: apt-get install qemu-utils", "gpgv": "install it: apt-get install gpgv"}
 
 
@@ -60,21 +63,32 @@ def run(argv: Sequence[str | os.PathLike[str]], *, limits: Limits) -> bytes:
     return ended.output
 
 
-def run_to_end(argv: Sequence[str | os.PathLike[str]], *, limits: Limits) -> Ended:
+def run_to_end(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    limits: Limits,
+    content: bytes = b"",
+    environment: Mapping[str, str] = PLAIN_ENVIRONMENT,
+) -> Ended:
     """Run a program to its end, whatever status it returns: for one whose failures are answers.
 
-    Its environment holds a PATH and ``LC_ALL=C`` only; its standard input is empty. It stays in our process group, so that
+    Its environment holds a PATH and ``LC_ALL=C`` only, unless another is given. It stays in our process group, so that
     what ends us from a terminal ends it as well. After a time-out nobody waits for its pipes, whoever else has them open.
+
+    Args:
+        content: of its standard input.
+        environment: all of it; the program is looked for in its PATH.
 
     Raises:
         ToolMissing, ToolFailed (it cannot be started), ToolTimedOut
     """
     program = os.fspath(argv[0])
     command = [os.fspath(part) for part in argv]
-    with _started(_bound_to_us(command) if limits.dies_with_caller else command) as process:
+    command = _bound_to_us(command, environment) if limits.dies_with_caller else command
+    with _started(command, environment, has_input=bool(content)) as process:
         try:
             _limit(process.pid, limits)
-            output, errors = process.communicate(timeout=limits.seconds)
+            output, errors = process.communicate(content or None, timeout=limits.seconds)
         except subprocess.TimeoutExpired as error:
             process.kill()
             raise ToolTimedOut(f"{program} was killed after {limits.seconds:g} s") from error
@@ -90,20 +104,20 @@ def failed(program: str, ended: Ended) -> ToolFailed:
     return ToolFailed(f"{program} failed ({_ending(ended.status)}): {said}")
 
 
-def _bound_to_us(argv: Sequence[str]) -> list[str]:
+def _bound_to_us(argv: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """The command, started by util-linux's setpriv, which asks the kernel (prctl(2), PR_SET_PDEATHSIG) and becomes it."""
-    found = [shutil.which(program, path=SEARCH_PATH) for program in ("setpriv", argv[0])]
-    return ["setpriv", "--pdeathsig", "KILL", "--", *argv] if all(found) else list(argv)
+    found = [shutil.which("setpriv", path=SEARCH_PATH), shutil.which(argv[0], path=environment.get("PATH", SEARCH_PATH))]
+    return [str(found[0]), "--pdeathsig", "KILL", "--", *argv] if all(found) else list(argv)
 
 
-def _started(argv: Sequence[str]) -> "subprocess.Popen[bytes]":
+def _started(argv: Sequence[str], environment: Mapping[str, str], *, has_input: bool) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_ENVIRONMENT,
+            env=environment,
         )
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ToolMissing(f"{argv[0]} is not installed", hint=_MISSING_HINTS.get(argv[0])) from error

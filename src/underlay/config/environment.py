@@ -51,6 +51,11 @@ def registry_auth_files() -> tuple[Path, ...]:
     return tuple(path for path in found if path is not None)
 
 
+def of_programs_that_keep_logins() -> Mapping[str, str]:
+    """All of our own environment, as docker gives it to them: each finds its keys by variables of its own."""
+    return dict(os.environ)
+
+
 def proxies() -> tuple[Mapping[str, str], tuple[str, ...]]:
     """The proxy of each scheme, and the hosts that are asked without one, as curl reads them.
 

@@ -157,6 +157,7 @@ def _oci(table: OciTable, web: Web) -> Mapping[str, Any]:
         "plain_http": frozenset(_registry(host) for host in table.plain_http),
         "platform": table.platform,
         "auth_files": environment.registry_auth_files() if named is None else (named,),
+        "environment": environment.of_programs_that_keep_logins,
         "web": web,
     }
 

@@ -23,6 +23,7 @@ class Request:
         path: as asked, with its query.
         headers: with lower-case names.
         status: of the answer; 0: it was never answered.
+        content: that was posted.
         sent: bytes of the body that have been given to the network so far, without what frames them.
     """
 
@@ -31,6 +32,7 @@ class Request:
     headers: Mapping[str, str]
     status: int
     sent: int
+    content: bytes = b""
 
 
 class Ledger:
@@ -44,10 +46,11 @@ class Ledger:
         self.changed = threading.Condition()
         self._requests: list[Request] = []
 
-    def begin(self, handler: BaseHTTPRequestHandler, status: int) -> int:
+    def begin(self, handler: BaseHTTPRequestHandler, status: int, content: bytes = b"") -> int:
         """Record a request that is about to be answered; its number is for `add_sent`."""
         headers = MappingProxyType({name.lower(): value for name, value in handler.headers.items()})
-        request = Request(method=handler.command, path=handler.path, headers=headers, status=status, sent=0)
+        method, path = handler.command, handler.path
+        request = Request(method=method, path=path, headers=headers, status=status, sent=0, content=content)
         with self.changed:
             self._requests.append(request)
             self.changed.notify_all()

@@ -28,7 +28,7 @@ from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 from underlay.errors import ExtraMissing
 from underlay.testing.connections import Ledger, Listener, Request, end_head, plain_path, running
@@ -37,6 +37,7 @@ from underlay.values import replace
 __all__ = ["Certificate", "Contents", "Request", "Served", "Server", "redirect", "self_signed", "serving"]
 
 _PIECE = 1 << 20
+_LONGEST_FORM = 1 << 20
 _RATE_STEPS = 20  # pieces a second under a rate limit
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")  # of one range; a request for several may be answered whole (RFC 9110, 14.2)
 
@@ -61,6 +62,7 @@ class Served:
         stall_after: nothing more comes after so many bytes of the body, for ``stall`` seconds or until `Server.resume`.
         encoding: a Content-Encoding to name; the body is sent as it is.
         credentials: ``user:password`` that a request must bring, as Basic authentication. token: a bearer token instead.
+        form: fields that a POST must bring, among others, form-encoded. Nothing else can be posted to.
         rate: bytes a second of the body. head_rate: of the head.
     """
 
@@ -81,6 +83,7 @@ class Served:
     encoding: str | None = field(default=None, kw_only=True)
     credentials: str | None = field(default=None, kw_only=True)
     token: str | None = field(default=None, kw_only=True)
+    form: Mapping[str, str] | None = field(default=None, kw_only=True)
     rate: float | None = field(default=None, kw_only=True)
     head_rate: float | None = field(default=None, kw_only=True)
 
@@ -288,6 +291,15 @@ class _Connection(BaseHTTPRequestHandler):
         served = self._served()
         self._reply(served if served.head_status is None else replace(served, status=served.head_status))
 
+    def do_POST(self) -> None:
+        content = self.rfile.read(min(_LONGEST_FORM, int(self.headers.get("Content-Length", 0))))
+        served = self._served()
+        if served.form is None:
+            served = Served(b"nothing can be posted here\n", status=405)
+        elif not served.form.items() <= dict(parse_qsl(content.decode())).items():
+            served = Served(b"who are you?\n", status=401)
+        self._reply(served, content)
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Nothing: the requests are recorded."""
 
@@ -296,13 +308,13 @@ class _Connection(BaseHTTPRequestHandler):
         is_past_caches = "no-cache" in self.headers.get("Cache-Control", "").lower()
         return served.past_caches if is_past_caches and served.past_caches is not None else served
 
-    def _reply(self, served: Served) -> None:
+    def _reply(self, served: Served, content: bytes = b"") -> None:
         if (wanted := _authorization(served)) is not None and not self._brings(wanted):
             challenge = {"WWW-Authenticate": f'{wanted.split()[0]} realm="images", charset="UTF-8"'}
             served = Served(b"who are you?\n", status=401, headers=challenge)
         with _Body.open(served.body) as body:
             answer = self._choose(served, body.size)
-            number = self.server.ledger.begin(self, answer.status)
+            number = self.server.ledger.begin(self, answer.status, content)
             self._send_head(served, answer)
             if self.command != "HEAD" and answer.has_body:
                 self._send_body(served, answer, body, number)

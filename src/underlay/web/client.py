@@ -10,7 +10,7 @@ from functools import partial
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import msgspec
 
@@ -28,6 +28,7 @@ _URL_CHARACTERS = "".join(chr(code) for code in range(0x21, 0x7F))  # what a red
 _ALWAYS = MappingProxyType({"Accept-Encoding": "identity", "User-Agent": "underlay"})
 _PAST_CACHES = MappingProxyType({"Cache-Control": "no-cache", "Pragma": "no-cache"})  # RFC 9111, 5.2.1.4 and 5.4
 _SECRET_FIELDS = frozenset({"authorization", "x-auth-token", "cookie"})
+_FORM = "application/x-www-form-urlencoded"
 _CONNECTIONS = 8  # kept open to one host
 _PIECE = 64 << 10
 _DOCUMENT_PACE = 8 << 10  # bytes a second that a small document brings at least, after a grace of the low speed's time
@@ -145,20 +146,51 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
 
     def _answer(self, what: str, method: str, url: str, headers: Mapping[str, str], given_for: str) -> "Answer":
         for _ in range(self.max_redirects + 1):
-            credential = credential_for(given_for, self.credentials) if is_same_server(given_for, url) else None
-            answer = self._request(what, method, url, _fields(headers, credential, is_same_server(given_for, url)), credential)
+            is_meant = is_same_server(given_for, url)
+            credential = credential_for(given_for, self.credentials) if is_meant else None
+            allowed = headers if is_meant else _without_secrets(headers)
+            answer = self._request(what, method, url, _fields(allowed, credential), credential)
             if answer.status not in _REDIRECTS:
                 return answer
             answer.close()
             url = _redirected(what, url, answer.headers.get("Location", ""))
         raise SourceRefused(f"{what} redirects more than {self.max_redirects} times")
 
-    def _request(self, what: str, method: str, url: str, headers: dict[str, str], credential: Credential | None) -> "Answer":
+    @contextmanager
+    def submit(self, what: str, url: str, form: Mapping[str, str]) -> Iterator["Answer"]:
+        """The answer to a form that is sent by POST, whose status is not judged.
+
+        A form may hold a secret, so it goes to this URL alone: no redirect is followed, and no credential is added.
+
+        Raises:
+            as `answer`
+        """
+        self.check_usable()
+        fields = {**_ALWAYS, "Content-Type": _FORM}
+        answer = self._request(what, "POST", url, fields, None, content=urlencode(form).encode())
+        try:
+            if answer.status in _REDIRECTS:
+                raise SourceRefused(f"{what} redirects what was to stay between us and {host_of(url)}")
+            yield answer
+        finally:
+            answer.close()
+
+    def _request(
+        self,
+        what: str,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        credential: Credential | None,
+        *,
+        content: bytes | None = None,
+    ) -> "Answer":
         host = host_of(url)
         with translated(what, host, self):
             response = self._pools.of(self, self._proxy_for(url)).request(
                 method,
                 without_userinfo(url),
+                body=content,
                 headers=headers,
                 redirect=False,
                 preload_content=False,
@@ -290,10 +322,13 @@ def _is_among(url: str, hosts: Sequence[str]) -> bool:
     return any(name == "*" or name in (host, place) or (name and host.endswith(f".{name}")) for name in names)
 
 
-def _fields(headers: Mapping[str, str], credential: Credential | None, is_meant: bool) -> dict[str, str]:  # noqa: FBT001
-    sent = {name: value for name, value in headers.items() if is_meant or name.lower() not in _SECRET_FIELDS}
+def _without_secrets(headers: Mapping[str, str]) -> Mapping[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in _SECRET_FIELDS}
+
+
+def _fields(headers: Mapping[str, str], credential: Credential | None) -> dict[str, str]:
     ours = {} if credential is None else {"Authorization": credential.header}
-    return {**_ALWAYS, **ours, **sent}
+    return {**_ALWAYS, **ours, **headers}
 
 
 def _shown(headers: Mapping[str, str], credential: Credential | None) -> str | None:

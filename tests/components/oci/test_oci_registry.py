@@ -5,6 +5,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 import urllib3
@@ -14,6 +15,7 @@ from pushing import (
     DOCKER_CONFIG,
     DOCKER_MANIFEST,
     DOCKER_TAR_GZIP,
+    OCI_EMPTY,
     OCI_MANIFEST,
     OCI_TAR,
     TITLE,
@@ -29,7 +31,7 @@ from pushing import (
     tar_of,
 )
 from reading import TokenRegistry, fetch, read, ref_to, source_for
-from registry_server import LOGIN, PASSWORD, USER, RunningRegistry
+from registry_server import LOGIN, PASSWORD, SERVICE, USER, RunningRegistry
 
 from corpus import noise, prose
 from machine import MIB, Machine
@@ -44,10 +46,11 @@ from underlay.errors import (
 )
 from underlay.model import Digest, ImageVersion
 from underlay.refs import parse_ref
+from underlay.run import SEARCH_PATH
 from underlay.sources.oci.source import OciSource
 from underlay.stream import filled
 from underlay.testing.bootimage import write_qcow2, write_raw
-from underlay.testing.httpserver import Served
+from underlay.testing.httpserver import Served, serving
 from underlay.web import Web
 
 pytest_plugins = ["registry_fixtures"]
@@ -169,6 +172,15 @@ def test_what_has_no_disk_is_refused_with_a_list(
     pusher.manifest("1", artifact(*(pusher.blob(kind, b"x", annotations={TITLE: title}) for kind, title in layers)))
 
     with pytest.raises(SourceRefused, match=why):
+        source.describe(parse_ref(ref_to(pusher)))
+
+
+def test_a_manifest_of_too_many_layers_is_refused(pusher: Pusher, source: OciSource) -> None:
+    pusher.blob(OCI_EMPTY, b"{}")
+    layer = pusher.blob(DISK, b"a layer")
+    pusher.manifest("1", artifact(*[layer] * 257))
+
+    with pytest.raises(SourceRefused, match="has 257 layers, and 256 are the most"):
         source.describe(parse_ref(ref_to(pusher)))
 
 
@@ -523,6 +535,103 @@ def test_a_token_that_does_not_allow_it_is_told(closed: Pusher, token_registry: 
 
     with pytest.raises(NotAuthorized, match=r"answers 401 UNAUTHORIZED, and there is no login"):
         fetch(source_for(token_registry.registry), ref_to(closed))
+
+
+# --------------------------------------------------------------------------------------- identity tokens and their programs
+
+IDENTITY = "1dentity token+&="
+
+
+def write_identity(file: Path, host: str, token: str = IDENTITY) -> Path:
+    """A file of docker's with an identity token for a registry."""
+    file.write_text(json.dumps({"auths": {host: {"identitytoken": token}}}))
+    return file
+
+
+def test_an_identity_token_is_posted_and_stands_in_no_url(
+    closed: Pusher, token_registry: TokenRegistry, repository: str, logins: Path
+) -> None:
+    closed.artifact("1", DISK_BYTES)
+    token_registry.gives_for(IDENTITY, token_registry.maker.token(repository, "pull"))
+    before, asked = token_registry.server.count("POST", "/token"), len(token_registry.server.requests)
+    source = source_for(token_registry.registry, write_identity(logins, token_registry.registry.host))
+
+    assert DISK_BYTES == fetch(source, ref_to(closed))
+
+    assert 1 == token_registry.server.count("POST", "/token") - before
+    [request] = token_registry.server.requests[asked:]
+    form = {"client_id": "underlay", "scope": f"repository:{repository}:pull", "service": SERVICE}
+    assert {"grant_type": "refresh_token", "refresh_token": IDENTITY, **form} == dict(parse_qsl(request.content.decode()))
+    assert ("/token?kept=yes", None) == (request.path, request.headers.get("authorization"))
+
+
+def test_a_wrong_identity_token_is_named_and_not_shown(
+    closed: Pusher, token_registry: TokenRegistry, repository: str, logins: Path
+) -> None:
+    closed.artifact("1", DISK_BYTES)
+    token_registry.gives_for(IDENTITY, token_registry.maker.token(repository, "pull"))
+    host = token_registry.registry.host
+
+    with pytest.raises(NotAuthorized, match=f"answers 401 to the login of {host} in {logins}") as refused:
+        fetch(source_for(token_registry.registry, write_identity(logins, host, "guessed")), ref_to(closed))
+    assert "guessed" not in f"{refused.value} {refused.value.hint}"
+
+
+def test_an_identity_token_never_follows_a_redirect(closed: Pusher, token_registry: TokenRegistry, logins: Path) -> None:
+    closed.artifact("1", DISK_BYTES)
+    with serving({"/": Served(b"{}", form={})}) as elsewhere:
+        headers = {"Location": elsewhere.url("/")}
+        token_registry.server.serve("/token", Served(status=307, headers=headers, form={}))
+        with pytest.raises(SourceRefused, match="redirects what was to stay between us"):
+            fetch(source_for(token_registry.registry, write_identity(logins, token_registry.registry.host)), ref_to(closed))
+        assert () == elsewhere.requests
+
+
+def test_a_token_server_that_knows_no_identity_tokens_is_told(
+    closed: Pusher, token_registry: TokenRegistry, repository: str, logins: Path
+) -> None:
+    closed.artifact("1", DISK_BYTES)
+    token_registry.gives(token_registry.maker.token(repository, "pull"))
+
+    with pytest.raises(SourceRefused, match=r"the token server of .* answers 405"):
+        fetch(source_for(token_registry.registry, write_identity(logins, token_registry.registry.host)), ref_to(closed))
+
+
+def test_a_registry_that_wants_a_password_takes_no_identity_token(
+    private: Pusher, basic_registry: RunningRegistry, logins: Path
+) -> None:
+    private.artifact("1", DISK_BYTES)
+
+    with pytest.raises(NotAuthorized, match=r"is an identity token, and .* wants user and password"):
+        fetch(source_for(basic_registry, write_identity(logins, basic_registry.host)), ref_to(private))
+
+
+@pytest.mark.parametrize("user", [USER, "<token>"])
+def test_a_program_that_keeps_the_login_opens_a_registry(
+    closed: Pusher, token_registry: TokenRegistry, repository: str, tmp_path: Path, logins: Path, user: str
+) -> None:
+    closed.artifact("1", DISK_BYTES)
+    token, host = token_registry.maker.token(repository, "pull"), token_registry.registry.host
+    if user == USER:
+        token_registry.gives(token, credentials=f"{USER}:{PASSWORD}")
+    else:
+        token_registry.gives_for(PASSWORD, token)
+    program = tmp_path / "docker-credential-test"
+    answer = json.dumps({"ServerURL": host, "Username": user, "Secret": PASSWORD})
+    program.write_text(f'#!/bin/sh\ntest "$1 $(cat)" = "get {host}" && echo \'{answer}\'\n')
+    program.chmod(0o755)
+    logins.write_text(json.dumps({"auths": {host: {}}, "credsStore": "test"}))
+    environment = {"PATH": f"{tmp_path}:{SEARCH_PATH}"}
+
+    assert DISK_BYTES == fetch(source_for(token_registry.registry, logins, environment=environment), ref_to(closed))
+
+
+def test_a_program_that_keeps_a_login_and_fails_is_told(private: Pusher, basic_registry: RunningRegistry, logins: Path) -> None:
+    private.artifact("1", DISK_BYTES)
+    logins.write_text(json.dumps({"credHelpers": {basic_registry.host: "absent-of-a-test"}}))
+
+    with pytest.raises(NotAuthorized, match="kept by docker-credential-absent-of-a-test cannot be used: the program is not in"):
+        fetch(source_for(basic_registry, logins), ref_to(private))
 
 
 @pytest.mark.parametrize("answer", [Served(b"no json"), Served(b"{}"), Served(b'{"token": "a\\nb"}')])

@@ -1,38 +1,25 @@
 """Logins to registries, from the files that docker, podman and their like keep them in; read when a registry asks who we are.
 
 The form is that of docker's ``config.json`` and of containers-auth.json(5): ``auths`` holds a login by registry, in the latter
-also by a registry's namespace, where the closest one counts.
+also by a registry's namespace, where the closest one counts. ``credHelpers`` and ``credsStore`` name programs that keep them.
 """
 
 import base64
 import binascii
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from underlay.errors import ConfigError
+from underlay.sources.oci import keepers
+from underlay.sources.oci.login import Login
 from underlay.sources.oci.place import Place
 
 _LONGEST = 1 << 20  # bytes of a file
 _DOCKER_HUB = "docker.io"
+_DOCKER_HUB_OF_PROGRAMS = "https://index.docker.io/v1/"
 _ALSO_DOCKER_HUB = frozenset({"index.docker.io", "registry-1.docker.io"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Login:
-    """What a registry is told about who we are.
-
-    Attributes:
-        origin: where it was found, as messages say it.
-        unusable: why it cannot be used, or None.
-    """
-
-    origin: str
-    user: str = ""
-    password: str = field(default="", repr=False)
-    unusable: str | None = None
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -41,6 +28,11 @@ class _Entry(msgspec.Struct, frozen=True):
     password: str | None = None
     identitytoken: str | None = None
 
+    @property
+    def has_login(self) -> bool:
+        """Where a program keeps the login, docker writes an entry without any."""
+        return bool(self.auth or self.username or self.identitytoken)
+
 
 class _File(msgspec.Struct, frozen=True, rename={"creds_store": "credsStore", "cred_helpers": "credHelpers"}):
     auths: dict[str, _Entry] | None = None
@@ -48,15 +40,18 @@ class _File(msgspec.Struct, frozen=True, rename={"creds_store": "credsStore", "c
     cred_helpers: dict[str, str] | None = None
 
 
-def find_login(files: Sequence[Path], place: Place) -> Login | None:
+def find_login(files: Sequence[Path], place: Place, *, environment: Mapping[str, str]) -> Login | None:
     """The login for a repository: of the first file that has one for its registry; None when none has.
+
+    Args:
+        environment: of the programs that keep logins.
 
     Raises:
         ConfigError: a file is there and cannot be read.
     """
     for path in files:
         file = _read(path)
-        if file is not None and (login := _login(path, file, place)):
+        if file is not None and (login := _login(path, file, place, environment)):
             return login
     return None
 
@@ -75,29 +70,32 @@ def _read(path: Path) -> _File | None:
         raise ConfigError(f"the registries' logins in {path} are no JSON of docker's form", hint=hint) from error
 
 
-def _login(path: Path, file: _File, place: Place) -> Login | None:
+def _login(path: Path, file: _File, place: Place, environment: Mapping[str, str]) -> Login | None:
     by_name = {_normal(name): (name, entry) for name, entry in (file.auths or {}).items()}
-    helpers = {_normal(name): helper for name, helper in (file.cred_helpers or {}).items()}
+    helpers = {_normal(name): (name, helper) for name, helper in (file.cred_helpers or {}).items()}
     for name in _names(place):
-        # Where a helper keeps the logins, docker writes an entry without any.
-        if name in by_name and (by_name[name][1].auth or by_name[name][1].username or by_name[name][1].identitytoken):
+        if name in by_name and by_name[name][1].has_login:
             return _decoded(path, *by_name[name])
-        if helper := helpers.get(name):
-            return _kept_by(helper, path, name)
-    if file.creds_store and _names(place)[-1] in by_name:
-        return _kept_by(file.creds_store, path, place.host)
-    return None
+        if name in helpers:
+            written, program = helpers[name]
+            return keepers.ask(program, written, origin=f"of {written} in {path}", environment=environment)
+    if not file.creds_store:
+        return None
+    is_filed = place.host in by_name
+    if not is_filed and not keepers.is_installed(file.creds_store, environment):
+        return None  # nothing says that it has a login for this registry, of which everybody may be allowed to pull
+    written = by_name[place.host][0] if is_filed else _named_for_programs(place.host)
+    return keepers.ask(file.creds_store, written, origin=f"of {written} in {path}", environment=environment)
 
 
-def _kept_by(helper: str, path: Path, name: str) -> Login:
-    why = f"the program docker-credential-{helper} keeps it, and Underlay runs no such program"
-    return Login(origin=f"of {name} in {path}", unusable=why)
+def _named_for_programs(host: str) -> str:
+    return _DOCKER_HUB_OF_PROGRAMS if host == _DOCKER_HUB else host
 
 
 def _decoded(path: Path, name: str, entry: _Entry) -> Login:
     origin = f"of {name} in {path}"
     if entry.identitytoken:
-        return Login(origin=origin, unusable="it is an identity token, which Underlay does not use")
+        return Login(origin=origin, identity_token=entry.identitytoken)
     if entry.username is not None and not entry.auth:
         return Login(origin=origin, user=entry.username, password=entry.password or "")
     if (pair := _pair(entry.auth or "")) is None:

@@ -22,6 +22,9 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 ACCEPTED = (OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST)
 """Media types that we ask for."""
 
+MOST_LAYERS = 256
+"""Layers of a manifest. Docker's images have 127 at most; each may be a request."""
+
 _MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 _INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
 _TITLE = "org.opencontainers.image.title"
@@ -134,6 +137,8 @@ def parse_manifest(what: str, content: bytes, *, media_type: str) -> Manifest | 
         _check_digests(what, index.manifests)
         return index
     manifest = _decoded(what, content, Manifest)
+    if len(manifest.layers) > MOST_LAYERS:
+        raise SourceRefused(f"{what}: its manifest has {len(manifest.layers)} layers, and {MOST_LAYERS} are the most")
     _check_digests(what, manifest.layers)
     return manifest
 

@@ -6,7 +6,7 @@ and they go to the registry and to its token server, nowhere else. What convince
 does not convince it any more.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,10 @@ from urllib3.exceptions import SSLError
 
 from underlay.contracts import ByteStream
 from underlay.errors import ImageNotFound, NotAuthorized, SourceRefused, SourceUnavailable, UnderlayError
+from underlay.run import PLAIN_ENVIRONMENT
 from underlay.sources.oci.challenge import Challenge, parse_challenges
-from underlay.sources.oci.logins import Login, described, find_login
+from underlay.sources.oci.login import Login
+from underlay.sources.oci.logins import described, find_login
 from underlay.sources.oci.place import Place
 from underlay.web import Answer, Credential, Web, check_status, open_body, printable
 
@@ -49,11 +51,13 @@ class Registries:
     Attributes:
         plain_http: hosts that are asked without TLS.
         auth_files: where logins are looked for, the first that has one counts.
+        environment: of the programs that keep logins.
     """
 
     web: Web
     plain_http: frozenset[str] = frozenset()
     auth_files: Sequence[Path] = ()
+    environment: Callable[[], Mapping[str, str]] = lambda: PLAIN_ENVIRONMENT
     # By registry and repository. Each use is one operation of a dict, which is atomic; two threads may get a token each.
     _granted: dict[tuple[str, str], Credential] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -130,7 +134,7 @@ class Registries:
     def _convince(self, what: str, place: Place, challenges: Sequence[Challenge]) -> None:
         """Get what the registry asks for, in place of what we had."""
         by_scheme = {challenge.scheme: challenge.parameters for challenge in challenges}
-        login = find_login(self.auth_files, place)
+        login = find_login(self.auth_files, place, environment=self.environment())
         if login is not None and login.unusable is not None:
             hint = f"log in so that a file holds user and password; looked in {described(self.auth_files)}"
             raise NotAuthorized(f"{what}: the login {login.origin} cannot be used: {login.unusable}", hint=hint)
@@ -140,15 +144,18 @@ class Registries:
             raise NotAuthorized(f"{what}: {place.host} wants authentication of a kind that Underlay does not know")
         elif login is None:
             raise self._nobody(f"{what}: {place.host} wants a login", place)
+        elif login.identity_token is not None:
+            why = f"the login {login.origin} is an identity token, and {place.host} wants user and password"
+            raise NotAuthorized(f"{what}: {why}", hint=f"log in to {place.host} with user and password")
         else:
             credential = _basic(login)
         self._granted[place.host, place.repository] = credential
 
     def _token(self, what: str, place: Place, parameters: Mapping[str, str], login: Login | None) -> Credential:
         """A token that lets us pull from the repository; of a public one, for nobody in particular."""
-        url = self._token_url(what, place, parameters)
-        headers = _NOTHING if login is None else {"Authorization": _basic(login).header}
-        with self.web.answer(what, "GET", url, headers=headers) as answer:
+        realm = self._realm(what, place, parameters)
+        asked = {"service": parameters.get("service", ""), "scope": f"repository:{place.repository}:pull"}
+        with self._token_answer(what, realm, {name: value for name, value in asked.items() if value}, login) as answer:
             if answer.status in (400, 401, 403):
                 refused = f"{what}: the token server of {place.host} answers {answer.status}"
                 raise self._nobody(refused, place) if login is None else _rejected(refused, login.origin)
@@ -158,15 +165,26 @@ class Registries:
             raise SourceRefused(f"{what}: the token server of {place.host} gives no token")
         return Credential(origin=_ANONYMOUS if login is None else login.origin, token=token)
 
-    def _token_url(self, what: str, place: Place, parameters: Mapping[str, str]) -> str:
+    def _token_answer(
+        self, what: str, realm: SplitResult, asked: Mapping[str, str], login: Login | None
+    ) -> AbstractContextManager[Answer]:
+        """The token server's answer, asked by GET, or where we have an identity token by POST (the distribution project's
+        "OAuth2 Token Authentication"), so that it stands in no URL.
+        """
+        if login is not None and login.identity_token is not None:
+            form = {"grant_type": "refresh_token", "client_id": "underlay", "refresh_token": login.identity_token, **asked}
+            return self.web.submit(what, realm.geturl(), form)
+        headers = _NOTHING if login is None else {"Authorization": _basic(login).header}
+        url = realm._replace(query=f"{realm.query}&{urlencode(asked)}".lstrip("&")).geturl()
+        return self.web.answer(what, "GET", url, headers=headers)
+
+    def _realm(self, what: str, place: Place, parameters: Mapping[str, str]) -> SplitResult:
         # What is asked over TLS sends us nowhere else; of what is not, a login can be overheard already.
         allowed = ("http", "https") if place.host in self.plain_http else ("https",)
         parts = _web_address(parameters.get("realm", ""))
         if parts is None or parts.scheme not in allowed:
             raise SourceRefused(f"{what}: {place.host} names a token server that is no {' or '.join(allowed)} address")
-        asked = {"service": parameters.get("service", ""), "scope": f"repository:{place.repository}:pull"}
-        query = urlencode({name: value for name, value in asked.items() if value})
-        return parts._replace(query=f"{parts.query}&{query}".lstrip("&"), fragment="").geturl()
+        return parts._replace(fragment="")
 
     def _check(self, what: str, place: Place, answer: Answer) -> None:
         if answer.status in (401, 403):

@@ -5,7 +5,7 @@ an artifact's layer by the ingest, and that of a containerdisk's layer on its wa
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from underlay.contracts import ByteStream
 from underlay.errors import DigestMismatch, ImageNotFound, SourceRefused
 from underlay.model import ImageRef, ImageVersion
 from underlay.naming import content_version_id
+from underlay.run import PLAIN_ENVIRONMENT
 from underlay.sources.oci.choice import Artifact, ContainerDisk, choose_disk, choose_manifest, platform_of_machine
 from underlay.sources.oci.containerdisk import DiskInLayer, check_layer
 from underlay.sources.oci.manifest import (
@@ -44,6 +45,7 @@ class OciSource:
     Attributes:
         plain_http: hosts that are asked without TLS, with their ports, as refs name them.
         auth_files: where logins are looked for when a registry wants one.
+        environment: of the programs that keep logins for docker.
         platform: as ``os/architecture``, for images that are there for several; None: this host's.
     """
 
@@ -51,13 +53,16 @@ class OciSource:
     web: Web
     plain_http: frozenset[str] = frozenset()
     auth_files: Sequence[Path] = ()
+    environment: Callable[[], Mapping[str, str]] = lambda: PLAIN_ENVIRONMENT
     platform: str | None = None
     revalidate_after: float = 300.0
     stale_if_error: bool = True
     _registries: Registries = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        registries = Registries(web=self.web, plain_http=self.plain_http, auth_files=self.auth_files)
+        registries = Registries(
+            web=self.web, plain_http=self.plain_http, auth_files=self.auth_files, environment=self.environment
+        )
         object.__setattr__(self, "_registries", registries)
 
     def fixed_id(self, ref: ImageRef) -> str | None:

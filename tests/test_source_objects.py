@@ -3,7 +3,9 @@
 The services themselves are asked in tests/components/objects; here a web server misbehaves as none of them would when asked to.
 """
 
+import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -423,6 +425,39 @@ def test_without_credentials_nothing_is_signed(server: Server) -> None:
     anonymous = replace(source, s3=replace(source.s3, keys=None, anonymous=True))
     assert BODY == fetched(anonymous)
     assert all("authorization" not in request.headers for request in server.requests)
+
+
+def test_a_machines_credentials_are_asked_for_once_for_all_its_fetches_and_again_after_a_refusal(server: Server) -> None:
+    role = "/latest/meta-data/iam/security-credentials/"
+    until = (datetime.now(UTC) + timedelta(hours=6)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    keys = {"AccessKeyId": "AKIAROLE", "SecretAccessKey": "geheim", "Token": "heimlich", "Expiration": until}
+    server.serve("/latest/api/token", Served(b"session", form={}))
+    server.serve(role, Served(b"images"))
+    server.serve(f"{role}images", Served(json.dumps(keys).encode()))
+    source = source_of(server)
+    access = replace(source.s3, keys=None, machine_credentials=True, metadata_endpoint=server.base)
+    source = replace(source, s3=access)
+
+    assert [BODY, BODY] == [fetched(source), fetched(source)]
+    assert 1 == server.count("GET", f"{role}images")
+    assert "Credential=AKIAROLE/" in server.requests[-1].headers["authorization"]
+
+    server.serve(PATH, answering(403, "InvalidAccessKeyId"))
+    assert isinstance(refusal(source), NotAuthorized)
+    server.serve(PATH, Served(BODY, etag='"1"', last_modified=LONG_AGO))
+    assert BODY == fetched(source)
+    assert 2 == server.count("GET", f"{role}images")
+
+
+def test_keys_that_are_renewed_in_their_file_are_used_at_once(server: Server, tmp_path: Path) -> None:
+    file, source = tmp_path / "credentials", source_of(server)
+    source = replace(source, s3=replace(source.s3, keys=None, files=(file,)))
+    used = []
+    for key in ("AKIAFIRST", "AKIASECOND"):
+        file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = geheim\n")
+        fetched(source)
+        used.append(re.search(r"Credential=(\w+)/", server.requests[-1].headers["authorization"]))
+    assert ["AKIAFIRST", "AKIASECOND"] == [match and match[1] for match in used]
 
 
 # -------------------------------------------------------------------------------------------------------------- the profiles

@@ -19,7 +19,7 @@ _MODULES = """
     config.document config.environment config.follow config.load config.objects config.sources config.values contracts
     diskinfo disks disks.flat disks.qcow2 errors filedisk files filesystems formats formats.qcow2
     formats.qcow2.entries formats.qcow2.header formats.qcow2.tables formats.qcow2.write hits
-    holding host host.bring host.disks host.face host.parts instances later locks lookup model naming order plainfiles
+    holding host host.bring host.disks host.face host.parts instances later locks lookup model naming once order plainfiles
     plan policy policy.form policy.retry refs refs.file refs.glance refs.objects refs.oci refs.parse refs.simplestreams
     refs.text refs.web registry render render.answers render.lines retrying sources sources.file sources.objects
     sources.objects.access store store.ballast store.images store.layout store.leases store.locking store.refs store.roots

@@ -5,6 +5,7 @@ It is imported on use, because that takes half a second and it is an extra.
 
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from underlay.errors import ExtraMissing
@@ -49,8 +50,16 @@ def region_of(library: Library, cloud: str | None, *, timeout: float, **options:
     Raises:
         one of ``library.failures``: nothing can be made of what is configured.
     """
+    return read_region(library, cloud, timeout=timeout, **options)[0]
+
+
+def read_region(library: Library, cloud: str | None, *, timeout: float, **options: str) -> tuple[Any, tuple[Path, ...]]:
+    """As `region_of`, and the files that it was read from."""
     try:
-        return library.sdk.config.get_cloud_region(cloud=cloud or None, app_name="underlay", api_timeout=timeout, **options)
+        config = library.sdk.config.OpenStackConfig(app_name="underlay")
+        region = config.get_one(cloud=cloud or None, api_timeout=timeout, **options)
+        found = (config.config_filename, config.secure_config_filename)
+        return region, tuple(Path(file) for file in found if file)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # what the library says of values of a wrong kind
         kind = type(error).__name__  # its text may hold a value, and that a password
         raise library.sdk.exceptions.ConfigException(f"openstacksdk makes nothing of the cloud {cloud!r} ({kind})") from error

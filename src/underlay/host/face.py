@@ -45,7 +45,7 @@ def _ref(ref: str | ImageRef) -> ImageRef:
 
 
 class Host(msgspec.Struct, frozen=True):
-    """This machine's Underlay. Safe to share between threads; holds nothing open between calls."""
+    """This machine's Underlay. Safe to share between threads and across forks; keeps sources open, but nothing of a cache."""
 
     parts: Parts
 

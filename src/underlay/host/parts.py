@@ -14,7 +14,9 @@ from underlay.errors import CacheError, NotCached, UnknownCache
 from underlay.files import make_directory, translated
 from underlay.model import BaseImage, Event, InstanceRecord, Level, Problem, Progress
 from underlay.naming import CacheKind
+from underlay.once import Once
 from underlay.store import Store
+from underlay.values import hiding
 
 if TYPE_CHECKING:
     from underlay.prune import observation
@@ -34,7 +36,7 @@ class Silent:
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """The parts of one host. Safe to share between threads; holds nothing open between calls.
+    """The parts of one host. Safe to share between threads and across forks; holds no file or lock of a cache between calls.
 
     Attributes:
         sources: by scheme, in place of those that the configuration would open.
@@ -43,18 +45,21 @@ class Parts(msgspec.Struct, frozen=True):
     config: Config
     observer: Observer
     sources: Mapping[str, ImageSource] = msgspec.field(default_factory=dict)
+    _opened: Once[ImageSource] = msgspec.field(default_factory=Once)
+
+    __repr__, __rich_repr__ = hiding("_opened")
 
     # ------------------------------------------------------------------------------------------------------------- adapters
 
     def source(self, scheme: str) -> ImageSource:
-        """The source that serves a scheme.
+        """The source that serves a scheme; opened once, so that the next fetch has its connections and its tokens as well.
 
         Raises:
             UnknownScheme
         """
         if scheme in self.sources:
             return self.sources[scheme]
-        return registry.open_source(scheme, self.config.sources.get(scheme, {}))
+        return self._opened.get(scheme, lambda: registry.open_source(scheme, self.config.sources.get(scheme, {})))
 
     def backend(self, name: str | None) -> DiskBackend:
         """A disk backend by name; None and ``default`` as the configuration says.

@@ -62,7 +62,7 @@ class Served:
         stall_after: nothing more comes after so many bytes of the body, for ``stall`` seconds or until `Server.resume`.
         encoding: a Content-Encoding to name; the body is sent as it is.
         credentials: ``user:password`` that a request must bring, as Basic authentication. token: a bearer token instead.
-        form: fields that a POST must bring, among others, form-encoded. Nothing else can be posted to.
+        form: fields that a POST or PUT must bring, among others, form-encoded. Nothing else can be posted to.
         rate: bytes a second of the body. head_rate: of the head.
     """
 
@@ -299,6 +299,8 @@ class _Connection(BaseHTTPRequestHandler):
         elif not served.form.items() <= dict(parse_qsl(content.decode())).items():
             served = Served(b"who are you?\n", status=401)
         self._reply(served, content)
+
+    do_PUT = do_POST  # noqa: N815  # the library's name
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Nothing: the requests are recorded."""

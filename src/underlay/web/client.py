@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
@@ -15,6 +14,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 import msgspec
 
 from underlay.errors import ConfigError, SourceRefused, SourceUnavailable
+from underlay.once import Once
 from underlay.values import hiding
 from underlay.web.credentials import DEFAULT_PORTS, Credential, credential_for, is_same_server, without_userinfo
 from underlay.web.pace import Pace
@@ -32,27 +32,6 @@ _FORM = "application/x-www-form-urlencoded"
 _CONNECTIONS = 8  # kept open to one host
 _PIECE = 64 << 10
 _DOCUMENT_PACE = 8 << 10  # bytes a second that a small document brings at least, after a grace of the low speed's time
-
-
-class Pools(msgspec.Struct, eq=False):
-    """The connections of a client, and of those that were made from it: who connects alike shares them, threads as well."""
-
-    _pools: "dict[tuple[object, ...], PoolManager]" = msgspec.field(default_factory=dict)
-    _lock: Lock = msgspec.field(default_factory=Lock)
-
-    def __eq__(self, other: object) -> bool:
-        """Whether it is one as well: what is open already makes no two clients different."""
-        return isinstance(other, Pools)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def of(self, web: "Web", proxy: str | None) -> "PoolManager":
-        """The connections through this proxy; None: without one."""
-        alike = (proxy, web.connect_timeout, web.read_timeout, web.ca_file, web.client_cert, web.client_key)
-        with self._lock:
-            if alike not in self._pools:
-                self._pools[alike] = _pool(web, proxy)
-            return self._pools[alike]
 
 
 def _pool(web: "Web", proxy: str | None) -> "PoolManager":
@@ -82,7 +61,7 @@ def _through(proxy: str) -> dict[str, Any]:
 
 
 class Web(msgspec.Struct, frozen=True, kw_only=True):
-    """A client of web servers. Safe to share between threads.
+    """A client of web servers. Safe to share between threads and across forks.
 
     Attributes:
         connect_timeout: seconds for each step of a connection: to an address, through a proxy, into TLS.
@@ -109,7 +88,7 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
     unusable: ConfigError | None = None
     parallel: int = 1
     range_size: int = 4 << 20
-    _pools: Pools = msgspec.field(default_factory=Pools)
+    _pools: "Once[PoolManager]" = msgspec.field(default_factory=Once)
 
     __repr__, __rich_repr__ = hiding("proxies", "credentials", "unusable", "_pools")
 
@@ -187,7 +166,7 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
     ) -> "Answer":
         host = host_of(url)
         with translated(what, host, self):
-            response = self._pools.of(self, self._proxy_for(url)).request(
+            response = self._connections(self._proxy_for(url)).request(
                 method,
                 without_userinfo(url),
                 body=content,
@@ -198,6 +177,12 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
             )
         shown, pace = _shown(headers, credential), Pace(what, host, self.low_speed_limit, self.low_speed_time)
         return Answer(what=what, url=url, shown=shown, response=response, web=self, pace=pace)
+
+    def _connections(self, proxy: str | None) -> "PoolManager":
+        """Those through a proxy; None: without one."""
+        # Copies with other options share what is kept, so the options are of the key.
+        options = (self.connect_timeout, self.read_timeout, self.ca_file, self.client_cert, self.client_key)
+        return self._pools.get((proxy, *options), lambda: _pool(self, proxy))
 
     def _proxy_for(self, url: str) -> str | None:
         proxy = self.proxies.get(urlsplit(url).scheme)

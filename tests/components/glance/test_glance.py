@@ -8,6 +8,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from glance_environment import GLANCE, Cloud
 from glance_people import Person, rewrite
 
 from image_signing import certificate, sign
+from machine import Machine
 from underlay.config import parse_config
 from underlay.contracts import ByteStream
 from underlay.errors import (
@@ -37,6 +39,7 @@ from underlay.model import Digest
 from underlay.refs import parse_ref
 from underlay.sources.glance import GlanceSource
 from underlay.testing.bootimage import write_qcow2, write_raw
+from underlay.testing.relay import relaying
 
 pytest_plugins = ["glance_fixtures"]
 pytestmark = [
@@ -194,6 +197,35 @@ def test_a_stream_that_is_open_goes_on_when_its_token_ends(alice: Person, admin:
         beginning = contents(stream, limit=1000)
         revoke(source, admin, cloud)
         assert content == beginning + contents(stream)
+
+
+def test_fetches_by_one_host_cost_one_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alice: Person, cloud: Cloud
+) -> None:
+    images = [alice.image(os.urandom(5000), disk_format="raw") for _ in range(3)]
+    with relaying(cloud.keystone) as relay:
+        with_cloud(tmp_path, monkeypatch, cloud, auth_auth_url=relay.base)
+        (tmp_path / "host").mkdir()
+        host = Machine.make(tmp_path / "host", extra='[sources.glance]\ncloud = "other"\n').host()
+        host.ensure(images[0])
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(host.ensure, images))
+        assert (3, 1) == (len({image.name for image in found}), relay.ledger.count("POST", "/v3/auth/tokens"))
+
+
+def test_a_password_that_changes_in_its_file_is_used_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alice: Person, cloud: Cloud
+) -> None:
+    image = alice.image(b"content")
+    with_cloud(tmp_path, monkeypatch, cloud, auth_password="guessed")
+    source = GlanceSource(cloud="other")
+    with pytest.raises(NotAuthorized, match="does not accept the password"):
+        source.describe(parse_ref(image))
+    with_cloud(tmp_path, monkeypatch, cloud)
+    assert 7 == source.describe(parse_ref(image)).size
+    with_cloud(tmp_path, monkeypatch, cloud, auth_password="guessed")
+    with pytest.raises(NotAuthorized, match="does not accept the password"):
+        source.describe(parse_ref(image))
 
 
 # --------------------------------------------------------------------------------------------------------------- configuration

@@ -1,9 +1,11 @@
 """Images from a real OCI registry: both layouts, tags that move, what is not there, what is damaged, and who may have them."""
 
 import json
+import os
 import tarfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -641,6 +643,53 @@ def test_a_token_server_that_gives_none_is_refused(closed: Pusher, token_registr
 
     with pytest.raises(SourceRefused, match="gives no token"):
         fetch(source_for(token_registry.registry), ref_to(closed))
+
+
+def test_a_login_that_changes_in_its_file_is_used_at_once(
+    closed: Pusher, token_registry: TokenRegistry, repository: str, logins: Path
+) -> None:
+    closed.artifact("1", DISK_BYTES)
+    host, token = token_registry.registry.host, token_registry.maker.token(repository, "pull")
+    token_registry.gives(token, token, credentials=f"{USER}:{PASSWORD}")
+    source = source_for(token_registry.registry, write_logins(logins, {host: LOGIN}))
+    before = token_registry.server.count("GET", "/token")
+    fetch(source, ref_to(closed))
+    fetch(source, ref_to(closed))
+    assert 1 == token_registry.server.count("GET", "/token") - before
+
+    write_logins(logins, {host: "b3BlcmF0b3I6Z3Vlc3NlZA=="})
+    with pytest.raises(NotAuthorized, match=r"answers 401 to the login of"):
+        fetch(source, ref_to(closed))
+    write_logins(logins, {host: LOGIN})
+    assert DISK_BYTES == fetch(source, ref_to(closed))
+
+
+def test_fetches_by_one_host_cost_one_token_in_all_its_threads_and_a_forked_child_asks_for_its_own(
+    tmp_path: Path, closed: Pusher, token_registry: TokenRegistry, repository: str
+) -> None:
+    extra = f'[sources.oci]\nplain_http = ["{token_registry.registry.host}"]\nrevalidate_after = "0s"\n'
+    host = Machine.make(tmp_path, extra=extra).host()
+    for tag in ("1", "2", "3"):
+        write_raw(tmp_path / tag, size=4 * MIB, message=f"image {tag}", payload=MIB)
+        closed.artifact(tag, (tmp_path / tag).read_bytes())
+    token_registry.gives(token_registry.maker.token(repository, "pull"))
+    before = token_registry.server.count("GET", "/token")
+
+    first = host.ensure(ref_to(closed, ":1"))
+    with ThreadPoolExecutor(2) as pool:
+        others = list(pool.map(lambda tag: host.ensure(ref_to(closed, tag)), (":2", ":3", ":1")))
+
+    assert 3 == len({first.name, *(image.name for image in others)})
+    assert 1 == token_registry.server.count("GET", "/token") - before
+    child = os.fork()
+    if child == 0:
+        name = None
+        try:
+            name = host.ensure(ref_to(closed, ":1")).name
+        finally:
+            os._exit(0 if name == first.name else 1)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert 2 == token_registry.server.count("GET", "/token") - before
 
 
 # --------------------------------------------------------------------------------------------------------------- the whole way

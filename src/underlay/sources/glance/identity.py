@@ -4,11 +4,13 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from underlay.clouds import Library, imported, region_of
-from underlay.errors import ConfigError
+from underlay.clouds import Library, imported, read_region
+from underlay.errors import ConfigError, NotAuthorized
+from underlay.once import FileStamp, Once, file_stamp
 from underlay.sources.glance.account import Account, account_of, translated
 from underlay.values import replace
 from underlay.web import Web
@@ -16,18 +18,21 @@ from underlay.web import Web
 
 @dataclass(frozen=True, slots=True)
 class _Cloud:
-    """A cloud whose configuration was read."""
+    """A cloud whose configuration was read: from which files, and what tells whether they have changed since."""
 
     library: Library
     region: Any
     session: Any
     account: Account
     web: Web
+    files: tuple[Path, ...]
+    stamp: FileStamp
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
 
 @dataclass(slots=True, kw_only=True)
 class Identity:
-    """One cloud, and we there. Safe to share between threads.
+    """One cloud, and we there. Safe to share between threads and across forks; a changed clouds.yaml is read again.
 
     Attributes:
         cloud: its name in clouds.yaml; None: the environment's, or the only one. region, interface: of its catalogue; None: as
@@ -39,8 +44,7 @@ class Identity:
     region: str | None = None
     interface: str | None = None
     web: Web = field(default_factory=Web)
-    _read: _Cloud | None = field(default=None, init=False, repr=False)
-    _lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
+    _read: Once[_Cloud] = field(default_factory=Once, init=False, repr=False)
 
     def headers(self, what: str) -> Mapping[str, str]:
         """The fields that tell Glance who asks, with a token that has not ended.
@@ -49,8 +53,12 @@ class Identity:
             ExtraMissing, ConfigError, NotAuthorized, SourceUnavailable, UntrustedCertificate
         """
         cloud = self._cloud(what)
-        with translated(what, cloud.library, cloud.account):
-            return cloud.session.get_auth_headers() or {}
+        try:
+            with translated(what, cloud.library, cloud.account):
+                return cloud.session.get_auth_headers() or {}
+        except NotAuthorized:
+            self._read.drop(self.cloud, cloud)
+            raise
 
     def renewed(self, what: str, refused: Mapping[str, str]) -> Mapping[str, str]:
         """As `headers`, after Glance refused these: with another token, where there can be one.
@@ -58,9 +66,10 @@ class Identity:
         Raises:
             as `headers`
         """
-        with self._lock:  # of many threads whose token was refused, one asks for another
+        cloud = self._cloud(what)
+        with cloud.lock:  # of many threads whose token was refused, one asks for another
             if self.headers(what) == refused:
-                self._cloud(what).session.invalidate()
+                cloud.session.invalidate()
             return self.headers(what)
 
     def endpoint(self, what: str) -> str:
@@ -99,20 +108,18 @@ class Identity:
         return self._cloud(what).account.who
 
     def _cloud(self, what: str) -> _Cloud:
-        with self._lock:
-            if self._read is None:
-                self._read = self._opened(what)
-            return self._read
+        return self._read.get(self.cloud, lambda: self._opened(what), holds=lambda one: one.stamp == file_stamp(one.files))
 
     def _opened(self, what: str) -> _Cloud:
         library = imported("glance")
         chosen = {"region_name": self.region, "interface": self.interface}
         options = {key: value for key, value in chosen.items() if value}
         with translated(what, library, None):
-            region = region_of(library, self.cloud, timeout=self.web.read_timeout, **options)
+            region, files = read_region(library, self.cloud, timeout=self.web.read_timeout, **options)
             session = region.get_session()
         web = _with_certificates(what, region, self.web)
-        return _Cloud(library, region, session, account_of(region), web)
+        # Taken after they were read: what changed in between is read when Keystone refuses us.
+        return _Cloud(library, region, session, account_of(region), web, files, file_stamp(files))
 
 
 def _with_certificates(what: str, region: Any, web: Web) -> Web:

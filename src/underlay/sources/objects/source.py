@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
@@ -12,6 +13,7 @@ from underlay.contracts import ByteStream
 from underlay.errors import BodyTruncated, ImageNotFound, NotAuthorized, SourceChanged, SourceRefused
 from underlay.model import ImageRef, ImageVersion
 from underlay.naming import content_version_id
+from underlay.once import FileStamp, Once, file_stamp
 from underlay.refs import object_name
 from underlay.sources.objects.access import AzureAccess, GcsAccess, S3Access
 from underlay.sources.objects.failures import failures, is_unexplained, translated
@@ -23,6 +25,14 @@ _ETAG = "etag:"  # how validators begin, as those of web servers do
 _UNVERSIONED = "null"  # S3's version of an object in a bucket that keeps none: replaced in its place
 _NOT_CODED = frozenset({"", "identity", "aws-chunked"})  # the last is how a body came, which some services keep as its coding
 _PIECE = 1  # bytes that are waited for: each piece is taken as it comes, so that a trickle is seen
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A bucket, and what its files of credentials were when it was opened."""
+
+    bucket: Bucket
+    files: FileStamp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +53,7 @@ class ObjectSource:
     gs: GcsAccess = field(default_factory=GcsAccess)
     az: AzureAccess = field(default_factory=AzureAccess)
     web: Web = field(default_factory=Web)
+    _buckets: Once[_Opened] = field(default_factory=Once, init=False, repr=False, compare=False)
 
     def fixed_id(self, ref: ImageRef) -> str | None:
         """The version that the ref names, for it never changes; None for what is there now."""
@@ -80,9 +91,8 @@ class ObjectSource:
         Raises:
             as `describe`; SourceChanged when the object is another one by now.
         """
-        bucket = self._bucket(version.ref)
         try:
-            with translated(version.ref, bucket):
+            with self._asking(version.ref) as bucket:
                 found = _asked(version.ref, bucket, _question(version, offset))
         except ImageNotFound:
             self._check_still_there(version)
@@ -99,8 +109,8 @@ class ObjectSource:
         yield _ObjectStream(version.ref, bucket, pieces, left, pace)
 
     def _found(self, ref: ImageRef) -> Any:
-        bucket, version = self._bucket(ref), object_name(ref).version
-        with translated(ref, bucket):
+        version = object_name(ref).version
+        with self._asking(ref) as bucket:
             try:
                 return _asked(ref, bucket, {"head": True, "version": version})
             except failures() as error:
@@ -114,6 +124,23 @@ class ObjectSource:
         now = self.describe(version.ref)
         if (now.id, now.validator, now.size) != (version.id, version.validator, version.size):
             raise SourceChanged(f"{version.ref} changed after it was described", hint="try again")
+
+    @contextmanager
+    def _asking(self, ref: ImageRef) -> Iterator[Bucket]:
+        """The bucket, opened once for as long as the files of its credentials stay as they are and nobody refuses them."""
+        key, files = (ref.scheme, object_name(ref).bucket), file_stamp(self._files(ref.scheme))
+        opened = self._buckets.get(key, lambda: _Opened(self._bucket(ref), files), holds=lambda one: one.files == files)
+        try:
+            with translated(ref, opened.bucket):
+                yield opened.bucket
+        except NotAuthorized:
+            self._buckets.drop(key, opened)
+            raise
+
+    def _files(self, scheme: str) -> Sequence[Path]:
+        credentials = {"s3": self.s3.files, "gs": (self.gs.credentials_file,)}.get(scheme, ())
+        authority = None if self.web.ca_file is None else Path(self.web.ca_file)
+        return [file for file in (*credentials, authority) if file is not None]
 
     def _bucket(self, ref: ImageRef) -> Bucket:
         name = object_name(ref).bucket

@@ -3,7 +3,7 @@
 A registry that wants to know who we are answers 401 and says how (RFC 9110, 11.6.1): by Basic authentication, or by a token of
 a server that it names (the distribution project's "Token Authentication Specification"). Only then the logins are looked for,
 and they go to the registry and to its token server, nowhere else. What convinced a registry is kept for its repository until it
-does not convince it any more.
+does not convince it any more, or a file of logins changes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +18,7 @@ from urllib3.exceptions import SSLError
 
 from underlay.contracts import ByteStream
 from underlay.errors import ImageNotFound, NotAuthorized, SourceRefused, SourceUnavailable, UnderlayError
+from underlay.once import FileStamp, file_stamp
 from underlay.run import PLAIN_ENVIRONMENT
 from underlay.sources.oci.challenge import Challenge, parse_challenges
 from underlay.sources.oci.login import Login
@@ -44,6 +45,14 @@ class _Refusal(msgspec.Struct, frozen=True):
     errors: list[_Reason] = []
 
 
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """What convinced a registry, and what the files of logins were then."""
+
+    credential: Credential
+    logins: FileStamp
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registries:
     """A client of any number of registries. Safe to share between threads.
@@ -59,7 +68,7 @@ class Registries:
     auth_files: Sequence[Path] = ()
     environment: Callable[[], Mapping[str, str]] = lambda: PLAIN_ENVIRONMENT
     # By registry and repository. Each use is one operation of a dict, which is atomic; two threads may get a token each.
-    _granted: dict[tuple[str, str], Credential] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _granted: dict[tuple[str, str], _Granted] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def url(self, place: Place, path: str) -> str:
         """Where the registry has something of a repository."""
@@ -127,12 +136,15 @@ class Registries:
 
     def _authorization(self, place: Place) -> Mapping[str, str]:
         granted = self._granted.get((place.host, place.repository))
-        return _NOTHING if granted is None else {"Authorization": granted.header}
+        if granted is None or granted.logins != file_stamp(self.auth_files):
+            return _NOTHING
+        return {"Authorization": granted.credential.header}
 
     # ------------------------------------------------------------------------------------------------------- authentication
 
     def _convince(self, what: str, place: Place, challenges: Sequence[Challenge]) -> None:
         """Get what the registry asks for, in place of what we had."""
+        logins = file_stamp(self.auth_files)  # before they are read: a change meanwhile is found with the next request
         by_scheme = {challenge.scheme: challenge.parameters for challenge in challenges}
         login = find_login(self.auth_files, place, environment=self.environment())
         if login is not None and login.unusable is not None:
@@ -149,7 +161,7 @@ class Registries:
             raise NotAuthorized(f"{what}: {why}", hint=f"log in to {place.host} with user and password")
         else:
             credential = _basic(login)
-        self._granted[place.host, place.repository] = credential
+        self._granted[place.host, place.repository] = _Granted(credential, logins)
 
     def _token(self, what: str, place: Place, parameters: Mapping[str, str], login: Login | None) -> Credential:
         """A token that lets us pull from the repository; of a public one, for nobody in particular."""
@@ -190,9 +202,9 @@ class Registries:
         if answer.status in (401, 403):
             refused = f"{what}: {place.host} answers {answer.status} {_reason(answer)}".rstrip()
             granted = self._granted.pop((place.host, place.repository), None)
-            if granted is None or granted.origin == _ANONYMOUS:
+            if granted is None or granted.credential.origin == _ANONYMOUS:
                 raise self._nobody(refused, place)
-            raise _rejected(refused, granted.origin)
+            raise _rejected(refused, granted.credential.origin)
         if answer.status == 404:
             told = f"{what}: {place.host} answers 404 {_reason(answer)}".rstrip()
             raise ImageNotFound(told, hint="check the repository and the tag or digest")

@@ -32,7 +32,7 @@ from underlay.policy.retry import Retries
 from underlay.refs import parse_ref
 from underlay.sources.file import FileSource
 from underlay.sources.http import HttpSource
-from underlay.store import Store, staging as stagings
+from underlay.store import Store, refs, staging as stagings
 from underlay.store.staging import Partial
 from underlay.stream import SparseWriter
 from underlay.telling import Meter
@@ -62,8 +62,10 @@ def fetch(
     retries: Retries = QUICK,
     observer: Recorder | None = None,
     web: Web | None = None,
+    revalidate_after: float = 300.0,
 ) -> Ensured:
-    cache, source = Cache(name="base", store=store), HttpSource(web=web or Web(read_timeout=1.0))
+    cache = Cache(name="base", store=store)
+    source = HttpSource(web=web or Web(read_timeout=1.0), revalidate_after=revalidate_after)
     observer, want = observer or Recorder(), Want(checksum=checksum)
     return cache.ensure(parse_ref(server.url(PATH)), source, observer, want=want, retries=retries)
 
@@ -174,6 +176,40 @@ def test_what_goes_on_is_one_version_by_its_date_where_there_is_no_etag(store: S
         assert BODY == fetch(store, server).image.path.read_bytes()
         assert "Wed, 01 Jan 2020 00:00:00 GMT" == gets(server)[-1].headers["if-range"]
         assert len(BODY) == server.sent(PATH)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [Served(BODY, etag='"1"'), Served(BODY, etag='"1"', last_modified=LONG_AGO), Served(BODY, last_modified=LONG_AGO)],
+)
+def test_a_validator_is_remembered_only_of_an_answer_that_brought_bytes_with_it(store: Store, described: Served) -> None:
+    with serving({PATH: replace(described, for_get=Served(OTHER))}) as server:
+        assert OTHER == fetch(store, server).image.path.read_bytes()
+        record = refs.recall(store, parse_ref(server.url(PATH)))
+        assert record is not None
+        assert () == record.newest.validators
+        server.serve(PATH, described)  # the very version that was described, and that never came
+        assert BODY == fetch(store, server, revalidate_after=0).image.path.read_bytes()
+        record = refs.recall(store, parse_ref(server.url(PATH)))
+        assert record is not None
+        assert 1 == len(record.newest.validators)
+        assert "revalidated" == fetch(store, server, revalidate_after=0).reason.code
+
+
+def test_bytes_that_no_validator_came_with_are_not_gone_on_with_by_it(store: Store) -> None:
+    other_beginning = Served(BODY, etag='"1"', for_get=Served(OTHER, cut_after=5 * MIB))
+    with serving({PATH: [other_beginning, other_beginning, Served(BODY, etag='"1"')]}) as server:
+        assert BODY == fetch(store, server).image.path.read_bytes()
+        assert [None, None] == ranges(server)
+
+
+def test_a_digest_that_is_asked_for_does_not_make_a_validator_mean_its_bytes(store: Store) -> None:
+    checksum = Digest("sha256", hashlib.sha256(OTHER).hexdigest())
+    with serving({PATH: Served(BODY, etag='"1"', for_get=Served(OTHER))}) as server:
+        fetch(store, server, checksum=checksum)
+        record = refs.recall(store, parse_ref(server.url(PATH)))
+        assert record is not None
+        assert () == record.newest.validators
 
 
 def test_what_goes_on_is_one_version_by_its_digest_where_there_is_no_validator(store: Store) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ImageSource,
         InstanceInventory,
         Observer,
+        UnconfirmedStream,
     )
     from underlay.delivery import Delivered
     from underlay.errors import UnderlayError
@@ -90,6 +91,7 @@ __all__ = [
     "Refreshed",
     "Report",
     "Rules",
+    "UnconfirmedStream",
     "UnderlayError",
     "Verdict",
     "__version__",
@@ -104,6 +106,7 @@ _HOMES = {
         "BackendTraits",
         "ByteStream",
         "ClonableStream",
+        "UnconfirmedStream",
         "DiskBackend",
         "ImageSource",
         "InstanceInventory",

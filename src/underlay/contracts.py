@@ -47,6 +47,20 @@ class ClonableStream(ByteStream, Protocol):
         ...
 
 
+@runtime_checkable
+class UnconfirmedStream(ByteStream, Protocol):
+    """A stream of which nothing says that it is of the version that was described, when that has a validator.
+
+    A web server may name an ETag in answer to a HEAD and none with the bytes. These are taken, but nobody remembers the
+    validator for them, and after a break they are not gone on with by it. A source need not have such.
+    """
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """True."""
+        ...
+
+
 class ImageSource(Protocol):
     """One kind of place from which images come. Safe to share between threads.
 

@@ -1,11 +1,11 @@
 """The bytes of one version on their way into the pipeline: from disk what is there already, from the source what is not."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from underlay.content import Content
-from underlay.contracts import ByteStream, ClonableStream, Observer
-from underlay.errors import BodyTooLong, BodyTruncated, SourceUnavailable, StorageFailed
+from underlay.contracts import ByteStream, ClonableStream, Observer, UnconfirmedStream
+from underlay.errors import BodyTooLong, BodyTruncated, SourceChanged, SourceUnavailable, StorageFailed
 from underlay.formats.compressed import MAGIC_BYTES
 from underlay.model import LAYOUT, Level
 from underlay.order import Order
@@ -22,6 +22,7 @@ class Intake:
     """Fills the pipeline's buffers, across as many streams as it takes.
 
     Attributes:
+        order: without the version's validator once that is not known to mean what comes.
         fd: of the download.
         size: bytes that have come so far.
     """
@@ -34,6 +35,10 @@ class Intake:
     size: int = 0
     buffer: Buffer | None = None
     _has_begun: bool = False
+
+    def forget_validator(self) -> None:
+        """What comes is not known to be what the validator means, so it is not kept under it, nor gone on with by it."""
+        self.order = replace(self.order, version=replace(self.order.version, validator=None))
 
     def take(self, stream: ByteStream) -> None:
         """Everything that the stream has.
@@ -126,12 +131,17 @@ def fetch(intake: Intake, tries: Tries, observer: Observer) -> None:
     order = intake.order
     while True:
         try:
-            with order.source.open(order.version, offset=intake.size) as stream:
+            with order.source.open(intake.order.version, offset=intake.size) as stream:
+                if isinstance(stream, UnconfirmedStream):
+                    intake.forget_validator()
                 if not (isinstance(stream, ClonableStream) and _share(intake, stream, observer)):
                     intake.take(stream)
             _check_end(order, intake.size)
             return
         except (SourceUnavailable, BodyTruncated) as error:
+            if intake.size and order.is_fixed and not intake.order.is_fixed:
+                why = f"{order.what} broke off, and its server did not say which version it sent"
+                raise SourceChanged(why, hint="try again") from error
             if intake.size and not order.is_fixed:
                 raise
             pause(tries, error, what=order.what, reached=intake.size, observer=observer)

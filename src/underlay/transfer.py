@@ -122,7 +122,7 @@ def _received(order: Order, staging: Staging, tries: Tries, observer: Observer) 
         if not order.exempt:
             facts = images.prove_whole(order.store, staging.download, fd, facts, what=order.what)
     tell(observer, order, "verified", level=Level.INFO, size=intake.size, format=facts.label)
-    journal = _journal(order, facts, size=writer.size, digests=served, stored=stored)
+    journal = _journal(intake.order, facts, size=writer.size, digests=served, stored=stored)
     return replace(journal, compression=content.compression)
 
 

@@ -14,7 +14,7 @@ from underlay.values import replace
 from underlay.web.client import Answer, Web
 from underlay.web.ranges import Wanted, check_version, open_ranges, range_length
 from underlay.web.status import check_status
-from underlay.web.validators import range_condition, whole_length
+from underlay.web.validators import range_condition, validator_of, whole_length
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _PIECE = 1 << 20
@@ -84,7 +84,8 @@ def _stream(wanted: Wanted, answer: Answer, offset: int) -> ByteStream:
     check_version(wanted, answer, start=offset)
     if answer.status == 200:
         _drop(answer, offset, wanted.what)
-    return answer
+    is_named = wanted.validator in (None, validator_of(answer.headers, size=wanted.size))
+    return answer if is_named else _Unconfirmed(answer)
 
 
 def _drop(answer: Answer, length: int, what: str) -> None:
@@ -94,6 +95,17 @@ def _drop(answer: Answer, length: int, what: str) -> None:
         if not received:
             raise SourceChanged(f"{what} has become shorter than it was", hint="try again")
         length -= received
+
+
+@dataclass(frozen=True, slots=True)
+class _Unconfirmed:
+    """A body whose answer does not name the version that was described; see `underlay.contracts.UnconfirmedStream`."""
+
+    answer: Answer
+    is_unconfirmed: bool = True
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        return self.answer.readinto(buffer)
 
 
 @dataclass(frozen=True, slots=True)

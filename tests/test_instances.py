@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import stat
 import subprocess
 import threading
@@ -18,7 +19,7 @@ import pytest
 from children import NOBODY, start, tell, told
 from machine import GIB, MIB, Machine
 from underlay import instances, locks
-from underlay.contracts import BackendTraits
+from underlay.contracts import BackendTraits, Observer
 from underlay.disks.qcow2 import Qcow2Backend
 from underlay.errors import (
     CacheMissing,
@@ -33,7 +34,8 @@ from underlay.errors import (
     UnderlayError,
 )
 from underlay.host import Host
-from underlay.model import BaseImage, DiskSpec, InstanceDisk
+from underlay.model import BaseImage, Digest, DiskSpec, Event, InstanceDisk, Progress
+from underlay.testing.bootimage import write_qcow2
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
 
 
@@ -315,6 +317,48 @@ def test_a_disk_below_the_least_that_the_source_allows_is_refused(machine: Machi
     assert image.record is not None
     assert 32 * MIB == image.record.min_disk
     assert 16 * MIB == host.create_disk("web-2", image, backend=backend).size  # who asks for no size gets the image's own
+
+
+@pytest.mark.parametrize("allowed_now", [32 * MIB, 24 * MIB])
+def test_the_least_that_a_source_allows_outlives_a_killed_ingest(machine: Machine, allowed_now: int) -> None:
+    write_qcow2(machine.root / "guest.qcow2", size=16 * MIB, message="of a test")
+    content = (machine.root / "guest.qcow2").read_bytes()
+    digest = Digest("sha256", hashlib.sha256(content).hexdigest())
+
+    def host(min_disk: int, observer: Observer) -> Host:
+        image = FakeImage(content, min_disk=min_disk, digests=(digest,))
+        return Host.open(machine.config, observer=observer, sources={"fake": FakeSource({"fake:guest": image})})
+
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            host(32 * MIB, KilledAt("download-durable")).ensure("fake:guest", raw=True)
+        os._exit(1)
+    assert -signal.SIGKILL == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    recorder = Recorder()
+    again = host(allowed_now, recorder)
+
+    image = again.ensure("fake:guest", raw=True)
+
+    assert "download-kept" in [event.code for event in recorder.events]
+    assert image.record is not None
+    assert allowed_now == image.record.min_disk
+    with pytest.raises(DiskTooSmall, match=f"min_disk is {allowed_now} bytes"):
+        again.create_disk("web-1", image, size=allowed_now - 512)
+
+
+@dataclass(frozen=True, slots=True)
+class KilledAt:
+    """An observer with which the process dies at an event."""
+
+    code: str
+
+    def event(self, event: Event) -> None:
+        if event.code == self.code:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def progress(self, progress: Progress) -> None:
+        """Nothing."""
 
 
 def test_a_failure_leaves_what_was_there_before(host: Host, base: BaseImage, machine: Machine) -> None:

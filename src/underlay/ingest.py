@@ -57,7 +57,7 @@ def ingest(order: Order, staging: Staging, observer: Observer) -> BaseImage:
     left = stagings.begin(staging)
     tell(observer, order, "staged")
     if left is not None and _still_serves(left, order, staging):
-        journal = left
+        journal = replace(left, min_disk=order.version.min_disk)  # which may have changed since
         tell(observer, order, "download-kept", detail="a verified download of a former attempt is used")
     else:
         journal = transfer(order, staging, observer)

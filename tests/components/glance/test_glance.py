@@ -26,6 +26,7 @@ from underlay.contracts import ByteStream
 from underlay.errors import (
     ConfigError,
     DigestMismatch,
+    DiskTooSmall,
     FormatMismatch,
     ImageNotFound,
     NotAuthorized,
@@ -469,6 +470,18 @@ def host(tmp_path: Path) -> Host:
         cloud = "alice"
     """
     return Host.open(parse_config(text, origin=tmp_path / "underlay.toml"))
+
+
+def test_no_disk_is_made_below_the_least_that_glance_allows(
+    tmp_path: Path, host: Host, alice: Person, disk: tuple[bytes, bytes]
+) -> None:
+    raw, _ = disk
+    image = alice.image(raw, min_disk=1)
+
+    with pytest.raises(DiskTooSmall, match=f"glance:{image}'s min_disk is {1 << 30} bytes"):
+        host.create_disk("web-1", image, size=(1 << 30) - 512)
+    assert 1 << 30 == host.create_disk("web-1", image, size=1 << 30).size
+    assert len(raw) == host.create_disk("web-2", image).size  # as of a flavor without a root disk's size
 
 
 @pytest.fixture(scope="module")

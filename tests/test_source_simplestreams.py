@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -541,6 +542,24 @@ def test_a_file_that_is_not_what_the_stream_promises_is_refused(stream: Stream, 
     with pytest.raises(DigestMismatch):
         Cache(name="base", store=store).ensure(parse_ref(stream.ref()), SOURCE, Recorder())
     assert [".underlay"] == os.listdir(store.root)
+
+
+def test_a_file_that_is_replaced_in_its_place_is_told_so_and_the_index_is_asked_afresh(stream: Stream, store: Store) -> None:
+    cache, other = Cache(name="base", store=store), b"replaced".ljust(4096, b".")
+    first = cache.ensure(parse_ref(stream.ref()), replace(SOURCE, revalidate_after=0), Recorder()).image
+    stream.publishes("20240612", NEW)
+    stream.server.serve("/releases/server/20240612/disk1.img", Served(other))
+
+    with pytest.raises(DigestMismatch, match="damaged or replaced in their place") as refused:
+        cache.ensure(parse_ref(stream.ref()), replace(SOURCE, revalidate_after=0), Recorder())
+    assert refused.value.actual == f"sha256:{hashlib.sha256(other).hexdigest()}"
+    assert first.path.read_bytes() == OLD
+    asked = stream.server.bodies(stream.index_path)
+    stream.publishes("20240612", other)
+
+    asked_now = replace(SOURCE, revalidate_after=0)
+    assert other == cache.ensure(parse_ref(stream.ref()), asked_now, Recorder()).image.path.read_bytes()
+    assert asked < stream.server.bodies(stream.index_path)
 
 
 @signing

@@ -143,9 +143,18 @@ def _check_digests(order: Order, actual: Sequence[Digest]) -> None:
     for expected in order.expected:
         found = computed[expected.algorithm]
         if found != expected:
-            raise DigestMismatch(order.what, expected=str(expected), actual=str(found))
+            raise _mismatch(order, expected, found)
     if (signature := order.version.signature) is not None:
         signatures.verify(order.what, signature, computed[signature.algorithm])
+
+
+def _mismatch(order: Order, expected: Digest, found: Digest) -> DigestMismatch:
+    is_promised = expected in order.version.digests and expected != order.want.checksum
+    if not is_promised:
+        return DigestMismatch(order.what, expected=str(expected), actual=str(found))
+    why = "its source promises the expected one and serves other bytes, which were damaged or replaced in their place"
+    hint = "try again later, when what the source says may be newer, or tell its publisher"
+    return DigestMismatch(order.what, expected=str(expected), actual=str(found), why=why, hint=hint)
 
 
 def _journal(order: Order, facts: ImageFacts, *, size: int, digests: Sequence[Digest], stored: str) -> Journal:

@@ -28,7 +28,9 @@ NOBODY = 65534
 MIB, GIB = 1 << 20, 1 << 30
 MESSAGE = "from a disk of a test"
 
-_IMPORTED_LATER = ("oslo_utils.imageutils.format_inspector", "encodings.idna", "encodings.ascii")
+_IMPORTED_LATER = (
+    "oslo_utils.imageutils.format_inspector", "encodings.idna", "encodings.ascii", "ctypes", "random", "signal", "ssl", "lzma",
+)  # fmt: skip
 _RUN_AS = "import sys; sys.path.insert(0, sys.argv[1]); import machine; machine.become(int(sys.argv[2]), sys.argv[3:])"
 
 

@@ -62,7 +62,7 @@ def test_every_key_of_a_record_is_read(tmp_path: Path) -> None:
 
 
 def test_only_uuid_and_name_are_required_and_null_means_absent(tmp_path: Path) -> None:
-    others = [field for field in InstanceRecord.__dataclass_fields__ if field not in ("uuid", "name", "disks")]
+    others = [field for field in InstanceRecord.__struct_fields__ if field not in ("uuid", "name", "disks")]
     nothing = {**ONE, **dict.fromkeys(others)}
 
     assert read_file(written(tmp_path, [ONE])) == read_file(written(tmp_path, [nothing]))

@@ -1,7 +1,7 @@
 """The bytes of one version on their way into the pipeline: from disk what is there already, from the source what is not."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from underlay.content import Content
 from underlay.contracts import ByteStream, ClonableStream, Observer, UnconfirmedStream
@@ -15,6 +15,7 @@ from underlay.retrying import pause
 from underlay.store import staging as stagings
 from underlay.store.staging import Partial
 from underlay.telling import Meter, tell
+from underlay.values import replace
 
 
 @dataclass(slots=True)

@@ -13,7 +13,16 @@ import msgspec
 
 from underlay import hits, later
 from underlay.contracts import ImageSource, Observer
-from underlay.errors import CacheError, CacheMissing, CacheNotWritable, LockError, NotCached, SourceChanged, SourceUnavailable
+from underlay.errors import (
+    CacheError,
+    CacheMissing,
+    CacheNotWritable,
+    ImageDamaged,
+    LockError,
+    NotCached,
+    SourceChanged,
+    SourceUnavailable,
+)
 from underlay.hits import AS_THE_SOURCE_SAYS, Ask, Found, Freshness, version_id
 from underlay.model import BaseImage, Event, ImageRef, ImageVersion, Level, Reason
 from underlay.policy.form import Want
@@ -150,7 +159,7 @@ def _stand_in(ask: Ask, staging: Staging, why: str) -> Ensured | None:
 
 
 def _use(ask: Ask, ensured: Ensured) -> bool:
-    """Mark the image used under its lock; False when it was evicted since we looked, or replaced by another version."""
+    """Mark the image used under its lock; False when it is not there any more: evicted, replaced, or found to be damaged."""
     image = ensured.image
     try:
         images.keep_open(image.path, ask.holding)
@@ -160,7 +169,7 @@ def _use(ask: Ask, ensured: Ensured) -> bool:
             images.mark_used(ask.store, image.name)
             if ask.lease_seconds is not None and not ensured.no_store:
                 _lease(ask, hold, ask.lease_seconds)
-    except (NotCached, CacheMissing):
+    except (NotCached, CacheMissing, ImageDamaged):
         return False
     return True
 

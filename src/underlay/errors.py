@@ -10,7 +10,8 @@
     │   ├── ImageNotFound · NotAuthorized · SourceRefused · UntrustedCertificate
     │   └── SourceUnavailable* · BodyTruncated* · BodyTooLong · SourceChanged*
     ├── ImageRefused              the bytes are not what was asked for, or not safe to open
-    │   └── DigestMismatch · UnsafeImage · FormatMismatch · VirtualSizeRefused · SignatureRefused
+    │   ├── DigestMismatch · UnsafeImage · FormatMismatch · VirtualSizeRefused
+    │   └── SignatureRefused · ImageDamaged
     ├── CacheError                the directory on this host
     │   ├── NotCached · CacheMissing · CacheNotWritable · UnknownLayout · LayoutDisagrees
     │   └── NotAnImage · ImageConflict · InsufficientSpace · StorageFailed
@@ -239,6 +240,12 @@ class SignatureRefused(ImageRefused):
     def __init__(self, message: str, *, hint: str | None = None, altered: bool = False) -> None:
         super().__init__(message, hint=hint)
         self.altered = altered
+
+
+class ImageDamaged(ImageRefused):
+    """A cached image has not the bytes any more with which it was published, or they cannot be read; it is never served."""
+
+    code, exit_code = "image-damaged", 35
 
 
 class CacheError(UnderlayError):

@@ -5,7 +5,8 @@ A name may be shortened to six characters of its beginning, or in its middle as 
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from underlay.errors import NotCached
@@ -16,24 +17,39 @@ from underlay.store import Store, images
 
 if TYPE_CHECKING:
     from underlay.plan import Verdict
+    from underlay.policy.scrub import ScrubSubject
 
 _SHORTENED = r"([0-9a-z][0-9a-z-]{5,})([._].*)?"
 """Six characters or more of a name's beginning, and its suffix if that is given."""
 
 
 def find(stores: Sequence[Store], text: str) -> list[BaseImage]:
-    """The images that a text means.
+    """The images that a text means, but for those that are damaged.
 
     Raises:
-        NotCached: none. InvalidRef. NotAnImage, UnsafeImage: as `underlay.store.images.find`.
+        NotCached: none. ImageDamaged: none but such. InvalidRef. NotAnImage, UnsafeImage: as `underlay.store.images.find`.
+    """
+    found = look(stores, text)
+    sound = [image for image in found if image.damage is None]
+    for image in found:
+        if not sound and image.damage is not None:
+            raise images.damaged_error(image, image.damage)
+    return sound
+
+
+def look(stores: Sequence[Store], text: str) -> list[BaseImage]:
+    """As `find`, damaged ones among them: to be shown, and for nothing else.
+
+    Raises:
+        as `find`, but never ImageDamaged
     """
     ref = parse_ref(text) if is_ref(text) else None
     found: list[BaseImage] = []
     for store in stores:
         names = _names_of_ref(store, ref) if ref else _names_meant(store, text)
-        found += [image for name in names if (image := images.find(store, name))]
+        found += [image for name in names if (image := images.look(store, name))]
     if not found and ref is not None:
-        found = [image for store in stores for image in images.images(store)[0] if image.ref == ref.canonical]
+        found = [image for store in stores for image in images.everything(store) if image.ref == ref.canonical]
     if not found:
         what = ref.canonical if ref else text
         raise NotCached(f"no cache has {what!r}", hint="'underlay list' shows what is there")
@@ -65,16 +81,37 @@ def verdicts_meant(stores: Sequence[Store], verdicts: "Sequence[Verdict]", text:
     Raises:
         NotCached: none of the judged files is meant; why. InvalidRef
     """
-    by_root = {store.root: store for store in stores}
-    ref = parse_ref(text) if is_ref(text) else None
-    if ref is None:
-        meant = [one for one in verdicts if _is_called(by_root[one.root], one.file.name, text)]
-    else:
-        fixed = {(store.root, name) for store in stores for name in _judged_names(store, ref)}
-        meant = [one for one in verdicts if one.file.ref == ref.canonical or (one.root, one.file.name) in fixed]
+    is_meant = _meaning(stores, text)
+    meant = [one for one in verdicts if is_meant(one.root, one.file.name, one.file.ref)]
     if not meant:
         raise _nothing_judged(stores, text)
     return meant
+
+
+def subjects_meant(stores: Sequence[Store], subjects: "Sequence[ScrubSubject]", text: str) -> "list[ScrubSubject]":
+    """The images that a text means, of those that a scrub could read: also such as no inspection would pass.
+
+    Args:
+        stores: of the caches that they are in.
+
+    Raises:
+        NotCached: none. InvalidRef
+    """
+    is_meant = _meaning(stores, text)
+    meant = [one for one in subjects if is_meant(one.root, one.name, one.ref)]
+    if not meant:
+        raise _nothing_judged(stores, text)
+    return meant
+
+
+def _meaning(stores: Sequence[Store], text: str) -> Callable[[Path, str, str | None], bool]:
+    """Tells of a file, by its cache directory, its name and the ref that it records, whether a text means it."""
+    by_root = {store.root: store for store in stores}
+    ref = parse_ref(text) if is_ref(text) else None
+    if ref is None:
+        return lambda root, name, _: _is_called(by_root[root], name, text)
+    fixed = {(store.root, name) for store in stores for name in _judged_names(store, ref)}
+    return lambda root, name, recorded: recorded == ref.canonical or (root, name) in fixed
 
 
 def _nothing_judged(stores: Sequence[Store], text: str) -> NotCached:

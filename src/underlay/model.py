@@ -194,6 +194,19 @@ class DiskRecord(msgspec.Struct, frozen=True, kw_only=True):
     version_id: str | None
 
 
+class Damage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scrub found to be the matter with an image, which is never served again.
+
+    Attributes:
+        code: ``content-differs``, ``size-differs`` or ``unreadable`` (docs/reference/reasons.md).
+        detail: a sentence's rest, with both digests or the file system's error. found_at: when.
+    """
+
+    code: str
+    detail: str
+    found_at: datetime
+
+
 class BaseImage(msgspec.Struct, frozen=True, kw_only=True):
     """A verified, immutable, published file in a cache.
 
@@ -204,6 +217,7 @@ class BaseImage(msgspec.Struct, frozen=True, kw_only=True):
         size: bytes of the file. allocated: bytes that it occupies. virtual_size: bytes that a guest sees.
         last_used: the newer of its mtime and its ``used`` marker.
         served_format: what inspection found the bytes as served to be, as image services say it; None: nothing tells.
+        damage: what a scrub has found; only who asks for damaged images sees one.
     """
 
     name: str
@@ -215,6 +229,7 @@ class BaseImage(msgspec.Struct, frozen=True, kw_only=True):
     last_used: datetime
     record: ImageRecord | None
     served_format: str | None = None
+    damage: Damage | None = None
 
     @property
     def path(self) -> Path:
@@ -366,7 +381,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far long work has come.
 
     Attributes:
-        stage: ``fetch``, ``convert`` or ``wait`` (for another's fetch).
+        stage: ``fetch``, ``convert``, ``scrub`` or ``wait`` (for another's fetch).
         done, total: bytes; total is None when it is not known.
     """
 

@@ -232,6 +232,24 @@ class CachePaths(msgspec.Struct, frozen=True):
         return self.trash / plain_name(name, what="an image")
 
     @property
+    def quarantine(self) -> Path:
+        """What is the matter with the images that are damaged."""
+        return self.private / "quarantine"
+
+    def quarantined(self, name: str) -> Path:
+        """What is the matter with one image."""
+        return self.quarantine / f"{plain_name(name, what='an image')}.json"
+
+    @property
+    def scrubs(self) -> Path:
+        """When each image was last read and verified, and how far the scrub of one has come."""
+        return self.private / "scrubs"
+
+    def scrub(self, name: str) -> Path:
+        """The scrub of one image."""
+        return self.scrubs / f"{plain_name(name, what='an image')}.json"
+
+    @property
     def copies(self) -> Path:
         """Images that were delivered as copies."""
         return self.private / "copies"
@@ -254,6 +272,11 @@ class CachePaths(msgspec.Struct, frozen=True):
     def ingest_lock(self, key: str) -> Path:
         """The lock under which one ref is fetched once."""
         return self.locks / f".ingest-{key}"
+
+    @property
+    def scrub_lock(self) -> Path:
+        """The lock under which one at a time reads a cache's images again. A scrub may fetch, so it sorts before ingests."""
+        return self.locks / ".digests"
 
     @property
     def layout_lock(self) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from underlay.model import InstanceRecord, Problem, Reason
+from underlay.model import Damage, InstanceRecord, Problem, Reason
 from underlay.naming import CacheKind
 
 IMAGE_KINDS = frozenset({"original", "resized", "swap", "ephemeral"})
@@ -85,6 +85,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
         cache: its configured name. files: by name.
         versions: the version ids that a canonical ref has meant, as remembered.
         free: bytes that may still be written on its file system. pool: equal for two caches that draw on the same room.
+        damaged: what is the matter with the files that a scrub has found damaged, by name.
     """
 
     cache: str
@@ -95,6 +96,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     versions: Mapping[str, Sequence[str]]
     free: int
     pool: str = ""
+    damaged: Mapping[str, Damage] = field(default_factory=dict)
 
 
 class Use(msgspec.Struct, frozen=True, gc=False):

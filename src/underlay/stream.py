@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
+from typing import Protocol
 
 from underlay.contracts import ByteStream
 from underlay.files import data_extents, start_writeback
@@ -35,6 +36,22 @@ def filled(stream: ByteStream) -> Iterator[memoryview]:
             yield buffer[:length]
         if length < BUFFER_BYTES:
             return
+
+
+class Running(Protocol):
+    """A digest that is being computed, as those of hashlib are."""
+
+    def update(self, content: memoryview | bytes, /) -> None:
+        """Take the next bytes."""
+        ...
+
+    def digest(self) -> bytes:
+        """The digest of all that came so far."""
+        ...
+
+    def copy(self) -> "Running":
+        """Another that goes on from here."""
+        ...
 
 
 @dataclass(slots=True)
@@ -66,12 +83,12 @@ class StoredDigest:
     """The stored digest of data that comes run by run, in order.
 
     Attributes:
-        data: of the data so far.
+        data: of the data so far. places: of the runs that have ended. run: the one that has begun, beginning and end.
     """
 
-    data: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    _places: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    _run: tuple[int, int] | None = None
+    data: Running = field(default_factory=hashlib.sha256)
+    places: Running = field(default_factory=hashlib.sha256)
+    run: tuple[int, int] | None = None
 
     def add(self, offset: int, run: memoryview) -> None:
         """Take the next run of blocks that are not all zero, or a part of one."""
@@ -80,17 +97,17 @@ class StoredDigest:
 
     def place(self, start: int, end: int) -> None:
         """Note only that there is data from ``start`` to ``end``."""
-        if self._run is not None and self._run[1] == start:
-            start = self._run[0]
-        elif self._run is not None:
-            self._places.update(_RUN.pack(*self._run))
-        self._run = (start, end)
+        if self.run is not None and self.run[1] == start:
+            start = self.run[0]
+        elif self.run is not None:
+            self.places.update(_RUN.pack(*self.run))
+        self.run = (start, end)
 
     def result(self) -> str:
         """The digest of all that came, as ``sha256:hex``."""
-        places = self._places.copy()
-        if self._run is not None:
-            places.update(_RUN.pack(*self._run))
+        places = self.places.copy()
+        if self.run is not None:
+            places.update(_RUN.pack(*self.run))
         return f"sha256:{hashlib.sha256(self.data.digest() + places.digest()).hexdigest()}"
 
 
@@ -206,9 +223,9 @@ class StoredReader:
         return self._digest.result()
 
     def _read(self, upto: int) -> None:
-        for start, end in _block_ranges(self.fd, self.done, upto):
+        for start, end in block_ranges(self.fd, self.done, upto):
             position = start
-            while position < end and (length := _read_full(self.fd, self._buffer[: end - position], position)):
+            while position < end and (length := read_full(self.fd, self._buffer[: end - position], position)):
                 for run_start, run_end in filled_runs(self._buffer[:length]):
                     self._digest.add(position + run_start, self._buffer[run_start:run_end])
                 position += length
@@ -224,8 +241,14 @@ def stored_digest(fd: int) -> str:
     return StoredReader(fd).finish()
 
 
-def _read_full(fd: int, buffer: memoryview, position: int) -> int:
-    # A file system may answer with less than was asked for; a piece that is no whole number of blocks would shift the rest.
+def read_full(fd: int, buffer: memoryview, position: int) -> int:
+    """Fill a buffer from an offset on; the bytes read, fewer only at the end of the file.
+
+    A file system may answer with less than was asked for; a piece that is no whole number of blocks would shift the rest.
+
+    Raises:
+        OSError
+    """
     length = 0
     while length < len(buffer) and (received := os.preadv(fd, [buffer[length:]], position + length)):
         length += received
@@ -243,7 +266,7 @@ def served_digest(fd: int, algorithm: str) -> Digest:
     return Digest(algorithm, digest.hexdigest())
 
 
-def _block_ranges(fd: int, begin: int, size: int) -> Iterator[tuple[int, int]]:
+def block_ranges(fd: int, begin: int, size: int) -> Iterator[tuple[int, int]]:
     """The file's data from ``begin`` to ``size``, rounded out to whole blocks, no block twice."""
     done = begin
     for start, end in data_extents(fd, size, start=begin):

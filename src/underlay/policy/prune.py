@@ -72,7 +72,7 @@ def plan_prune(inventory: Inventory, usage: Usage, *, now: datetime) -> list[Ver
 
 def plan_evict(verdict: Verdict) -> Verdict:
     """The verdict on one file when its age does not matter: it goes unless somebody needs it."""
-    kept = tuple(reason for reason in verdict.reasons if reason.code not in _AGE_CODES)
+    kept = tuple(reason for reason in verdict.reasons if reason.code not in _NO_NEED)
     if verdict.removes or kept:
         return replace(verdict, reasons=kept or verdict.reasons)
     return replace(verdict, removes=True, refresh=False, reasons=(Reason("asked", "nobody needs it, and it was asked for"),))
@@ -91,6 +91,7 @@ def nanoseconds(moment: datetime) -> int:
 
 
 _AGE_CODES = frozenset({"young", "recent", "future", "removal-off", "no-ttl"})
+_NO_NEED = _AGE_CODES | {"damaged"}  # reasons of files that nobody needs
 
 
 def _age_reason(file: CachedFile, rules: Rules, age_ns: int) -> Reason | None:
@@ -115,10 +116,13 @@ def _judge(file: CachedFile, inventory: Inventory, uses: Sequence[Use], unknown:
     limit = rules.age_of(file.kind)
     if not rules.remove_unused:
         reasons.append(Reason("removal-off", "remove_unused_base_images is false"))
-    if too_young := _age_reason(file, rules, age_ns):
+    damage = inventory.damaged.get(file.name)
+    if damage is None and (too_young := _age_reason(file, rules, age_ns)):
         reasons.append(too_young)
     removes = not reasons
-    if removes:
+    if damage is not None:  # nobody is served it, so it has nothing to wait for
+        reasons.append(Reason("damaged", f"it is damaged: {damage.detail}"))
+    elif removes:
         code, phrase = ("abandoned", "nobody works on it") if file.kind == "leftover" else ("unused", "nobody needs it")
         reasons.append(Reason(code, f"{phrase}: {format_duration(age)} since its last use, over {limit:g} s"))
     return Verdict(
@@ -128,7 +132,7 @@ def _judge(file: CachedFile, inventory: Inventory, uses: Sequence[Use], unknown:
         removes=removes,
         refresh=bool(uses) and file.kind != "leftover" and any(use.how != "open-unknown" for use in uses),
         reasons=tuple(reasons),
-        stays=None if needed or not rules.remove_unused or limit == math.inf else max(limit, rules.keep_recent),
+        stays=None if needed or damage or not rules.remove_unused or limit == math.inf else max(limit, rules.keep_recent),
     )
 
 

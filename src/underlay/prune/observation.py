@@ -15,10 +15,10 @@ from underlay.contracts import InstanceInventory, UsageProbe
 from underlay.errors import CacheError, InvalidInventory, InventoryUnavailable, UnderlayError
 from underlay.files import clock_of, translated
 from underlay.filesystems import file_system, free_bytes
-from underlay.model import InstanceRecord, Problem
-from underlay.plan import Inventory, Observed, Plan, Rules, Unknown, Usage, Verdict
+from underlay.model import Damage, InstanceRecord, Problem
+from underlay.plan import CachedFile, Inventory, Observed, Plan, Rules, Unknown, Usage, Verdict
 from underlay.policy.prune import merge_usage, plan_evict, plan_prune, refusal
-from underlay.store import listing, mounts, roots
+from underlay.store import Store, listing, mounts, quarantine, roots
 from underlay.units import format_duration
 from underlay.usage.backing import BackingProbe, BasesProbe, Places
 from underlay.usage.chains import Chains
@@ -157,16 +157,26 @@ def inventory_of(config: Config, name: str) -> Inventory:
     store.check()
     with translated(store.root):
         free, pool = free_bytes(store.root), file_system(store.root).key
+    files = listing.files(store)
     return Inventory(
         cache=name,
         root=store.root,
         kind=store.kind,
         rules=config.rules.get(name, Rules()),
-        files=listing.files(store),
+        files=files,
         versions=listing.versions(store),
         free=free,
         pool=pool,
+        damaged=_damaged(store, files),
     )
+
+
+def _damaged(store: Store, files: Sequence[CachedFile]) -> dict[str, Damage]:
+    names = quarantine.names(store)
+    if not names:
+        return {}
+    damages = {file.name: quarantine.damage_of(store, file.name, inode=file.inode) for file in files if file.name in names}
+    return {name: damage for name, damage in damages.items() if damage is not None}
 
 
 def _listed(config: Config, name: str, problems: list[Problem]) -> Inventory | None:

@@ -58,9 +58,15 @@ def destroy(store: Store, name: str) -> int:
         freed = freed_by_removal(path)
         os.unlink(path)  # crash: gone, or in the trash once more
         sync_directory(path.parent)  # crash: gone
-        with suppress(FileNotFoundError):
-            os.unlink(store.paths.used_marker(name))  # crash: a marker without an image, which protects nothing
+        _forget(store, name)
     return freed
+
+
+def _forget(store: Store, name: str) -> None:
+    """Remove what was noted of a file that is gone. A crash before leaves notes of no image, which mean nothing."""
+    for note in (store.paths.used_marker(name), store.paths.quarantined(name), store.paths.scrub(name)):
+        with suppress(FileNotFoundError):
+            os.unlink(note)
 
 
 def put_back(store: Store, name: str) -> bool:
@@ -92,7 +98,7 @@ def drop(store: Store, name: str) -> None:
         with translated(store.paths.image(name)), suppress(FileNotFoundError):
             os.unlink(store.paths.image(name))  # crash: gone, or there once more, where it answers nobody
             sync_directory(store.root)
-            os.unlink(store.paths.used_marker(name))  # crash: a marker without an image, which protects nothing
+            _forget(store, name)
 
 
 def recover(store: Store) -> list[str]:

@@ -6,7 +6,7 @@ The name's lock (and Nova's, beside a Nova) is held exclusively to publish and s
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,16 @@ import msgspec
 
 from underlay import later, locks
 from underlay.attributes import decode_image_record, encode_record
-from underlay.errors import FormatMismatch, ImageConflict, LockLost, NotAnImage, NotCached, UnderlayError, UnsafeImage
+from underlay.errors import (
+    FormatMismatch,
+    ImageConflict,
+    ImageDamaged,
+    LockLost,
+    NotAnImage,
+    NotCached,
+    UnderlayError,
+    UnsafeImage,
+)
 from underlay.files import (
     adopt,
     allocated_bytes,
@@ -30,7 +39,7 @@ from underlay.files import (
     write_attribute,
 )
 from underlay.formats import qcow2
-from underlay.model import BaseImage, Digest, ImageFacts, ImageRecord, Problem
+from underlay.model import BaseImage, Damage, Digest, ImageFacts, ImageRecord, Problem
 from underlay.naming import CacheKind, is_image_name, named_format
 from underlay.store import locking
 from underlay.store.layout import Store
@@ -40,7 +49,9 @@ if TYPE_CHECKING:
     from underlay import qemuimg, stream
     from underlay.formats import inspect, vmdk
     from underlay.formats.inspect import Inspector
-else:  # an image that is recorded needs no inspection
+    from underlay.store import quarantine
+else:  # an image that is recorded needs no inspection, and hardly any is damaged
+    quarantine = later.module("underlay.store.quarantine")
     qemuimg = later.module("underlay.qemuimg")
     stream = later.module("underlay.stream")
     inspect = later.module("underlay.formats.inspect")
@@ -58,8 +69,29 @@ def find(store: Store, name: str) -> BaseImage | None:
     content is not read further than its format takes.
 
     Raises:
+        ImageDamaged: a scrub has found that it is.
         NotAnImage: a symlink, directory or special file has the name.
         UnsafeImage, FormatMismatch, VirtualSizeRefused: an unrecorded image breaks a rule.
+    """
+    image = look(store, name)
+    if image is not None and image.damage is not None:
+        raise damaged_error(image, image.damage)
+    return image
+
+
+def damaged_error(image: BaseImage, damage: Damage) -> ImageDamaged:
+    """Why a damaged image is not served."""
+    return ImageDamaged(
+        f"the image {image.path} is damaged, as a scrub found at {damage.found_at:%Y-%m-%d %H:%M} UTC: {damage.detail}",
+        hint="fetch it again; 'underlay explain' says who needs it, and a scrub whether it still is so",
+    )
+
+
+def look(store: Store, name: str) -> BaseImage | None:
+    """As `find`, but one that is damaged is returned as well: to be shown, and for nothing else.
+
+    Raises:
+        as `find`, but never ImageDamaged
     """
     path = store.paths.image(name)
     try:
@@ -80,9 +112,11 @@ def find(store: Store, name: str) -> BaseImage | None:
 
 
 def find_unchanged(store: Store, name: str) -> BaseImage | None:
-    """As `find`, but a master that somebody has changed since its publication is none: the next fetch replaces it."""
+    """As `find`, but one that is damaged, or a master that somebody has changed, is none: the next fetch replaces it."""
     try:
         return find(store, name)
+    except ImageDamaged:
+        return None
     except UnsafeImage as error:
         if store.kind is CacheKind.MASTERS and error.rule == "changed":
             return None
@@ -100,15 +134,28 @@ def names(store: Store) -> list[str]:
 
 
 def images(store: Store) -> tuple[list[BaseImage], list[Problem]]:
-    """All images of the cache by name, and what stands in an image's place but is none.
+    """All images of the cache by name, and what stands in an image's place but is none, or is damaged.
 
     Raises:
         CacheMissing, CacheNotWritable
     """
+    return _listed(store, find)
+
+
+def everything(store: Store) -> list[BaseImage]:
+    """As `images`, damaged ones among them: to be shown, and for nothing else.
+
+    Raises:
+        CacheMissing, CacheNotWritable
+    """
+    return _listed(store, look)[0]
+
+
+def _listed(store: Store, one: Callable[[Store, str], BaseImage | None]) -> tuple[list[BaseImage], list[Problem]]:
     found, problems = [], []
     for name in names(store):
         try:
-            image = find(store, name)
+            image = one(store, name)
         except UnderlayError as error:
             problems.append(Problem(error.code, store.root / name, error.message))
         else:
@@ -305,12 +352,26 @@ def _publish_locked(
     for lock in held_locks:
         lock.confirm()
     with translated(target):
-        _put_over(staged, target) if replaces else _put_new(staged, target)
+        _put_over(staged, target) if replaces or _restores(store, name, record) else _put_new(staged, target)
         sync_directory(staged.parent)
+    if os.path.lexists(store.paths.quarantined(name)):
+        quarantine.lift(store, name)  # crash before this: a note of a file that has not the name any more
     image = find(store, name)
     if image is None:
         raise NotCached(f"{target} vanished as it was published", hint="something else removes files there")
     return image
+
+
+def _restores(store: Store, name: str, record: ImageRecord) -> bool:
+    """Whether an image takes the place of a damaged one that had the same bytes.
+
+    A base's path is the backing file of overlays, so nothing but the very same content may come to it; whoever has the damaged
+    file open goes on reading that one.
+    """
+    damaged = look(store, name) if os.path.lexists(store.paths.quarantined(name)) else None
+    if damaged is None or damaged.damage is None or damaged.record is None:
+        return False
+    return (damaged.record.version_id, damaged.record.stored) == (record.version_id, record.stored)
 
 
 def _put_new(staged: Path, target: Path) -> None:
@@ -371,6 +432,9 @@ def _is_equal(existing: BaseImage, record: ImageRecord) -> bool:
 def _describe(store: Store, name: str, fd: int) -> BaseImage:
     status = os.fstat(fd)
     record = decode_image_record(read_attribute(fd))
+    damage = _damage(store, name, status)
+    if damage is not None:
+        return _damaged(store, name, status, record, damage)
     if record is None:
         facts = _inspect(store, name, fd, status.st_size)
         assert facts.virtual_size is not None
@@ -394,6 +458,31 @@ def _describe(store: Store, name: str, fd: int) -> BaseImage:
         last_used=_last_used(store, name, status),
         record=record,
         served_format=served_format,
+    )
+
+
+def _damage(store: Store, name: str, status: os.stat_result) -> Damage | None:
+    with translated(store.paths.quarantine):
+        try:
+            os.lstat(store.paths.quarantined(name))
+        except FileNotFoundError:  # nearly always
+            return None
+    return quarantine.damage_of(store, name, inode=status.st_ino)
+
+
+def _damaged(store: Store, name: str, status: os.stat_result, record: ImageRecord | None, damage: Damage) -> BaseImage:
+    """A damaged image as far as its record and its name tell; its content is not looked at."""
+    return BaseImage(
+        name=name,
+        cache=store.root,
+        format=record.format if record else named_format(name, kind=store.kind) or "raw",
+        size=status.st_size,
+        virtual_size=record.virtual_size if record else status.st_size,
+        allocated=allocated_bytes(status),
+        last_used=_last_used(store, name, status),
+        record=record,
+        served_format=record.served_format if record else None,
+        damage=damage,
     )
 
 

@@ -109,7 +109,7 @@ def test_a_healthy_host_has_nothing_above_information(nova: Machine) -> None:
     nova.host().create_disk("web-1", nova.raw_image())
 
     assert [] == codes(nova)
-    expected = {"tool-found", "disks", "laid-out", "attributes-kept", "space", "images", "nova-locks-used"}
+    expected = {"tool-found", "disks", "laid-out", "attributes-kept", "space", "images", "scrubs", "nova-locks-used"}
     expected |= {"prune-keeps", "no-inventory"}
     assert expected == {finding.code for finding in found(nova)} - {"rival-running"}
 

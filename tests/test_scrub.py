@@ -371,8 +371,8 @@ def test_an_image_that_is_replaced_while_it_is_read_is_not_judged_and_does_not_c
 def test_a_sound_image_that_is_replaced_while_it_is_read_does_not_count_as_read(tmp_path: Path) -> None:
     store = laid_out(tmp_path / "cache", kind=CacheKind.MASTERS)
     image = published(store, CONTENT)
-    done: list[object] = []
-    heard = Heard(when={"progress": lambda: done or done.append(published(store, CONTENT[::-1], version="2"))})
+    done: list[BaseImage] = []
+    heard = Heard(when={"progress": lambda: done or done.extend([published(store, CONTENT[::-1], version="2")])})
 
     assert "sound" == one(run(store, heard=heard)).outcome
 

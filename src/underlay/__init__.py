@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from underlay.host import Host
     from underlay.model import (
         BaseImage,
+        Damage,
         Digest,
         DiskSpec,
         Ephemeral,
@@ -50,8 +51,10 @@ if TYPE_CHECKING:
     )
     from underlay.plan import CachedFile, Plan, Report, Rules, Verdict
     from underlay.policy.follow import FollowedVersion, HoldVerdict
+    from underlay.policy.scrub import ScrubSubject, ScrubVerdict
     from underlay.precache import Precached
     from underlay.refs import parse_ref
+    from underlay.scrub import Scrubbed, ScrubReport
     from underlay.store.hosts import HostUse
 
 __all__ = [
@@ -61,6 +64,7 @@ __all__ = [
     "CachedFile",
     "ClonableStream",
     "Config",
+    "Damage",
     "Delivered",
     "Digest",
     "DiskBackend",
@@ -91,6 +95,10 @@ __all__ = [
     "Refreshed",
     "Report",
     "Rules",
+    "ScrubReport",
+    "ScrubSubject",
+    "ScrubVerdict",
+    "Scrubbed",
     "UnconfirmedStream",
     "UnderlayError",
     "Verdict",
@@ -117,9 +125,11 @@ _HOMES = {
     "underlay.following": ("Refreshed",),
     "underlay.host.face": ("Host",),
     "underlay.policy.follow": ("FollowedVersion", "HoldVerdict"),
+    "underlay.policy.scrub": ("ScrubSubject", "ScrubVerdict"),
     "underlay.precache": ("Precached",),
     "underlay.plan": ("CachedFile", "Plan", "Report", "Rules", "Verdict"),
     "underlay.refs": ("parse_ref",),
+    "underlay.scrub": ("ScrubReport", "Scrubbed"),
     "underlay.store.hosts": ("HostUse",),
 }
 

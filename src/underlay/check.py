@@ -26,7 +26,7 @@ from underlay.model import InstanceDisk, Level
 from underlay.naming import CacheKind, kind_of_name
 from underlay.plan import Verdict
 from underlay.run import SEARCH_PATH
-from underlay.store import Store, hosts, images
+from underlay.store import Store, hosts, images, scrubs
 from underlay.store.space import reclaimable_bytes
 from underlay.store.staging import ingests
 from underlay.units import format_duration, format_size
@@ -221,10 +221,24 @@ def _images(store: Store) -> Iterator[Finding]:
     yield Finding(code="images", level=Level.INFO, path=store.root, detail=detail)
     for problem in problems:
         yield Finding(code=problem.code, level=Level.PROBLEM, path=problem.path, detail=problem.detail)
+    if found:
+        yield Finding(code="scrubs", level=Level.INFO, path=store.root, detail=_scrubbed(store))
     owner = store.root.stat().st_uid
     for image in found:
         with suppress(FileNotFoundError):  # removed meanwhile
             yield from _image(image.path, image.path.stat(), owner=owner)
+
+
+def _scrubbed(store: Store) -> str:
+    """How long ago the content of the image was looked at of which it is longest ago."""
+    seen = [subject.known_since for subject in scrubs.subjects(store, store.root.name)[0]]
+    never = sum(moment is None for moment in seen)
+    oldest = min((moment for moment in seen if moment is not None), default=None)
+    told = [f"the content of {_count(never, 'image')} was never looked at"] if never else []
+    if oldest is not None:
+        age = max(0.0, (datetime.now(UTC) - oldest).total_seconds())
+        told.append(f"what was looked at longest ago was {format_duration(age)} ago")
+    return ", ".join(told)
 
 
 def _image(path: Path, status: os.stat_result, *, owner: int) -> Iterator[Finding]:

@@ -40,7 +40,7 @@ def list_images(session: Session, cache: str | None, wide: bool, as_json: bool) 
 def show(session: Session, image: str, as_json: bool) -> None:  # noqa: FBT001
     """Show one IMAGE: a name (or its beginning), a ref, or a path; with its disks, leases and pins. Never needs the network."""
     with session.host() as host:
-        found = host.find(image)
+        found = host.look(image)
         disks, leases = host.disks(), living_leases(host)
     users = [(one, _made_from(one, disks), leases_of(one, leases)) for one in found]
     if as_json:

@@ -43,6 +43,7 @@ _COMMANDS: Mapping[str, str] = MappingProxyType(
         "hosts": "underlay.cli.hosts:hosts",
         "precache": "underlay.cli.precache:precache",
         "refresh": "underlay.cli.refresh:refresh",
+        "scrub": "underlay.cli.scrub:scrub",
         "check": "underlay.cli.check:check",
         "demo": "underlay.cli.demo:demo",
         "completion": "underlay.cli.completion:completion",

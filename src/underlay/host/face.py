@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from underlay.checksumlist import ChecksumList
     from underlay.delivery import Delivered
     from underlay.following import Refreshed
-    from underlay.host import plans, refresh as refreshing
+    from underlay.host import plans, refresh as refreshing, scrub as scrubbing
     from underlay.plan import Plan, Report, Verdict
+    from underlay.policy.scrub import ScrubVerdict
     from underlay.precache import Precached
     from underlay.prune import removal
+    from underlay.scrub import ScrubReport
     from underlay.store.hosts import HostUse
 else:
     holding = later.module("underlay.holding")
@@ -38,6 +40,7 @@ else:
     precaching = later.module("underlay.precache")
     refreshing = later.module("underlay.host.refresh")
     removal = later.module("underlay.prune.removal")
+    scrubbing = later.module("underlay.host.scrub")
 
 
 def _ref(ref: str | ImageRef) -> ImageRef:
@@ -205,9 +208,17 @@ class Host(msgspec.Struct, frozen=True):
         """The images that a name (or six characters of its beginning), a ref or a path means. Never needs the network.
 
         Raises:
-            NotCached: none. InvalidRef. NotAnImage, UnsafeImage: as `underlay.store.images.find`.
+            NotCached: none. ImageDamaged: none but such. InvalidRef. NotAnImage, UnsafeImage: as `underlay.store.images.find`.
         """
         return lookup.find(self.parts.stores(), text)
+
+    def look(self, text: str) -> list[BaseImage]:
+        """As `find`, those among them that a scrub has found damaged: to be shown, and for nothing else.
+
+        Raises:
+            as `find`, but never ImageDamaged
+        """
+        return lookup.look(self.parts.stores(), text)
 
     # ---------------------------------------------------------------------------------------------------------------- disks
 
@@ -469,3 +480,56 @@ class Host(msgspec.Struct, frozen=True):
             UnknownCache
         """
         return refreshing.plan(self.parts, refs, cache=cache, keep=keep)
+
+    # -------------------------------------------------------------------------------------------------- content, read again
+
+    def plan_scrub(self, images: Sequence[str] = (), *, cache: str | None = None, older_than: float = 0) -> list[ScrubVerdict]:
+        """Which images a scrub would read now, in its order, and why. Changes nothing.
+
+        Args:
+            images: names, refs or paths; none: all images.
+            cache: a cache's name; None for all of them.
+            older_than: seconds; an image whose content was looked at since is left out.
+
+        Raises:
+            NotCached, InvalidRef: an image. UnknownCache, CacheMissing, CacheNotWritable. InvalidSize: the age.
+        """
+        return scrubbing.plan(self.parts, images, cache=cache, older_than=older_than)
+
+    def scrub(
+        self,
+        images: Sequence[str] = (),
+        *,
+        cache: str | None = None,
+        rate: int | str | None = None,
+        seconds: float | None = None,
+        older_than: float = 0,
+        refetch: bool = True,
+        instances: Sequence[InstanceRecord] | None = None,
+    ) -> ScrubReport:
+        """Read images again from their medium and hold them against their recorded digests, oldest reading first.
+
+        A damaged image is never served again. It stays where it is for who needs it, who is named in the report; and it is
+        fetched again, if its source still has the very same bytes. One that fails does not keep the others.
+
+        Args:
+            images, cache, older_than: as for `plan_scrub`.
+            rate: bytes a second at most, or text with a unit such as ``100MiB``; None: as fast as it goes.
+            seconds: how long it takes at most; the next scrub goes on from there. None: until all is read. That an image is
+                damaged is found out, and it is fetched again, however little time is left.
+            refetch: whether damaged images are fetched again.
+            instances: in place of the configured inventory, to say who needs a damaged image.
+
+        Raises:
+            as `plan_scrub`; InvalidSize: the rate or the time. What is the matter with one image or one cache is in the report.
+        """
+        return scrubbing.scrub(
+            self.parts,
+            images,
+            cache=cache,
+            rate=parse_size(rate) if isinstance(rate, str) else rate,
+            seconds=seconds,
+            older_than=older_than,
+            refetch=refetch,
+            instances=instances,
+        )

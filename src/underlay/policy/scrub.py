@@ -1,6 +1,7 @@
 """Which images are read again and in which order, and what their readings say. Facts in, decisions out; no I/O.
 
-One reading condemns nothing: memory, a cable or a controller may have given a wrong bit. Two readings that agree do.
+One reading condemns nothing: memory, a cable or a controller may have given a wrong bit. Two readings that agree do, and one
+more keeps an image where they have put it.
 """
 
 from collections.abc import Sequence
@@ -132,11 +133,11 @@ def judge(subject: ScrubSubject, size: int, readings: Sequence[Reading]) -> Find
     last = readings[-1]
     if last.failure is None and subject.stored in (None, last.stored):
         return _right(subject, readings)
-    if len(readings) == 1:
+    if len(readings) == 1 and subject.damage is None:
         return Finding(
             outcome="suspect", detail=last.failure or f"its digest is {last.stored}, its record says {subject.stored}"
         )
-    return _settled(subject, *readings)
+    return _settled(subject, readings[0], last)
 
 
 def _right(subject: ScrubSubject, readings: Sequence[Reading]) -> Finding:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         utc_now,
     )
     from underlay.render.progress import TerminalProgress
+    from underlay.render.scrub import scrub_json, scrub_plan_json, scrub_plan_tables, scrub_tables
     from underlay.render.tables import console
     from underlay.render.things import (
         disk_table,
@@ -89,6 +90,10 @@ __all__ = [
     "refreshed_json",
     "refreshed_table",
     "released_text",
+    "scrub_json",
+    "scrub_plan_json",
+    "scrub_plan_tables",
+    "scrub_tables",
     "short_name",
     "utc_now",
     "verdict_json",
@@ -123,6 +128,7 @@ __getattr__, __dir__ = later.exports(
             "utc_now",
         ),
         "underlay.render.progress": ("TerminalProgress",),
+        "underlay.render.scrub": ("scrub_json", "scrub_plan_json", "scrub_plan_tables", "scrub_tables"),
         "underlay.render.tables": ("console",),
         "underlay.render.things": (
             "disk_table",

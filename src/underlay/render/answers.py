@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from underlay.model import BaseImage, InstanceDisk, Lease, Problem
+from underlay.model import BaseImage, Damage, InstanceDisk, Lease, Problem
 
 if TYPE_CHECKING:
     from underlay.check import Finding
@@ -52,9 +52,17 @@ def image_json(image: BaseImage, disks: Sequence[InstanceDisk], leases: Sequence
         "stored_digest": record.stored if record else None,
         "fetched_at": record.fetched_at.isoformat() if record else None,
         "last_used": image.last_used.isoformat(timespec="seconds"),
+        "damage": damage_json(image.damage),
         "disks": [str(disk.path) for disk in disks],
         "leases": [lease_json(lease, image.cache) for lease in leases],
     }
+
+
+def damage_json(damage: Damage | None) -> dict[str, Any] | None:
+    """What a scrub has found, for programs; None of an image that is not known to be damaged."""
+    if damage is None:
+        return None
+    return {"code": damage.code, "detail": damage.detail, "found_at": damage.found_at.isoformat(timespec="seconds")}
 
 
 def disk_json(disk: InstanceDisk) -> dict[str, Any]:

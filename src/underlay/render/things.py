@@ -101,6 +101,9 @@ def _facts(image: BaseImage, *, now: datetime) -> list[tuple[str, str]]:
             *(("digest", digest) for digest in record.digests),
             ("fetched", f"{record.fetched_at:%Y-%m-%d %H:%M:%S} UTC ({ago(record.fetched_at, now=now)})"),
         ]
+    if image.damage:
+        found = f"{image.damage.detail} (found by a scrub {ago(image.damage.found_at, now=now)})"
+        facts.append(("damaged", f"{printable(found)}: it is never served, and stays for who needs it"))
     return [*facts, ("last used", ago(image.last_used, now=now))]
 
 

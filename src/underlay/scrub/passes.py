@@ -25,6 +25,7 @@ _LEVELS = {
     "unsteady": Level.PROBLEM,
     "failed": Level.PROBLEM,
 }
+_OPEN = frozenset({"open", "open-unknown"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,8 @@ def _looked_after(order: ScrubOrder, scrubbed: Scrubbed) -> Scrubbed:
     """A damaged image with its users, who are looked for before another file has its name, and with what it could be done."""
     users = order.users(scrubbed.subject)
     repair = Reason("not-asked", "it was not to be fetched again") if order.repair is None else order.repair(scrubbed.subject)
+    if repair.code == "refetched" and any(user.code in _OPEN for user in users):
+        repair = Reason(repair.code, f"{repair.detail}; who has the damaged file open reads it until it is closed")
     return replace(scrubbed, users=users, repair=repair)
 
 

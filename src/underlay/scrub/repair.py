@@ -4,14 +4,11 @@ They come like any other image, verified against the recorded digest, and take t
 digest is the recorded one too. Whatever fails leaves things as they were.
 """
 
-import dataclasses
-from collections.abc import Sequence
-
 from underlay.config import Config
 from underlay.contracts import ImageSource
 from underlay.errors import UnderlayError
-from underlay.model import BaseImage, Digest, ImageRecord, ImageVersion, Reason
-from underlay.naming import named_format
+from underlay.model import Digest, ImageRecord, ImageVersion, Reason
+from underlay.naming import CacheKind, named_format
 from underlay.policy.form import EXEMPT_FORMATS, Want
 from underlay.policy.prune import merge_usage
 from underlay.policy.scrub import ScrubSubject
@@ -22,28 +19,22 @@ from underlay.store import Store, refs
 from underlay.usage.openfiles import OpenFilesProbe
 
 
-def users_of(config: Config, known: Known, subjects: Sequence[ScrubSubject]) -> dict[ScrubSubject, tuple[Reason, ...]]:
-    """Who needs some images, and what could not be told of that. Nobody of ours has them open."""
-    names = sorted({subject.cache for subject in subjects})
-    usage = observation.observe(config, names, known).usage if names else merge_usage([])
-    paths = {(subject.root, subject.name): subject.path for subject in subjects}
-    usage = merge_usage([OpenFilesProbe(paths).observe(())], onto=usage)
-    told = {}
-    for subject in subjects:
-        uses = usage.uses.get(subject.root, {}).get(subject.name, ())
-        unknowns = [unknown for unknown in usage.unknowns if unknown.root in (None, subject.root)]
-        told[subject] = (
-            *(Reason(use.how, use.who) for use in uses),
-            *(Reason(unknown.code, unknown.detail) for unknown in unknowns),
-        )
-    return told
+def users_of(config: Config, known: Known, subject: ScrubSubject) -> tuple[Reason, ...]:
+    """Who needs an image, and what could not be told of that. Nobody of ours has it open."""
+    seen = observation.observe(config, [subject.cache], known)
+    probe = OpenFilesProbe({(subject.root, subject.name): subject.path})
+    usage = merge_usage([probe.observe(seen.inventories)], onto=seen.usage)
+    uses = usage.uses.get(subject.root, {}).get(subject.name, ())
+    unknowns = [unknown for unknown in usage.unknowns if unknown.root in (None, subject.root)]
+    users = [Reason(use.how, use.who) for use in uses]
+    return (*users, *(Reason(unknown.code, unknown.detail) for unknown in unknowns))
 
 
-def want_of(image: BaseImage, record: ImageRecord, *, store: Store) -> Want:
+def want_of(name: str, record: ImageRecord, *, kind: CacheKind) -> Want:
     """What has to be asked for so that the same file comes under the same name."""
     digest = next((Digest.parse(text) for text in record.digests if text.startswith("sha256:")), None)
     label = record.served_format if record.served_format in EXEMPT_FORMATS else None
-    is_raw_form = not record.as_served or named_format(image.name, kind=store.kind) == "raw"
+    is_raw_form = not record.as_served or named_format(name, kind=kind) == "raw"
     return Want(checksum=digest, raw=True if is_raw_form and label is None else None, disk_format=label)
 
 
@@ -79,8 +70,3 @@ def _is_another(version: ImageVersion, store: Store, record: ImageRecord) -> boo
 def failed(error: UnderlayError) -> Reason:
     """Why it did not come."""
     return Reason("refetch-failed", error.message if error.hint is None else f"{error.message} ({error.hint})")
-
-
-def without_lease(config: Config) -> Config:
-    """The configuration in which a fetch leases nothing: nobody has asked for what a scrub brings."""
-    return dataclasses.replace(config, leases={})

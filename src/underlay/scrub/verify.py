@@ -199,13 +199,15 @@ def _condemned(work: _Work, finding: Finding, read: int) -> Scrubbed:
     """Put the image into quarantine, if it is still the one that was read."""
     subject = work.subject
     assert finding.damage is not None
-    damage = Damage(code=finding.damage.code, detail=finding.damage.detail, found_at=_now())
+    found_at = subject.damage.found_at if subject.damage else _now()
+    damage = Damage(code=finding.damage.code, detail=finding.damage.detail, found_at=found_at)
     with locking.exclusive(work.store, subject.name):
         if not _is_still_there(work, size_differs=damage.code == "size-differs"):
             return _changed(subject)
         quarantine.put(work.store, subject.name, inode=subject.inode, damage=damage)
     work.record(read_at=_now(), stopped=None)
-    work.tell("quarantined", finding.detail)
+    if subject.damage is None:
+        work.tell("quarantined", finding.detail)
     return Scrubbed(subject=subject, outcome="damaged", detail=finding.detail, read=read, damage=finding.damage)
 
 

@@ -9,7 +9,7 @@ from machine import GIB, MIB, NOBODY, Machine, on_terminal, plain, tree
 
 IMAGE_KEYS = {
     "name", "path", "cache", "recorded", "ref", "version_id", "format", "size", "virtual_size", "min_disk", "allocated",
-    "digests", "stored_digest", "fetched_at", "last_used", "disks", "leases",
+    "digests", "stored_digest", "fetched_at", "last_used", "damage", "disks", "leases",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What is shipped for systemd: the units are sound, and leave a prune and a refresh the rights that they need."""
+"""What is shipped for systemd: the units are sound, and leave a prune, a refresh and a scrub the rights that they need."""
 
 import configparser
 import json
@@ -16,7 +16,7 @@ from pruning import ORIGINAL, OTHER, nova_host, old_file, overlay, verdicts
 from underlay.cli.main import cli
 
 UNITS = Path(__file__).parents[1] / "contrib" / "systemd"
-NAMES = ["underlay-prune", "underlay-refresh"]
+NAMES = ["underlay-prune", "underlay-refresh", "underlay-scrub"]
 OWNER = 64055  # libvirt-qemu's number on Debian; any other user's would do
 
 

@@ -36,7 +36,8 @@ from underlay.config import document, parse_config
 from underlay.following import moves
 from underlay.model import Level
 from underlay.policy import prune
-from underlay.render import following as rendered
+from underlay.render import following as rendered, scrub as rendered_scrubs
+from underlay.scrub import passes
 from underlay.testing.bootimage import write_qcow2, write_raw
 
 ROOT = Path(__file__).parents[1]
@@ -350,6 +351,14 @@ def test_every_outcome_of_a_refresh_is_in_the_reference_with_its_level(pages: Pa
     assert expected == {outcome: level for outcome, level, _ in table[1:]}
 
 
+def test_every_outcome_of_a_scrub_is_in_the_reference_with_its_level(pages: Pages) -> None:
+    [table] = [table for table in _tables(pages["reference/reasons"]) if table[0] == ["Image", "Level", "Meaning"]]
+    expected = {outcome: passes._LEVELS.get(outcome, Level.INFO).value for outcome in rendered_scrubs._STYLES}
+    assert expected == {outcome: level for outcome, level, _ in table[1:]}
+    schema = json.loads((SCHEMAS / "scrub.json").read_text(encoding="utf-8"))
+    assert set(expected) == set(schema["properties"]["images"]["items"]["properties"]["outcome"]["enum"])
+
+
 def test_every_finding_is_in_the_reference_with_its_level(pages: Pages) -> None:
     expected = set()
     for node in ast.walk(ast.parse((SOURCE / "check.py").read_text(encoding="utf-8"))):
@@ -558,6 +567,11 @@ def test_the_json_answers_of_real_commands_keep_to_their_schemas(short_directory
     _keeps("refresh", host.run("refresh", ref))
     _keeps("refresh", unfollowed := host.run("refresh"))
     assert ["let-go"] == [version["action"] for version in unfollowed["refs"][0]["versions"]]
+    _keeps("scrub", planned := host.run("scrub", "--dry-run"))
+    assert {"scrub"} == {one["action"] for one in planned["left"]}
+    _keeps("scrub", scrubbed := host.run("scrub"))
+    assert {"sound", "readable"} == {one["outcome"] for one in scrubbed["images"]}
+    _keeps("scrub", host.run("scrub", "--older-than", "1d"))
     _keeps("leases", host.run("pin", ref, "--holder", "docs"))
     _keeps("leases", host.run("lease", ref, "--for", "1h"))
     _keeps("leases", host.run("leases"))
@@ -572,6 +586,22 @@ def test_the_json_answers_of_real_commands_keep_to_their_schemas(short_directory
     assert 1 == len(pruned["removed"])
     _keeps("prune", host.run("evict", sha1(b"some id").hexdigest()))
     _keeps("hosts", host.run("hosts"))
+
+
+def test_the_json_answers_about_damage_keep_to_their_schemas(short_directory: Path) -> None:
+    host = _Host(short_directory)
+    write_raw(host.directory / "a.raw", size=1 << 20, message="docs")
+    host.run("fetch", (host.directory / "a.raw").as_uri())
+    [image] = host.directory.glob("base/*.raw")
+    os.truncate(image, 1000)
+    (host.directory / "a.raw").unlink()
+    _keeps("scrub", scrubbed := host.run("scrub", status=35))
+    assert ["refetch-failed"] == [one["repair"]["code"] for one in scrubbed["images"]]
+    _keeps("show", shown := host.run("show", image.name))
+    assert ["size-differs"] == [one["damage"]["code"] for one in shown["images"]]
+    _keeps("list", host.run("list"))
+    _keeps("explain", host.run("explain", image.name))
+    _keeps("scrub", host.run("scrub", "--dry-run"))
 
 
 def test_the_json_answers_about_hosts_keep_to_their_schemas(short_directory: Path) -> None:
@@ -717,6 +747,11 @@ def test_a_download_is_verified_as_its_guide_says(short_directory: Path) -> None
 @pytest.mark.component("qemu-img")
 def test_an_image_is_followed_as_its_guide_says(short_directory: Path) -> None:
     _walk(DOCS / "guides" / "following.md", short_directory, {})
+
+
+@pytest.mark.component("leases")
+def test_images_are_read_again_as_the_guide_says(short_directory: Path) -> None:
+    _walk(DOCS / "guides" / "scrubbing.md", short_directory, {})
 
 
 @pytest.mark.component("qemu-img")

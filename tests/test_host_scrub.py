@@ -432,7 +432,7 @@ def test_fetches_deliveries_and_prunes_go_on_while_images_break_and_are_repaired
         assert [] == [one for one in host.apply(host.plan_prune(instances=())).problems if one.code != "no-inventory"]
 
     with meanwhile(deliver, prune) as failed:
-        for _ in range(5):
+        for _ in range(2):
             damage(image)
             damage(master)
             report = host.scrub()

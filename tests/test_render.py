@@ -96,6 +96,7 @@ def test_an_image_is_told_whole() -> None:
         "stored_digest": RECORD.stored,
         "fetched_at": "2026-02-26T12:00:00+00:00",
         "last_used": "2026-03-01T11:01:00+00:00",
+        "damage": None,
         "disks": [str(DISK.path)],
         "leases": [],
     } == told

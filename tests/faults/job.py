@@ -1,7 +1,7 @@
 """One job of a user after the other, each in a process of its own, for tests that kill it or let its system calls fail.
 
-Reads tasks as lines of JSON: the file for the answer, the configuration, and ``ensure REF``, ``disk BACKEND IMAGE PATH`` or
-``prune``.
+Reads tasks as lines of JSON: the file for the answer, the configuration, and ``ensure REF``, ``disk BACKEND IMAGE PATH``,
+``prune`` or ``scrub``.
 For each, it forks a process that stops itself until the test has seen to it, says its id, and then how it ended. Nothing is
 imported a second time, which is what most of a process's life would go into.
 """
@@ -49,6 +49,10 @@ def _do(config: str, what: str, *arguments: str) -> dict[str, str]:
     try:
         if what == "ensure":
             return {"path": str(host.ensure(arguments[0]).path)}
+        if what == "scrub":
+            scrubbed = host.scrub(instances=())
+            errors = [one.error.code for one in scrubbed.images if one.error] + [one.code for one in scrubbed.problems]
+            return {"outcomes": " ".join(one.outcome for one in scrubbed.images), "errors": " ".join(errors)}
         if what == "prune":
             report = host.apply(host.plan_prune(instances=()))
             return {"removed": " ".join(path.name for path in report.removed), "problems": str(list(report.problems))}

@@ -124,9 +124,10 @@ def _verified(work: _Work) -> Scrubbed:
     if finding.damage is not None:
         return _condemned(work, finding, read)
     work.record(read_at=_now(), stopped=None)
-    if finding.outcome in ("sound", "readable") and subject.damage is not None:
-        _lift(work)
-        finding = replace(finding, detail=f"{finding.detail}; it was found damaged before, and is served again")
+    if finding.outcome in ("sound", "readable") and os.path.lexists(work.store.paths.quarantined(subject.name)):
+        _lift(work)  # the note may be of a file that had the name before
+        if subject.damage is not None:
+            finding = replace(finding, detail=f"{finding.detail}; it was found damaged before, and is served again")
     return Scrubbed(subject=subject, outcome=finding.outcome, detail=finding.detail, read=read)
 
 

@@ -455,7 +455,7 @@ def test_overlays_read_the_right_bytes_after_the_repair(mounted: object, kind: s
     image = host.ensure(machine.raw_image())
     disk = host.create_disk("web-1", image)
     good = image.path.read_bytes()[:MIB]
-    write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 8M 64k", disk.path]
+    write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 8M 64k", os.fspath(disk.path)]
     subprocess.run(write, check=True, capture_output=True)
     damage(image)
     assert good != seen_by_the_guest(disk.path)

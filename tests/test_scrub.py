@@ -372,7 +372,12 @@ def test_a_sound_image_that_is_replaced_while_it_is_read_does_not_count_as_read(
     store = laid_out(tmp_path / "cache", kind=CacheKind.MASTERS)
     image = published(store, CONTENT)
     done: list[BaseImage] = []
-    heard = Heard(when={"progress": lambda: done or done.extend([published(store, CONTENT[::-1], version="2")])})
+
+    def replaced() -> None:
+        if not done:
+            done.append(published(store, CONTENT[::-1], version="2"))
+
+    heard = Heard(when={"progress": replaced})
 
     assert "sound" == one(run(store, heard=heard)).outcome
 

@@ -96,7 +96,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     versions: Mapping[str, Sequence[str]]
     free: int
     pool: str = ""
-    damaged: Mapping[str, Damage] = field(default_factory=dict)
+    damaged: Mapping[str, Damage] = msgspec.field(default_factory=dict)
 
 
 class Use(msgspec.Struct, frozen=True, gc=False):

@@ -12,6 +12,7 @@ from typing import Any
 from bench import disks, rows
 from bench.conversions import conversions
 from bench.measure import Row, machine, measure, table
+from bench.scrubs import scrubs
 from bench.transfers import transfers
 from bench.tree import build
 from underlay.testing.bootimage import write_raw
@@ -73,6 +74,7 @@ def _groups(directory: Path, url: str, small: Path, size: int) -> dict[str, Call
         "backing": lambda: [rows.backing(build(directory / "backing", instances=1000, files=1000))],
         "prune, 100 instances": lambda: _against_nova(directory),
         "deliver": lambda: _against_ironic(directory, f"{url}/small.img"),
+        "scrub": lambda: scrubs(directory, size),
         "scan": lambda: rows.scan(directory),
     }
 

@@ -351,10 +351,13 @@ def _publish_locked(
     mark_used(store, name)  # crash: a marker without an image, which protects nothing
     for lock in held_locks:
         lock.confirm()
+    is_noted = os.path.lexists(store.paths.quarantined(name))
+    if is_noted and not os.path.lexists(target):
+        quarantine.lift(store, name)  # the note of a file that is gone, whose inode's number the new one may have
     with translated(target):
         _put_over(staged, target) if replaces or _restores(store, name, record) else _put_new(staged, target)
         sync_directory(staged.parent)
-    if os.path.lexists(store.paths.quarantined(name)):
+    if is_noted:
         quarantine.lift(store, name)  # crash before this: a note of a file that has not the name any more
     image = find(store, name)
     if image is None:

@@ -67,7 +67,7 @@ def damage_of(store: Store, name: str, *, inode: int) -> Damage | None:
             note = msgspec.json.decode(content, type=_Note)
         except FileNotFoundError:
             return None
-        except (msgspec.DecodeError, msgspec.ValidationError):
+        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
             note = None
         if note is None or note.layout != LAYOUT or note.found_at.tzinfo is None:
             found_at = datetime.fromtimestamp(os.stat(path).st_mtime).astimezone()

@@ -70,7 +70,7 @@ def recall(store: Store, name: str, *, inode: int, size: int, stored: str | None
     with translated(path):
         try:
             record = msgspec.json.decode(read_regular(path), type=ScrubRecord)
-        except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError):
+        except (FileNotFoundError, msgspec.DecodeError, msgspec.ValidationError, RecursionError):
             return None
     is_ours = record.layout == LAYOUT and (record.read_at is None or record.read_at.tzinfo is not None)
     return record if is_ours and (record.inode, record.size, record.stored) == (inode, size, stored) else None

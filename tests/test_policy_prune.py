@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from underlay.model import Problem, Reason
+from underlay.model import Damage, Problem, Reason
 from underlay.naming import CacheKind
 from underlay.plan import IMAGE_KINDS, CachedFile, Inventory, Observed, Rules, Unknown, Usage, Use, Verdict
 from underlay.policy.prune import merge_usage, nanoseconds, plan_evict, plan_prune, refusal
@@ -110,6 +110,32 @@ def test_nothing_that_was_used_recently_goes_whatever_its_age_allows() -> None:
     assert judged(file(age_ns=900 * SECOND), rules=rules).removes
     assert NOW == judged(file(age_ns=900 * SECOND), rules=rules).goes_at
     assert ["recent"] == codes(judged(file(age_ns=0), rules=rules))
+
+
+def damaged(*files: CachedFile, rules: Rules | None = None) -> Inventory:
+    """A cache all of whose files a scrub has found damaged."""
+    damage = Damage(code="unreadable", detail="Input/output error", found_at=NOW)
+    return with_changes(inventory(*files, rules=rules), damaged={one.name: damage for one in files})
+
+
+def test_a_damaged_file_goes_however_young_it_is_but_never_from_who_needs_it() -> None:
+    one = file(age_ns=0)
+    [verdict] = plan_prune(damaged(one), NOTHING, now=NOW)
+    assert (True, ["damaged"], None) == (verdict.removes, codes(verdict), verdict.stays)
+    [verdict] = plan_prune(damaged(one), usage(Use(ROOT, "a", "backing-file", "/disk")), now=NOW)
+    assert (False, ["backing-file", "damaged"], None) == (verdict.removes, codes(verdict), verdict.goes_at)
+    unknown = Unknown("inventory-unavailable", "it does not answer")
+    [verdict] = plan_prune(damaged(one), usage(unknowns=[unknown]), now=NOW)
+    assert (False, ["inventory-unavailable", "damaged"]) == (verdict.removes, codes(verdict))
+
+
+def test_a_damaged_file_stays_where_nothing_is_removed_and_goes_when_it_is_asked_to() -> None:
+    one = file(age_ns=0)
+    [verdict] = plan_prune(damaged(one, rules=Rules(remove_unused=False)), NOTHING, now=NOW)
+    assert (False, ["removal-off", "damaged"]) == (verdict.removes, codes(verdict))
+    assert (True, ["asked"]) == (plan_evict(verdict).removes, codes(plan_evict(verdict)))
+    [needed] = plan_prune(damaged(one), usage(Use(ROOT, "a", "pin", "me")), now=NOW)
+    assert (False, ["pin"]) == (plan_evict(needed).removes, codes(plan_evict(needed)))
 
 
 def test_a_leftover_is_abandoned_and_an_image_unused() -> None:

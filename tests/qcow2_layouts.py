@@ -36,6 +36,7 @@ class Layout:
         kinds: of each cluster of the disk. parts: of plain clusters with extended L2 entries, by index: allocated subclusters,
             and those that are zeros.
         size: bytes of the disk, if its last cluster is not whole.
+        window_bits: how far back compressed data may point, as a power of 2; QEMU writes with 12.
         seed: of the order in which the file's parts lie, and of what the clusters hold.
     """
 
@@ -46,6 +47,7 @@ class Layout:
     zstd: bool = False
     dirty: bool = False
     refcount_order: int = 4
+    window_bits: int = 12
     parts: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     size: int | None = None
     seed: int = 0
@@ -104,7 +106,7 @@ def _content(layout: Layout, index: int, kind: Kind) -> bytes:
         return random.Random(f"{layout.seed} {index}").randbytes(layout.cluster)
     if kind is Kind.COMPRESSED:
         word = random.Random(f"{layout.seed} {index}").randbytes(8)
-        return (word + bytes(layout.cluster // 2)).ljust(layout.cluster, word[:1])
+        return (word + bytes(layout.cluster // 4) + word + bytes(layout.cluster // 4)).ljust(layout.cluster, word[:1])
     return bytes(layout.cluster)
 
 
@@ -171,7 +173,7 @@ def _pack(made: _Build, index: int, data: bytes, offset: int) -> int:
 def _compressed(layout: Layout, content: bytes) -> bytes:
     if layout.zstd:
         return zstandard.ZstdCompressor().compress(content)
-    packer = zlib.compressobj(6, zlib.DEFLATED, -12)
+    packer = zlib.compressobj(6, zlib.DEFLATED, -layout.window_bits)
     return packer.compress(content) + packer.flush()
 
 

@@ -9,44 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from qcow2_layouts import Kind, Layout, build
+from qcow2_layouts import Layout, build
+from qcow2_strategies import layouts
 from underlay.errors import UnsafeImage
 from underlay.formats import qcow2
 from underlay.formats.qcow2.convert import convert, converting
 from underlay.stream import BLOCK_BYTES, SparseWriter
 
 pytestmark = pytest.mark.component("qemu-img")
-
-
-@st.composite
-def layouts(draw: st.DrawFn) -> Layout:
-    """An image of a few dozen clusters."""
-    version = draw(st.sampled_from([2, 3, 3, 3]))
-    extended = version == 3 and draw(st.booleans())
-    cluster_bits = draw(st.sampled_from([14, 16] if extended else [9, 9, 10, 12, 13, 16]))
-    known = list(Kind) if version == 3 else [Kind.ABSENT, Kind.PLAIN, Kind.COMPRESSED]
-    kinds = draw(st.lists(st.sampled_from(known), min_size=1, max_size=150 if cluster_bits == 9 else 24))
-    bits32 = st.integers(0, 2**32 - 1)
-    parts = {}
-    if extended:
-        for index, kind in enumerate(kinds):
-            if kind is Kind.PLAIN and draw(st.booleans()):
-                allocated = draw(bits32)
-                parts[index] = (allocated, draw(bits32) & ~allocated)
-    whole = len(kinds) << cluster_bits
-    return Layout(
-        kinds=kinds,
-        cluster_bits=cluster_bits,
-        version=version,
-        extended=extended,
-        zstd=version == 3 and draw(st.booleans()),
-        dirty=version == 3 and draw(st.booleans()),
-        refcount_order=draw(st.sampled_from([4, 5, 6])) if version == 3 else 4,
-        parts=parts,
-        size=whole - draw(st.sampled_from([0, 0, 512])) if whole > 512 else whole,
-        seed=draw(st.integers(0, 2**32)),
-        gap=draw(st.sampled_from([0, 1, 700])),
-    )
 
 
 @settings(max_examples=80)
@@ -113,7 +83,7 @@ def _judge(image: bytes) -> None:
         try:
             header = qcow2.parse_header(image[: qcow2.HEADER_BYTES])
             qcow2.check_safety(header)
-            if header.size > 64 << 20:
+            if header.size > 64 << 20 or header.snapshots:  # QEMU reads internal snapshots as well
                 return
             with path.open("rb") as source, raw.open("xb") as target:
                 qcow2.mapped_bytes(source.fileno(), header)

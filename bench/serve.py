@@ -1,10 +1,12 @@
-"""``python -m bench.serve DIRECTORY``: serve it on loopback from a process of its own until standard input ends."""
+"""``python -m bench.serve DIRECTORY [RATE]``: serve it on loopback until standard input ends, RATE bytes a second at most."""
 
 import sys
 from pathlib import Path
 
-from underlay.testing.httpserver import serving
+from underlay.testing.httpserver import Served, serving
 
-with serving(Path(sys.argv[1])) as server:
+directory, *rates = sys.argv[1:]
+limited = {f"/{file.name}": Served(file, rate=float(rate)) for rate in rates for file in Path(directory).iterdir()}
+with serving(limited or Path(directory)) as server:
     print(server.base, flush=True)
     sys.stdin.read()

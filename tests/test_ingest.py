@@ -259,6 +259,16 @@ def test_the_steps_of_a_converted_image_are_told_in_order(store: Store, tmp_path
     observer = Recorder()
     fetch(store, serving(converted(tmp_path, os.urandom(3 * MIB))), observer=observer)
     assert [code for code in observer.codes if code != "reserved"] == [
+        "staged", "fetching", "received", "verified", "force-raw", "converted",
+        "remembered", "published", "cleared", "fetched",
+    ]  # fmt: skip
+
+
+@pytest.mark.component("qemu-img")
+def test_the_steps_of_an_image_that_qemu_img_converts_are_told_in_order(store: Store, tmp_path: Path) -> None:
+    observer = Recorder()
+    fetch(store, serving(converted(tmp_path, os.urandom(3 * MIB), output="vdi")), observer=observer)
+    assert [code for code in observer.codes if code != "reserved"] == [
         "staged", "fetching", "received", "verified", "force-raw", "download-durable", "converted",
         "remembered", "published", "cleared", "fetched",
     ]  # fmt: skip
@@ -723,7 +733,7 @@ def test_a_file_system_that_somebody_else_fills_meanwhile_ends_the_conversion_an
     mounted: Mounted, tmp_path: Path
 ) -> None:
     store = laid_out(mounted("tmpfs", 24 * MIB))
-    source = serving(converted(tmp_path, compressible(12 * MIB), "-c"))
+    source = serving(converted(tmp_path, compressible(12 * MIB), "-o", "subformat=streamOptimized", output="vmdk"))
     foreign = store.root / "foreign"
     with pytest.raises(InsufficientSpace) as caught:
         fetch(store, source, observer=AtProgress("convert", lambda: fill(foreign, free_bytes(store.root) - 3 * MIB)))

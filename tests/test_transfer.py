@@ -25,6 +25,7 @@ from underlay.errors import BodyTruncated, DigestMismatch, SourceChanged, Source
 from underlay.extents import own_bytes
 from underlay.intake import Intake
 from underlay.model import Digest, ImageVersion
+from underlay.onepass import following
 from underlay.order import Order
 from underlay.pipeline import BUFFER_BYTES, Buffer, Pipeline
 from underlay.policy.form import Want
@@ -535,11 +536,15 @@ def test_an_interrupt_as_a_buffer_is_passed_on_does_not_pass_it_on_twice(store: 
             seen.extend(chunk)
 
     stagings.begin(staging := staging_of(store, order.version.ref))
-    with ThreadPoolExecutor(1) as pool, tempfile.TemporaryFile() as file:
+    claim = Claim(order, staging, Recorder())
+    with (
+        ThreadPoolExecutor(1) as pool,
+        tempfile.TemporaryFile() as file,
+        following(order, staging, claim, Recorder()) as follower,
+    ):
         pipeline = Interrupting([Collecting()])
+        content = Content(order, claim, SparseWriter(file.fileno()), follower)
         pipeline.start(pool)
-        claim = Claim(order, staging, Recorder())
-        content = Content(order, claim, SparseWriter(file.fileno()))
         intake = Intake(order, file.fileno(), pipeline, content, Meter("x", None, staging, Recorder()))
         with pytest.raises(KeyboardInterrupt):
             intake.take(io.BytesIO(BODY))

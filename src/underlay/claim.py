@@ -1,7 +1,8 @@
 """The room that an ingest claims of the file system before it writes, as much of it as can be told at each moment."""
 
+import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from underlay.contracts import Observer
 from underlay.errors import InsufficientSpace
@@ -23,6 +24,8 @@ class Claim:
     Attributes:
         announced: bytes that the download will have, if that is known.
         stays: the download is kept when there is no room for more.
+        raw: bytes that the raw form is known to occupy in the end, as far as that is known, when it is made while the image
+            arrives.
     """
 
     order: Order
@@ -31,6 +34,8 @@ class Claim:
     announced: int | None = None
     stays: bool = False
     claimed: int = 0
+    raw: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def expect(self, facts: ImageFacts | None, *, received: int) -> None:
         """Claim what the ingest may allocate at most, as far as can be told now that so much of its download is here.
@@ -38,15 +43,29 @@ class Claim:
         Raises:
             InsufficientSpace
         """
-        self.grow(self._peak(facts, received=received), received=received)
+        with self._lock:
+            self.grow(self._peak(facts, received=received, raw=self.raw), received=received)
 
-    def _peak(self, facts: ImageFacts | None, *, received: int) -> int:
+    def expect_raw(self, facts: ImageFacts, raw: int, *, received: int) -> None:
+        """Claim so many bytes for the raw form as well, before they are written while the rest of the download arrives.
+
+        Raises:
+            InsufficientSpace
+        """
+        with self._lock:
+            need = self._peak(facts, received=received, raw=raw)
+            if need > self.claimed:
+                self._reserve(need)
+            self.raw = raw  # only now: what has no room beside the download must not end the download
+
+    def _peak(self, facts: ImageFacts | None, *, received: int, raw: int) -> int:
         announced = self.announced
         download = -(-received // _UNKNOWN_STEP) * _UNKNOWN_STEP if announced is None else announced
         if facts is None or self.order.form(facts)[0] is Form.AS_SERVED:
             return download
         # The raw form is taken to hold as much as the download, until all its tables are here and tell exactly.
-        return download + (download if facts.virtual_size is None else min(download, facts.virtual_size))
+        assumed = download if facts.virtual_size is None else min(download, facts.virtual_size)
+        return download + max(assumed, raw)
 
     def grow(self, need: int, *, received: int = 0) -> None:
         """Claim ``need`` bytes in all. Of an image without an announced size, what has arrived will do when no more is left.

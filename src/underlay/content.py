@@ -1,4 +1,4 @@
-"""What becomes of the bytes that arrive: decompressed if need be, then inspected, claimed and written, in this order."""
+"""What becomes of the bytes that arrive: decompressed if need be, inspected, claimed, written and followed, in this order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ from underlay.errors import DigestMismatch, FormatMismatch
 from underlay.formats.compressed import Decompressor, compression_of
 from underlay.formats.inspect import Inspector, check_virtual_size
 from underlay.model import ImageFacts
+from underlay.onepass import Follower
 from underlay.order import Order
 from underlay.stream import Digests, ServedAndStored, SparseWriter
 
@@ -25,6 +26,7 @@ class Content:
     order: Order
     claim: Claim
     writer: SparseWriter
+    follower: Follower
     compression: str | None = None
     _inspector: Inspector | None = None
     _decompressor: Decompressor | None = None
@@ -78,8 +80,11 @@ class Content:
             if self._decompressor is not None:  # a few bytes can stand for gigabytes
                 check_virtual_size(self.order.what, size, limit=self.order.store.virtual_size_limit)
                 self._digests.feed(piece)
-            self.claim.expect(self._inspector.early if self._inspector else None, received=size)
+            early = self._inspector.early if self._inspector else None
+            self.claim.expect(early, received=size)
+            self.writer.is_passing = self.follower.is_at_work  # once its raw form is there, the download is of no use
             self.writer.feed(piece)
+            self.follower.follow(early, size)
 
     def _check_permitted(self, facts: ImageFacts | None) -> None:
         permitted = self.order.want.formats

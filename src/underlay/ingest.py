@@ -35,14 +35,16 @@ from underlay.model import (
 from underlay.naming import CacheKind, master_name, original_name
 from underlay.order import Order
 from underlay.policy.form import EXEMPT_FORMATS
-from underlay.rawform import make_raw
+from underlay.rawform import RawForm, make_raw
 from underlay.store import images, refs, staging as stagings
 from underlay.store.staging import Journal, Staging
 from underlay.stream import served_digest
 from underlay.telling import tell
-from underlay.transfer import transfer
+from underlay.transfer import Received, transfer
 from underlay.values import replace
 from underlay.version import __version__
+
+_WHEN = ("from the finished file", "while the image arrived")
 
 
 def ingest(order: Order, staging: Staging, observer: Observer) -> BaseImage:
@@ -57,14 +59,15 @@ def ingest(order: Order, staging: Staging, observer: Observer) -> BaseImage:
     left = stagings.begin(staging)
     tell(observer, order, "staged")
     if left is not None and _still_serves(left, order, staging):
-        journal = replace(left, min_disk=order.version.min_disk)  # which may have changed since
+        # The least disk may have changed since.
+        received = Received(journal=replace(left, min_disk=order.version.min_disk))
         tell(observer, order, "download-kept", detail="a verified download of a former attempt is used")
     else:
-        journal = transfer(order, staging, observer)
+        received = transfer(order, staging, observer)
     try:
-        image = _store(order, staging, journal, observer)
+        image = _store(order, staging, received, observer)
     except BaseException as error:
-        _settle(staging, journal, error)
+        _settle(staging, received.journal, error)
         raise
     stagings.discard(staging)  # crash before this: a dead ingest, swept later; the image is published
     tell(observer, order, "cleared")
@@ -86,7 +89,7 @@ def convert_kept(order: Order, staging: Staging, image: BaseImage, observer: Obs
         journal = _linked(order, staging, image)
         converted = None
         if journal is not None:
-            staged, record = _kept_form(order, staging, journal, observer)
+            staged, record = _kept_form(order, staging, Received(journal=journal), observer)
             converted = _publish(order, staging, staged, record, observer)
     except BaseException:
         with suppress(UnderlayError, OSError):
@@ -184,8 +187,9 @@ def _same_compression(journal: Journal, order: Order, download: Path) -> bool:
 # ------------------------------------------------------------------------------------------------------ conversion, publication
 
 
-def _store(order: Order, staging: Staging, journal: Journal, observer: Observer) -> BaseImage:
-    staged, record = _kept_form(order, staging, journal, observer)
+def _store(order: Order, staging: Staging, received: Received, observer: Observer) -> BaseImage:
+    journal = received.journal
+    staged, record = _kept_form(order, staging, received, observer)
     # Remembered first: a ref that means a version not in the cache yet does no harm, a published image that no ref means
     # would be fetched again.
     version, now = order.version, datetime.now(UTC)
@@ -195,13 +199,18 @@ def _store(order: Order, staging: Staging, journal: Journal, observer: Observer)
     return _publish(order, staging, staged, record, observer)
 
 
-def _kept_form(order: Order, staging: Staging, journal: Journal, observer: Observer) -> tuple[Path, ImageRecord]:
+def _kept_form(order: Order, staging: Staging, received: Received, observer: Observer) -> tuple[Path, ImageRecord]:
     """The file that is to be the image, converted if need be, and its record."""
+    journal = received.journal
     facts = ImageFacts(format=journal.format, label=journal.label, virtual_size=journal.virtual_size)
     form, reason = order.form(facts)
     tell(observer, order, reason.code, detail=reason.detail)
     if form is Form.RAW:
-        return staging.converted, _convert(order, staging, journal, observer)
+        raw = received.raw or _convert(order, staging, journal, observer)
+        tell(observer, order, "converted", level=Level.INFO, detail=_WHEN[received.raw is not None], size=raw.size)
+        # Should we die once it is published, what is left of the download is known to be of no use.
+        stagings.identify(staging, journal.version_id)
+        return staging.converted, _record(journal, format="raw", size=raw.size, stored=raw.stored, as_served=False)
     record = _record(journal, format=journal.format, size=journal.size, stored=journal.stored, as_served=True)
     label = order.version.disk_format
     if journal.exempt and label in EXEMPT_FORMATS and order.want.disk_format in (None, label):
@@ -219,13 +228,11 @@ def _publish(order: Order, staging: Staging, staged: Path, record: ImageRecord, 
     return image
 
 
-def _convert(order: Order, staging: Staging, journal: Journal, observer: Observer) -> ImageRecord:
+def _convert(order: Order, staging: Staging, journal: Journal, observer: Observer) -> RawForm:
     _keep_download(staging, journal)
     tell(observer, order, "download-durable")
     Claim(order, staging, observer, stays=True).grow(_converted_peak(staging, journal))
-    raw = make_raw(order, staging, journal, observer)
-    tell(observer, order, "converted", level=Level.INFO, size=raw.size)
-    return _record(journal, format="raw", size=raw.size, stored=raw.stored, as_served=False)
+    return make_raw(order, staging, journal, observer)
 
 
 def _converted_peak(staging: Staging, journal: Journal) -> int:

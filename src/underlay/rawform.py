@@ -50,7 +50,7 @@ def make_raw(order: Order, staging: Staging, journal: Journal, observer: Observe
 def _made(order: Order, staging: Staging, journal: Journal, observer: Observer, meter: Meter) -> RawForm:
     if journal.format != "qcow2":
         return _made_by_qemu_img(staging, journal, meter)
-    with _reading(staging) as source:
+    with reading(staging) as source:
         header = qcow2.parse_header(os.pread(source, qcow2.HEADER_BYTES, 0), what=order.what)
         why = obstacle(header, journal.size)
         if why is None:
@@ -63,14 +63,30 @@ def _made(order: Order, staging: Staging, journal: Journal, observer: Observer, 
 
 
 @dataclass(slots=True)
-class _Settling:
+class Settling:
     """Takes what is final of a raw form: reads it for the stored digest, and has it written out early."""
 
     fd: int
     _reader: StoredReader
     _synced: int = 0
 
+    @classmethod
+    def of(cls, fd: int, size: int) -> "Settling":
+        """Of an empty file that will have ``size`` bytes.
+
+        Raises:
+            OSError
+        """
+        # Its length first: a block that reaches beyond what is written so far reads as it will.
+        os.ftruncate(fd, size)
+        return cls(fd, StoredReader(fd))
+
     def advance(self, settled: int) -> None:
+        """The bytes before ``settled`` are final.
+
+        Raises:
+            OSError
+        """
         # Read again while it is in memory: plain clusters never pass through ours, and the others are not made in their order.
         self._reader.advance(settled)
         if settled - self._synced >= WRITEBACK_BYTES:
@@ -78,15 +94,18 @@ class _Settling:
             self._synced = settled
 
     def finish(self) -> RawForm:
+        """All of it is final.
+
+        Raises:
+            OSError
+        """
         return RawForm(size=os.fstat(self.fd).st_size, stored=self._reader.finish())
 
 
 def _made_by_us(order: Order, staging: Staging, source: int, header: qcow2.Header, meter: Meter) -> RawForm:
     size = os.fstat(source).st_size
-    with _writing(staging) as target, converting(source, target, header, what=order.what) as conversion:
-        # Its length first: a block that reaches beyond what is written so far reads as it will.
-        os.ftruncate(target, header.disk_bytes)
-        settling = _Settling(target, StoredReader(target))
+    with writing(staging) as target, converting(source, target, header, what=order.what) as conversion:
+        settling = Settling.of(target, header.disk_bytes)
         for settled in conversion.advance(size):
             settling.advance(settled)
             if settled < header.disk_bytes:  # that it has come to its end is told once it is known to be right
@@ -96,7 +115,8 @@ def _made_by_us(order: Order, staging: Staging, source: int, header: qcow2.Heade
 
 
 @contextmanager
-def _reading(staging: Staging) -> Iterator[int]:
+def reading(staging: Staging) -> Iterator[int]:
+    """The download, open."""
     fd = open_regular(staging.download)
     try:
         yield fd
@@ -105,7 +125,7 @@ def _reading(staging: Staging) -> Iterator[int]:
 
 
 @contextmanager
-def _writing(staging: Staging) -> Iterator[int]:
+def writing(staging: Staging) -> Iterator[int]:
     """The raw form, new and empty."""
     staging.converted.unlink(missing_ok=True)
     fd = create(staging.converted, 0o600)

@@ -8,6 +8,7 @@ bound to a validator of the version, or to a digest that all the bytes must have
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from underlay import signatures
@@ -27,9 +28,11 @@ from underlay.files import create, open_regular, translated
 from underlay.formats.compressed import MAGIC_BYTES
 from underlay.intake import Intake, fetch, replay
 from underlay.model import LAYOUT, Digest, ImageFacts, Level
+from underlay.onepass import following
 from underlay.order import Order
 from underlay.pipeline import running
 from underlay.policy.retry import Tries
+from underlay.rawform import RawForm
 from underlay.retrying import pause
 from underlay.store import images, staging as stagings
 from underlay.store.staging import Journal, Partial, Staging
@@ -38,7 +41,19 @@ from underlay.telling import Meter, tell
 from underlay.values import replace
 
 
-def transfer(order: Order, staging: Staging, observer: Observer) -> Journal:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A download that is whole and verified.
+
+    Attributes:
+        raw: its raw form, when that is wanted and was made while the image arrived.
+    """
+
+    journal: Journal
+    raw: RawForm | None = None
+
+
+def transfer(order: Order, staging: Staging, observer: Observer) -> Received:
     """Bring the bytes, or the rest of them, into staging, and verify them. The caller holds the ref's ingest lock.
 
     What broke off stays in staging when the next attempt can go on from there; after any other failure nothing is left.
@@ -54,7 +69,7 @@ def transfer(order: Order, staging: Staging, observer: Observer) -> Journal:
         raise
 
 
-def _transferred(order: Order, staging: Staging, observer: Observer, *, goes_on: bool) -> Journal:
+def _transferred(order: Order, staging: Staging, observer: Observer, *, goes_on: bool) -> Received:
     tries = Tries(order.retries)
     while True:
         if not goes_on:
@@ -96,40 +111,50 @@ def _kept_bytes(download: Path | int) -> int:
     return os.stat(download).st_size // BLOCK_BYTES * BLOCK_BYTES
 
 
-def _received(order: Order, staging: Staging, tries: Tries, observer: Observer) -> Journal:
+def _received(order: Order, staging: Staging, tries: Tries, observer: Observer) -> Received:
     claim = Claim(order, staging, observer, announced=order.version.size)
     claim.expect(None, received=0)  # a size that is announced and has no room costs no transfer
     tell(observer, order, "fetching", level=Level.INFO, size=order.version.size)
-    with translated(staging.directory, needed=order.version.size), _opened(staging) as fd:
-        kept = _kept_bytes(fd)
-        if kept and order.undoes_beginning(os.pread(fd, MAGIC_BYTES, 0)):
-            kept = 0  # it was left by who wanted it compressed; what is kept of it now is what it holds
-        os.ftruncate(fd, kept)
-        writer = SparseWriter(fd, kept=kept)
-        content = Content(order, claim, writer)
+    with (
+        translated(staging.directory, needed=order.version.size),
+        _opened(order, staging) as fd,
+        following(order, staging, claim, observer) as follower,
+    ):
+        content = Content(order, claim, SparseWriter(fd, kept=os.fstat(fd).st_size), follower)
         digests = ServedAndStored(Digests(order.algorithms))
         with running((digests, content)) as pipeline:
             intake = Intake(order, fd, pipeline, content, Meter(order.what, order.version.size, staging, observer))
-            try:
-                replay(intake, kept, observer)
-                fetch(intake, tries, observer)
-            finally:  # also what has come of a transfer that broke off is to be written
-                intake.finish()
+            _take_in(intake, tries, observer)
         tell(observer, order, "received", size=intake.size)
         facts = content.finish()
         served, stored = digests.served.result(), content.stored() or digests.stored()
         _check_digests(order, served)
         if not order.exempt:
             facts = images.prove_whole(order.store, staging.download, fd, facts, what=order.what)
-    tell(observer, order, "verified", level=Level.INFO, size=intake.size, format=facts.label)
-    journal = _journal(intake.order, facts, size=writer.size, digests=served, stored=stored)
-    return replace(journal, compression=content.compression)
+        tell(observer, order, "verified", level=Level.INFO, size=intake.size, format=facts.label)
+        journal = _journal(intake.order, facts, size=content.writer.size, digests=served, stored=stored)
+        return Received(journal=replace(journal, compression=content.compression), raw=follower.finish())
+
+
+def _take_in(intake: Intake, tries: Tries, observer: Observer) -> None:
+    """Let the consumers have every byte, those on disk already first."""
+    try:
+        replay(intake, intake.content.writer.kept, observer)
+        fetch(intake, tries, observer)
+    finally:  # also what has come of a transfer that broke off is to be written
+        intake.finish()
 
 
 @contextmanager
-def _opened(staging: Staging) -> Iterator[int]:
+def _opened(order: Order, staging: Staging) -> Iterator[int]:
+    """The download, cut to what of it can be gone on from."""
     fd = open_regular(staging.download, os.O_RDWR) if staging.download.exists() else create(staging.download, 0o600)
     try:
+        kept = _kept_bytes(fd)
+        if kept and order.undoes_beginning(os.pread(fd, MAGIC_BYTES, 0)):
+            kept = 0  # it was left by who wanted it compressed; what is kept of it now is what it holds
+        if kept < os.fstat(fd).st_size:  # a file that is truncated to nothing is flushed by ext4 when it is closed
+            os.ftruncate(fd, kept)
         yield fd
     finally:
         os.close(fd)

@@ -20,6 +20,7 @@ from underlay.files import allocated_bytes, make_directory, remove_tree, transla
 from underlay.model import LAYOUT, ImageRef, Progress
 from underlay.naming import ref_key
 from underlay.store.layout import Store
+from underlay.values import replace
 
 _Value = TypeVar("_Value")
 
@@ -204,6 +205,16 @@ def write_partial(staging: Staging, left: Partial) -> None:
     """
     with translated(staging.partial):
         write_in_place_of(staging.partial, msgspec.json.encode(left), mode=0o600)
+
+
+def identify(staging: Staging, version_id: str) -> None:
+    """Record which version a download is of, now that all its bytes have told; one that says nothing of itself is left so.
+
+    Raises:
+        CacheNotWritable, InsufficientSpace
+    """
+    if (left := partial(staging)) is not None:
+        write_partial(staging, replace(left, version_id=version_id))
 
 
 def boot() -> str:

@@ -36,6 +36,7 @@ THREADS = 2
 _IMPLEMENTED = INCOMPATIBLE_DIRTY | INCOMPATIBLE_COMPRESSION | INCOMPATIBLE_EXTENDED_L2
 _BATCH_BYTES = 1 << 20  # guest bytes that a thread makes at a time: enough that waking it costs nothing, and it fits the cache
 _BATCHES = 4  # for each thread, the one at work included
+_FS_BLOCK = 4096  # what a file system allocates at least
 _NOTHING_LEFT = 1 << 64
 
 
@@ -122,7 +123,12 @@ def _joins(first: Piece, piece: Piece, length: int) -> bool:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Conversion:
-    """What of an image is known, waits for its bytes, is at work and done. `converting` makes one; one thread uses it."""
+    """What of an image is known, waits for its bytes, is at work and done. `converting` makes one; one thread uses it.
+
+    Attributes:
+        mapped: bytes that the raw form may come to occupy, as far as its tables are known.
+        waiting: clusters and runs of them that are known, and whose bytes have not all come.
+    """
 
     source: int
     target: int
@@ -130,6 +136,8 @@ class Conversion:
     what: str
     _pool: ThreadPoolExecutor
     _most: int
+    mapped: int = 0
+    waiting: int = 0
     _clusters: HostClusters = field(init=False)
     _tables: _Queue | None = None  # L2 tables that are not known yet
     _queues: list[tuple[int, int, _Queue]] = field(default_factory=list)  # a heap, by the end of the next piece
@@ -152,10 +160,13 @@ class Conversion:
     def advance(self, arrived: int) -> Iterator[int]:
         """Convert all that is here now that the file has ``arrived`` bytes; `settled` at each step.
 
+        The first step after a table is known comes before anything of what it maps is written.
+
         Raises:
             UnsafeImage, OSError
         """
         while self._learn(arrived):
+            yield self.settled
             yield from self._run(arrived)
         yield from self._run(arrived)
 
@@ -171,6 +182,8 @@ class Conversion:
         self._clusters.take(place)
         table = read_table(self.source, place.host, self.header.cluster_bytes)
         pieces = pieces_of(table, self.header, place.guest, what=self.what)
+        self.mapped = min(self.mapped + sum(map(_occupied, pieces)), self.header.disk_bytes)
+        self.waiting += len(pieces)
         self._wait(_Queue.of(pieces))
         self._tables.next += 1  # only now: until its pieces are known, nothing behind its first byte is settled
         return True
@@ -211,6 +224,7 @@ class Conversion:
             heappush(self._queues, (queue.places[queue.next].end, next(self._numbers), queue))
 
     def _begin(self, batch: list[Piece], arrived: int) -> None:
+        self.waiting -= len(batch)
         for piece in batch:
             self._clusters.take(piece)
         while len(self._at_work) >= self._most:
@@ -276,6 +290,11 @@ class Conversion:
 
     def _refused(self, rule: str, why: str) -> UnsafeImage:
         return UnsafeImage(self.what, rule=rule, why=why)
+
+
+def _occupied(piece: Piece) -> int:
+    """Bytes of the blocks that the piece's guest bytes lie in."""
+    return (-(-(piece.guest + piece.length) // _FS_BLOCK) - piece.guest // _FS_BLOCK) * _FS_BLOCK
 
 
 def _runs_of_bits(bits: int) -> Iterator[tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import Any
 from bench import disks, rows
 from bench.conversions import conversions
 from bench.measure import Row, machine, measure, table
+from bench.onepass import one_pass
 from bench.scrubs import scrubs
 from bench.transfers import transfers
 from bench.tree import build
@@ -66,6 +67,7 @@ def _groups(directory: Path, url: str, small: Path, size: int) -> dict[str, Call
         "miss": lambda: rows.miss(directory, f"{url}/image.img"),
         "decompress": lambda: rows.decompress(directory, size),
         "convert": lambda: conversions(directory, size),
+        "one pass": lambda: one_pass(directory, size),
         "hit": lambda: disks.overlays(directory, small),
         "flat": lambda: disks.flat(directory),
         "start-up": lambda: rows.start_up(directory, small),

@@ -26,7 +26,9 @@ def one_pass(directory: Path, size: int) -> Iterator[Row]:
     with serving(served, rate=_RATE) as base:
         url = f"{base}/{image.name}"
         yield _whole(directory, url)
-        yield _tail(directory, url)
+        fetch = _Fetch(directory, url)
+        yield _tail(fetch)
+        fetch.end()
 
 
 def write_system(image: Path, size: int) -> None:
@@ -61,9 +63,7 @@ def _whole(directory: Path, url: str) -> Row:
     )
 
 
-def _tail(directory: Path, url: str) -> Row:
-    fetch = _Fetch(directory, url)
-
+def _tail(fetch: "_Fetch") -> Row:
     def begin(_: int) -> None:
         fetch.begin()
 
@@ -74,9 +74,7 @@ def _tail(directory: Path, url: str) -> Row:
     return Row(
         name="one pass, after the last byte",
         ours=Contender(name="until it is published", run=lambda _: fetch.end(), prepare=begin_and_wait),
-        peer=Contender(
-            name="until the last byte", run=lambda _: fetch.wait_for_the_last_byte(), prepare=begin
-        ),
+        peer=Contender(name="until the last byte", run=lambda _: fetch.wait_for_the_last_byte(), prepare=begin),
         goal=0.10,
         source="of the same kind of fetch",
     )

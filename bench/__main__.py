@@ -1,107 +1,108 @@
-"""``python -m bench``: run the comparisons, print their table, write them as JSON."""
+"""Measure rows side by side with their peers, and keep each whole group; or make the page of what was kept."""
 
 import argparse
-import json
+import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from bench import disks, rows
-from bench.conversions import conversions
-from bench.measure import Row, machine, measure, table
-from bench.onepass import one_pass
-from bench.scrubs import scrubs
-from bench.transfers import transfers
-from bench.tree import build
-from underlay.testing.bootimage import write_raw
+from bench.groups import GROUPS, asked_for
+from bench.results import RESULTS, write
+from bench.sitting import Terms, sit
+from bench.table import table
+from underlay.errors import UnderlayError
 from underlay.units import format_size, parse_size
+
+_FULL = Terms(rounds=7, size=512 << 20, limit=1200.0, files=100_000)
+_QUICK = Terms(rounds=3, size=64 << 20, limit=100.0, files=10_000)
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Do what was asked for."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that what is mounted and running is put away
+    arguments = _parser().parse_args()
+    if arguments.rows == ["report"]:
+        _report(check=arguments.check)
+    elif arguments.list:
+        print("\n".join(name for _, names in asked_for(arguments.rows) for name in names))
+    else:
+        _measure(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("rows", nargs="*", help="beginnings of the rows' names; default: all")
-    parser.add_argument("--rounds", type=int, default=7, help="counted rounds (default %(default)s)")
-    parser.add_argument("--size", default="512MiB", help="size of the image (default %(default)s)")
-    parser.add_argument("--directory", type=Path, help="where to work; default: a temporary directory")
-    parser.add_argument("--json", type=Path, default=Path("bench/results/latest.json"), help="default %(default)s")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="underlay-bench-", dir=arguments.directory) as directory:
-        results = list(_results(Path(directory), arguments))
-        memory = rows.prune_memory(Path(directory)) if (Path(directory) / "pass-100000").exists() else None
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(
-        json.dumps({"machine": machine(), "results": results, "prune_memory_bytes": memory}, indent=2) + "\n", encoding="utf-8"
+    parser.add_argument(
+        "rows", nargs="*", help="groups, or beginnings of the names of rows; default: all. 'report' makes the page instead"
     )
-    print(table(results))
-    if memory is not None:
-        print(f"memory of a prune over 10k instances and 100k files: {format_size(memory)} (goal 150 MiB)")
-    print(f"{arguments.rounds} rounds, image of {format_size(parse_size(arguments.size))}; written to {arguments.json}")
+    parser.add_argument("--list", action="store_true", help="say what the rows are called, and measure nothing")
+    parser.add_argument("--quick", action="store_true", help="other defaults: few rounds, a small image, short curves")
+    parser.add_argument("--rounds", type=_rounds, help=f"counted rounds (default {_FULL.rounds}; quick {_QUICK.rounds})")
+    parser.add_argument(
+        "--size", type=_size, help=f"of the image (default {format_size(_FULL.size)}; quick {format_size(_QUICK.size)})"
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        help="seconds that one contender's rounds may take on a growth curve, by what it took before "
+        f"(default {_FULL.limit:.0f}; quick {_QUICK.limit:.0f})",
+    )
+    parser.add_argument(
+        "--files",
+        type=int,
+        help=f"that a point of a growth curve may have (default {_FULL.files:,}; quick {_QUICK.files:,})",
+    )
+    parser.add_argument("--directory", type=Path, help="where to work; default: a temporary directory")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where whole groups are kept; default: %(default)s")
+    parser.add_argument("--check", action="store_true", help="with 'report': change nothing, and fail when it would")
+    return parser
 
 
-def _results(directory: Path, arguments: argparse.Namespace) -> Iterator[Mapping[str, object]]:
-    image = directory / "served" / "image.img"
-    image.parent.mkdir()
-    size = parse_size(arguments.size)
-    write_raw(image, size=size, message="bench", payload=size - (1 << 20))
-    small = image.with_name("small.img")
-    write_raw(small, size=1 << 20, message="bench")
-    with rows.serving(image.parent) as url:
-        groups = _groups(directory, url, small, size)
-        groups["transfer"] = lambda: transfers(directory, image, f"{url}/image.img", arguments.rows)
-        for beginning, make in groups.items():
-            if not _may_be_asked_for(beginning, arguments.rows):
-                continue
-            for row in make():
-                if not arguments.rows or any(row.name.startswith(asked) for asked in arguments.rows):
-                    print(f"measuring {row.name} …", file=sys.stderr)
-                    yield measure(row, rounds=arguments.rounds)
+def _measure(arguments: argparse.Namespace) -> None:
+    terms = _terms(arguments)
+    asked = list(asked_for(arguments.rows))
+    if not asked:
+        raise SystemExit(f"no row's name begins with {' or '.join(arguments.rows)}; the groups are {_names()}")
+    for group, names in asked:
+        run = sit(group, names, terms)
+        print(table(run))
+        # A part of a group would stand beside rows of another sitting.
+        print(f"kept as {write(run, arguments.results)}" if names == group.names else "not kept, as it is a part of its group")
 
 
-def _groups(directory: Path, url: str, small: Path, size: int) -> dict[str, Callable[[], Iterable[Row]]]:
-    """What makes rows, by the beginning of their names: what nobody asks for is not built."""
-    return {
-        "miss": lambda: rows.miss(directory, f"{url}/image.img"),
-        "decompress": lambda: rows.decompress(directory, size),
-        "convert": lambda: conversions(directory, size),
-        "one pass": lambda: one_pass(directory, size),
-        "hit": lambda: disks.overlays(directory, small),
-        "flat": lambda: disks.flat(directory),
-        "start-up": lambda: rows.start_up(directory, small),
-        "lock": lambda: [rows.lock(directory)],
-        "prune, 10": lambda: rows.prune_linear(directory),
-        "backing": lambda: [rows.backing(build(directory / "backing", instances=1000, files=1000))],
-        "prune, 100 instances": lambda: _against_nova(directory),
-        "deliver": lambda: _against_ironic(directory, f"{url}/small.img"),
-        "scrub": lambda: scrubs(directory, size),
-        "scan": lambda: rows.scan(directory),
-    }
+def _terms(arguments: argparse.Namespace) -> Terms:
+    defaults = _QUICK if arguments.quick else _FULL
+    return Terms(
+        rounds=arguments.rounds or defaults.rounds,
+        size=arguments.size or defaults.size,
+        limit=arguments.limit or defaults.limit,
+        files=arguments.files or defaults.files,
+        directory=arguments.directory,
+    )
 
 
-def _may_be_asked_for(beginning: str, asked: Sequence[str]) -> bool:
-    return not asked or any(one.startswith(beginning) or beginning.startswith(one) for one in asked)
+def _rounds(text: str) -> int:
+    if (rounds := int(text)) < 1:
+        raise argparse.ArgumentTypeError("there must be one that counts")
+    return rounds
 
 
-# The real services live where the tests keep them, which take them from the package index the first time.
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except UnderlayError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _against_nova(directory: Path) -> Iterator[Row]:
-    with _component("nova", "nova_environment").running() as nova:
-        yield rows.prune_against_nova(directory, nova)
+def _names() -> str:
+    return ", ".join(group.name for group in GROUPS)
 
 
-def _against_ironic(directory: Path, url: str) -> Iterator[Row]:
-    ironic = _component("ironic", "ironic_environment").IRONIC
-    with import_module("environment").running(ironic, Path(__file__).with_name("ironic_side.py")) as runner:
-        yield from rows.deliver(directory, url, runner)
+def _report(*, check: bool) -> None:
+    from bench.report.pages import make, stale  # only this needs matplotlib
 
-
-def _component(name: str, module: str) -> Any:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests/components" / name))
-    return import_module(module)
+    if not check:
+        print("\n".join(f"made {path}" for path in make()))
+    elif others := stale():
+        raise SystemExit(f"not what `python -m bench report` makes: {', '.join(others)}")
 
 
 if __name__ == "__main__":

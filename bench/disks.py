@@ -2,23 +2,30 @@
 
 import fcntl
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from bench.measure import Contender, Row, command
-from bench.rows import configuration
-from underlay import DiskSpec, Host
+from bench.hosts import configuration
+from bench.images import write_small, write_with_holes
+from bench.measure import Contender, Row, Things, command
+from bench.mounts import mounted
+from bench.results import Goal
+from bench.setting import Setting
+from underlay import BaseImage, DiskSpec, Host
 from underlay.disks.qcow2 import Qcow2Backend
 from underlay.files import copy_sparse
 
 _DISKS = 10
 _FICLONE = 0x40049409  # linux/fs.h
 _SIZE = "20GiB"
-_FLAT_SIZE, _FLAT_PIECE = 2 << 30, 4 << 20
+_FLAT_GOALS = {
+    "xfs": Goal(wall=0.3, why="blocks are shared by one call, which is less than the start of a process"),
+    "ext4": Goal(wall=1.1, why="the same bytes are copied"),
+}
+_OVER_QEMU_IMG = Goal(wall=0.08, why="the writing of the file with its fsyncs, half as much again")
+_OVER_NOVA = Goal(wall=0.02, why="the same, over three processes, of which one is a Python")
 # oslo.concurrency's prlimit, by which Nova runs `qemu-img info`: a Python that limits itself and becomes the command.
 _PRLIMIT = (
     "import argparse, os, resource, sys;"
@@ -27,27 +34,20 @@ _PRLIMIT = (
 )
 
 
-def overlays(directory: Path, image: Path) -> Iterator[Row]:
+def overlays(setting: Setting) -> Things:
     """An overlay on a base that is there, in a process that runs, against one process of qemu-img and the three of Nova."""
-    host = Host.open(configuration(directory, "hit"))
-    base = host.ensure(f"file://{image}")
-    alone, theirs = directory / "alone", directory / "theirs"
+    host, base = _host_with(setting.directory, write_small(setting.directory / "small.img"))
+    alone, theirs = setting.directory / "alone", setting.directory / "theirs"
     alone.mkdir()
     theirs.mkdir()
     numbers = count()
-
-    def create(_: int) -> object:
-        return host.create_disk(f"vm-{next(numbers)}", base, size=_SIZE)
 
     def write(_: int) -> object:
         name = f"{next(numbers)}"
         return Qcow2Backend().create(base, DiskSpec(instance=name, name="disk", path=alone / name, size=20 << 30))
 
-    def qemu_img(_: int) -> None:
-        _qemu_img_create(base.path, theirs / f"{next(numbers)}")
-
     def nova(_: int) -> None:
-        overlay = theirs / f"{next(numbers)}"
+        overlay = theirs / f"nova-{next(numbers)}"
         info = ("qemu-img", "info", "--force-share", "--output=json", "-f", "raw", base.path)
         command(sys.executable, "-c", _PRLIMIT, "env", "LC_ALL=C", "LANG=C", *info)
         _qemu_img_create(base.path, overlay)
@@ -56,23 +56,35 @@ def overlays(directory: Path, image: Path) -> Iterator[Row]:
     def bare(_: int) -> None:
         _durable_file(alone / f"{next(numbers)}")
 
-    made = Contender(name="Host.create_disk (durable)", run=create, repeat=_DISKS)
     least = Contender(name="write, fsync, link, fsync", run=bare, repeat=_DISKS)
+    made, one = overlaying(host, base, theirs)
     written = Contender(name="Qcow2Backend.create (durable)", run=write, repeat=_DISKS)
-    one = Contender(name="qemu-img create", run=qemu_img, repeat=_DISKS)
     three = Contender(name="prlimit info, create, resize", run=nova, repeat=3)
-    everything = "with locks, records, disk.info and the instance's directory"
-    return iter(
-        [
-            Row(name="hit, qcow2 overlay", ours=made, peer=one, goal=0.08, source=everything),
-            Row(name="hit, qcow2 over Nova's way", ours=made, peer=three, goal=0.02, source=everything),
-            Row(name="hit, the overlay alone", ours=written, peer=one, goal=0.08, source="attribute, fsync, rename, fsync"),
-            Row(
-                name="hit, alone over Nova's way", ours=written, peer=three, goal=0.02, source="the same, over three processes"
-            ),
-            Row(name="hit, alone over the least", ours=written, peer=least, goal=None, source="what a durable file costs"),
-            Row(name="hit, the least", ours=least, peer=one, goal=None, source="a durable file over a process"),
-        ]
+    everything = "with locks, records, `disk.info` and the instance's directory"
+    alone_what = "the overlay alone: attribute, fsync, rename, fsync"
+    yield Row(name="hit, qcow2 overlay", what=everything, ours=made, peer=one, goal=_OVER_QEMU_IMG)
+    yield Row(name="hit, qcow2 over Nova's way", what=everything, ours=made, peer=three, goal=_OVER_NOVA)
+    yield Row(name="hit, the overlay alone", what=alone_what, ours=written, peer=one, goal=_OVER_QEMU_IMG)
+    yield Row(name="hit, alone over Nova's way", what=alone_what, ours=written, peer=three, goal=_OVER_NOVA)
+    yield Row(
+        name="hit, alone over the least", what="the overlay alone, over what a durable file costs", ours=written, peer=least
+    )
+    yield Row(name="hit, the least", what="what a durable file costs, over a process", ours=least, peer=one)
+
+
+def overlaying(host: Host, base: BaseImage, theirs: Path) -> tuple[Contender, Contender]:
+    """Ours, with all that belongs to a disk, and one process of qemu-img that writes into ``theirs``."""
+    numbers = count()
+
+    def create(_: int) -> object:
+        return host.create_disk(f"vm-{next(numbers)}", base, size=_SIZE)
+
+    def qemu_img(_: int) -> None:
+        _qemu_img_create(base.path, theirs / f"{next(numbers)}")
+
+    return (
+        Contender(name="Host.create_disk (durable)", run=create, repeat=_DISKS),
+        Contender(name="qemu-img create", run=qemu_img, repeat=_DISKS),
     )
 
 
@@ -95,18 +107,18 @@ def _qemu_img_create(base: Path, overlay: Path) -> None:
     command("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", overlay, "20G")
 
 
-def flat(directory: Path) -> Iterator[Row]:
+def flat(setting: Setting) -> Things:
     """A flat disk of an image with holes, against cp: where blocks can be shared, and where they have to be copied."""
-    for kind, goal in (("xfs", 0.3), ("ext4", 1.1)):
-        with _mounted(directory, kind) as where:
-            yield from _flat_rows(where, kind, goal)
+    size = 4 * setting.size  # three tenths of it are data
+    for kind, goal in _FLAT_GOALS.items():
+        with mounted(setting.directory, kind, max(3 * size, 512 << 20)) as where:
+            yield from _flat_rows(where, kind, goal, size)
 
 
-def _flat_rows(where: Path, kind: str, goal: float) -> Iterator[Row]:
+def _flat_rows(where: Path, kind: str, goal: Goal, size: int) -> Things:
     image = where / "image.raw"
-    _write_with_holes(image)
-    host = Host.open(configuration(where, "flat"))
-    base = host.ensure(f"file://{image}")
+    write_with_holes(image, size)
+    host, base = _host_with(where, image)
     target = where / "copy"
 
     def copy(_: int) -> None:
@@ -117,54 +129,38 @@ def _flat_rows(where: Path, kind: str, goal: float) -> Iterator[Row]:
         with base.path.open("rb") as source, target.open("xb") as file:
             fcntl.ioctl(file, _FICLONE, source.fileno())
 
-    def create(_: int) -> object:
-        return host.create_disk("vm", base, backend="flat")
-
-    def settle(remove: Callable[[], object]) -> Callable[[int], None]:
-        def prepare(_: int) -> None:
-            remove()
-            os.sync()  # or one run waits for what another has written
-
-        return prepare
-
-    without = settle(lambda: target.unlink(missing_ok=True))
+    without = _settled(lambda: target.unlink(missing_ok=True))
     copied = Contender(name="copy_sparse", run=copy, prepare=without)
     plain = Contender(name="cp", run=lambda _: command("cp", base.path, target), prepare=without)
-    durable = Contender(
-        name="cp; sync", run=lambda _: command("sh", "-c", f"cp {base.path} {target} && sync {target}"), prepare=without
-    )
-    disk = where / "flat" / "instances" / "vm" / "disk"
-    made = Contender(
-        name="Host.create_disk (durable)", run=create, prepare=settle(lambda: disk.exists() and host.remove_disk("vm"))
-    )
-    yield Row(name=f"flat, {kind}, the copy alone", ours=copied, peer=plain, goal=goal, source="neither is durable")
+    made, durable = copying(host, base, target)
+    what = f"on {kind}, the copy alone; neither is durable"
+    yield Row(name=f"flat, {kind}, the copy alone", what=what, ours=copied, peer=plain, goal=goal)
     if kind == "xfs":
         shared = Contender(name="ioctl FICLONE", run=share, prepare=without)
-        yield Row(name=f"flat, {kind}, copy over FICLONE", ours=copied, peer=shared, goal=None, source="what the kernel takes")
-    yield Row(name=f"flat, {kind}", ours=made, peer=durable, goal=goal, source="both are durable")
+        yield Row(name=f"flat, {kind}, copy over FICLONE", what="over what the kernel takes", ours=copied, peer=shared)
+    yield Row(name=f"flat, {kind}", what=f"on {kind}, with everything; both are durable", ours=made, peer=durable, goal=goal)
 
 
-def _write_with_holes(image: Path) -> None:
-    """2 GiB, of which 600 MiB are data."""
-    piece = os.urandom(_FLAT_PIECE)
-    with image.open("wb") as file:
-        for number in range(150):
-            file.seek(number * (_FLAT_SIZE // 150) // 4096 * 4096)
-            file.write(piece)
-        file.truncate(_FLAT_SIZE)
+def copying(host: Host, base: BaseImage, target: Path) -> tuple[Contender, Contender]:
+    """Ours, with all that belongs to a disk, and a durable copy by programs."""
+    line = f"cp {base.path} {target} && sync {target}"
+    ours = Contender(
+        name="Host.create_disk (durable)",
+        run=lambda _: host.create_disk("copied", base, backend="flat"),
+        prepare=_settled(lambda: (host.config.instances / "copied" / "disk").exists() and host.remove_disk("copied")),
+    )
+    without = _settled(lambda: target.unlink(missing_ok=True))
+    return ours, Contender(name="cp; sync", run=lambda _: command("sh", "-c", line), prepare=without)
 
 
-@contextmanager
-def _mounted(directory: Path, kind: str) -> Iterator[Path]:
-    """A new file system of a kind, in a file; needs root."""
-    file, where = directory / f"{kind}.img", directory / kind
-    where.mkdir()
-    with file.open("wb") as image:
-        image.truncate(6 << 30)
-    subprocess.run([f"mkfs.{kind}", "-q", file], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(["mount", "-o", "loop", file, where], check=True)
-    try:
-        yield where
-    finally:
-        subprocess.run(["umount", where], check=True)
-        file.unlink()
+def _host_with(directory: Path, image: Path) -> tuple[Host, BaseImage]:
+    host = Host.open(configuration(directory, "host"))
+    return host, host.ensure(image.as_uri())
+
+
+def _settled(remove: Callable[[], object]) -> Callable[[int], None]:
+    def prepare(_: int) -> None:
+        remove()
+        os.sync()  # or one run waits for what another has written
+
+    return prepare

@@ -10,11 +10,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from bench.measure import Contender, Row
+from bench.components import COMPONENTS, component
+from bench.images import write_dense
+from bench.measure import Contender, Row, Things
+from bench.results import Goal, LeftOut
+from bench.serving import serving
+from bench.setting import CannotRun, Setting
 from underlay.contracts import ImageSource
 from underlay.pipeline import running
 from underlay.refs import parse_ref
@@ -23,13 +27,15 @@ from underlay.sources.glance import GlanceSource
 from underlay.sources.http import HttpSource
 from underlay.stream import Digests, ServedAndStored, SparseWriter
 
-_GOAL = 1.11  # of the peer's time: nine tenths of its throughput
-_COMPONENTS = Path(__file__).parents[1] / "tests/components"
+_GOAL = Goal(wall=1.11, why="nine tenths of the peer's throughput")
 
 
-def transfers(directory: Path, image: Path, url: str, asked: Sequence[str]) -> Iterator[Row]:
+def transfers(setting: Setting) -> Things:
     """A row for each kind of source; those of services that nobody asks for are not started."""
-    yield _row("http", directory, HttpSource(), url, ["curl", "-s", "-o", "TARGET", url])
+    directory, image = setting.directory, write_dense(setting.directory / "served" / "image.img", setting.size)
+    with serving(image.parent) as base:
+        url = f"{base}/{image.name}"
+        yield _row("http", directory, HttpSource(), url, ["curl", "-s", "-o", "TARGET", url])
     file = FileSource(allowed_paths=(image.parent,))
     yield _row("file", directory, file, image.as_uri(), ["cp", "--reflink=never", os.fspath(image), "TARGET"])
     for name, served, program in (
@@ -37,13 +43,15 @@ def transfers(directory: Path, image: Path, url: str, asked: Sequence[str]) -> I
         ("s3", _moto, "objects/moto_environment.py"),
         ("glance", _glance, "glance/glance_environment.py"),
     ):
-        if asked and not any(f"transfer, {name}".startswith(one) for one in asked):
+        row = f"transfer, {name}"
+        if not setting.wants(row):
             continue
-        if missing := _missing(program):
-            print(f"leaving out transfer, {name}: {missing}", file=sys.stderr)
-            continue
-        with served(image) as (source, ref, curl):
-            yield _row(name, directory, source, ref, [*curl, "-s", "-o", "TARGET"])
+        try:
+            _check_there(program)
+            with served(image) as (source, ref, curl):
+                yield _row(name, directory, source, ref, [*curl, "-s", "-o", "TARGET"])
+        except CannotRun as missing:
+            yield LeftOut(name=row, why=str(missing))
 
 
 def _row(name: str, directory: Path, source: ImageSource, ref: str, peer: Sequence[str]) -> Row:
@@ -56,10 +64,10 @@ def _row(name: str, directory: Path, source: ImageSource, ref: str, peer: Sequen
 
     return Row(
         name=f"transfer, {name}",
+        what=f"the data path of `{name}`, with a sha256 that the peer has not; nothing is synchronised",
         ours=Contender(name="data path", run=lambda _: _transfer(source, ref, ours), prepare=lambda _: settled(ours)),
         peer=Contender(name=argv[0], run=lambda _: subprocess.run(argv, check=True), prepare=lambda _: settled(theirs)),
         goal=_GOAL,
-        source="sha256 included; nothing is synchronised",
     )
 
 
@@ -79,15 +87,15 @@ def _transfer(source: ImageSource, ref: str, target: Path) -> None:
         consumers[1].finish()
 
 
-# The real services live where the tests keep them.
-
-
-def _missing(program: str | None) -> str | None:
-    """Why a service cannot be started here: its environment cannot be made by its program; the registry is Debian's."""
+def _check_there(program: str | None) -> None:
+    """A service's environment has to be made by its program; the registry is Debian's."""
     if program is None:
-        return cast("str | None", _component("oci", "registry_server").missing())
-    made = subprocess.run([sys.executable, _COMPONENTS / program], capture_output=True, text=True, check=False)
-    return None if made.returncode == 0 else made.stderr.strip()
+        if missing := cast("str | None", component("oci", "registry_server").missing()):
+            raise CannotRun(missing)
+        return
+    made = subprocess.run([sys.executable, COMPONENTS / program], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise CannotRun(made.stderr.strip())
 
 
 _Served = tuple[ImageSource, str, list[str]]  # the source, the ref, and curl with the URL of the same bytes
@@ -95,7 +103,7 @@ _Served = tuple[ImageSource, str, list[str]]  # the source, the ref, and curl wi
 
 @contextmanager
 def _registry(image: Path) -> Iterator[_Served]:
-    server, pushing, reading = (_component("oci", name) for name in ("registry_server", "pushing", "reading"))
+    server, pushing, reading = (component("oci", name) for name in ("registry_server", "pushing", "reading"))
     with tempfile.TemporaryDirectory() as directory, server.registry(Path(directory)) as registry:
         pusher = pushing.Pusher(registry.url, "bench/image")
         pusher.artifact("1", image.read_bytes())
@@ -106,15 +114,15 @@ def _registry(image: Path) -> Iterator[_Served]:
 
 @contextmanager
 def _moto(image: Path) -> Iterator[_Served]:
-    with _component("objects", "moto_environment").s3_server() as url:
-        place = _component("objects", "object_places").s3_place(url, "bench")
+    with component("objects", "moto_environment").s3_server() as url:
+        place = component("objects", "object_places").s3_place(url, "bench")
         place.put("image.raw", image.read_bytes())
         yield place.source, place.ref("image.raw"), ["curl", f"{url}/bench/image.raw"]
 
 
 @contextmanager
 def _glance(image: Path) -> Iterator[_Served]:
-    environment, people = (_component("glance", name) for name in ("glance_environment", "glance_people"))
+    environment, people = (component("glance", name) for name in ("glance_environment", "glance_people"))
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         cloud = stack.enter_context(environment.running(directory / "cloud"))
@@ -122,10 +130,3 @@ def _glance(image: Path) -> Iterator[_Served]:
         alice = people.person(cloud, "alice")
         uuid, token = alice.image(image.read_bytes()), f"X-Auth-Token: {alice.session.get_token()}"
         yield GlanceSource(cloud="alice"), f"glance:{uuid}", ["curl", "-H", token, f"{cloud.glance}/v2/images/{uuid}/file"]
-
-
-def _component(name: str, module: str) -> Any:
-    for place in (_COMPONENTS, _COMPONENTS / name):
-        if os.fspath(place) not in sys.path:
-            sys.path.insert(0, os.fspath(place))
-    return import_module(module)

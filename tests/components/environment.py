@@ -114,10 +114,15 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """A process that has a service loaded. What it is asked and what it answers: see its program."""
+    """A process that has a service loaded. What it is asked and what it answers: see its program.
+
+    Attributes:
+        patience: seconds that an answer may take.
+    """
 
     process: subprocess.Popen[bytes]
     errors: IO[bytes]
+    patience: float = PATIENCE
 
     def ask(self, **request: Any) -> Any:
         """The answer to one request."""
@@ -131,7 +136,7 @@ class Runner:
 
     def _line(self) -> bytes:
         assert self.process.stdout is not None
-        heard, deadline = b"", time.monotonic() + PATIENCE
+        heard, deadline = b"", time.monotonic() + self.patience
         while not heard.endswith(b"\n"):
             ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
             piece = os.read(self.process.stdout.fileno(), 1 << 20) if ready else b""
@@ -149,11 +154,13 @@ def running(
     *,
     arguments: Sequence[str] = (),
     variables: Mapping[str, str] = MappingProxyType({}),
+    patience: float = PATIENCE,
 ) -> Iterator[Runner]:
     """A process of an environment that runs a program of ours, ended afterwards.
 
     Args:
         arguments: of the program. variables: of the process environment, beside those that are there.
+        patience: seconds that an answer may take.
     """
     process_environment = {
         **os.environ,
@@ -168,6 +175,6 @@ def running(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=process_environment
         ) as process:
             try:
-                yield Runner(process, errors)
+                yield Runner(process, errors, patience)
             finally:
                 process.kill()

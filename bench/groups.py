@@ -11,8 +11,10 @@ from bench.growth import instances, masters, sizes
 from bench.locking import locking
 from bench.measure import Things
 from bench.misses import misses
+from bench.onepass import one_pass
 from bench.prunes import prunes
 from bench.scans import scans
+from bench.scrubs import scrubs
 from bench.setting import Setting
 from bench.starts import starts
 from bench.transfers import transfers
@@ -60,6 +62,8 @@ GROUPS = (
         ),
     ),
     Group("flat", flat, _named("flat", "xfs, the copy alone", "xfs, copy over FICLONE", "xfs", "ext4, the copy alone", "ext4")),
+    Group("one-pass", one_pass, _named("one-pass", "at 200 MB/s", "after the last byte")),
+    Group("scrub", scrubs, _named("scrub", "dense", "dense, over memory", "a third full")),
     Group("start-up", starts, _named("start-up", "list", "list --json", "show", "disk create")),
     Group("lock", locking, ("lock, one cycle",)),
     Group("prune", prunes, _named("prune", "backing file of a disk", "memory")),

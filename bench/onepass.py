@@ -3,11 +3,13 @@
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-from bench.measure import Contender, Row, command
-from bench.rows import configuration, serving
+from bench.hosts import configuration
+from bench.measure import Contender, Row, Things, command
+from bench.results import Goal
+from bench.serving import serving
+from bench.setting import Setting
 from underlay import Event, Host, Progress
 
 _RATE = 200_000_000  # bytes a second: a network of 10 Gbit/s that is shared, or a Glance
@@ -15,12 +17,13 @@ _SYSTEM = (Path("/usr/lib"), Path("/usr/bin"), Path("/usr/share"))
 _WAIT = 600  # seconds; only a broken fetch takes so long
 
 
-def one_pass(directory: Path, size: int) -> Iterator[Row]:
-    """A row for the whole, and one for what is left of it when the last byte has come. The image is of four times ``size``."""
+def one_pass(setting: Setting) -> Things:
+    """A row for the whole, and one for what is left of it when the last byte has come. The disk has four times the size."""
+    directory = setting.directory
     served = directory / "one-pass"
     served.mkdir()
     disk, image = directory / "one-pass.img", served / "image.qcow2"
-    write_system(disk, 4 * size)
+    write_system(disk, 4 * setting.size)
     command("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", disk, image)
     disk.unlink()
     with serving(served, rate=_RATE) as base:
@@ -55,11 +58,11 @@ def _whole(directory: Path, url: str) -> Row:
         os.sync()
 
     return Row(
-        name="one pass, at 200 MB/s",
+        name="one-pass, at 200 MB/s",
+        what="verified, raw and durable; the peer's is not durable",
         ours=Contender(name="Host.ensure (durable)", run=ours, prepare=forget),
         peer=Contender(name="curl; sha256sum; qemu-img convert", run=lambda _: command("sh", "-c", recipe), prepare=forget),
-        goal=0.40,
-        source="verified, raw and durable; the peer is not durable",
+        goal=Goal(wall=0.40, why="the transfer, beside which everything else is done"),
     )
 
 
@@ -72,11 +75,11 @@ def _tail(fetch: "_Fetch") -> Row:
         fetch.wait_for_the_last_byte()
 
     return Row(
-        name="one pass, after the last byte",
+        name="one-pass, after the last byte",
+        what="of the same kind of fetch",
         ours=Contender(name="until it is published", run=lambda _: fetch.end(), prepare=begin_and_wait),
         peer=Contender(name="until the last byte", run=lambda _: fetch.wait_for_the_last_byte(), prepare=begin),
-        goal=0.10,
-        source="of the same kind of fetch",
+        goal=Goal(wall=0.10, why="what cannot be done before the last byte is there"),
     )
 
 

@@ -1,21 +1,25 @@
 """Rows about a scrub: a whole one of one image, records and all, against openssl over the same file."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from bench.measure import Contender, Row, command
-from bench.rows import configuration
+from bench.hosts import configuration
+from bench.measure import Contender, Row, Things, command
+from bench.results import Goal
+from bench.setting import Setting
 from underlay import Host
 from underlay.testing.bootimage import write_raw
 
 _SPARSE_SIZE, _PIECE = 2 << 30, 4 << 20
+_GOAL = Goal(wall=1.1, why="the same digest over the same bytes, and the records")
 
 
-def scrubs(directory: Path, size: int) -> Iterator[Row]:
+def scrubs(setting: Setting) -> Things:
     """A dense image and one that is a third full, both with nothing of the file in memory; and openssl with all of it."""
+    directory = setting.directory
     dense = directory / "scrubbed.img"
-    write_raw(dense, size=size, message="bench", payload=size - (1 << 20))
+    write_raw(dense, size=setting.size, message="bench", payload=setting.size - (1 << 20))
     yield from _rows(directory, dense, "dense", also_warm=True)
     dense.unlink()
     sparse = directory / "sparse.img"
@@ -27,7 +31,7 @@ def scrubs(directory: Path, size: int) -> Iterator[Row]:
     yield from _rows(directory, sparse, "a third full", also_warm=False)
 
 
-def _rows(directory: Path, image: Path, name: str, *, also_warm: bool) -> Iterator[Row]:
+def _rows(directory: Path, image: Path, name: str, *, also_warm: bool) -> Things:
     host = Host.open(configuration(directory, f"scrub-{image.stem}"))
     base = host.ensure(f"file://{image}")
     os.sync()
@@ -43,13 +47,11 @@ def _rows(directory: Path, image: Path, name: str, *, also_warm: bool) -> Iterat
         )
 
     ours = Contender(name="Host.scrub, from the disk", run=run, prepare=lambda _: _forget(base.path))
-    source = "the disk is read by both, holes by openssl only"
-    yield Row(name=f"scrub, {name}", ours=ours, peer=openssl("from the disk", _forget), goal=1.1, source=source)
+    what = "the disk is read by both, holes by openssl only"
+    yield Row(name=f"scrub, {name}", what=what, ours=ours, peer=openssl("from the disk", _forget), goal=_GOAL)
     if also_warm:
         warm = openssl("from memory", lambda path: command("cat", path))
-        yield Row(
-            name=f"scrub, {name}, over memory", ours=ours, peer=warm, goal=None, source="a scrub reads the disk all the same"
-        )
+        yield Row(name=f"scrub, {name}, over memory", what="a scrub reads the disk all the same", ours=ours, peer=warm)
 
 
 def _forget(path: Path) -> None:

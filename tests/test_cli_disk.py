@@ -11,7 +11,7 @@ from machine import GIB, MIB, Machine, on_terminal, plain, qemu_img_json
 pytestmark = pytest.mark.component("qemu-img")
 
 UUID = "6f1b3c0e-3f8e-4a41-9b1e-1c2d3e4f5a6b"
-KEYS = {"instance", "name", "path", "backend", "format", "size", "allocated", "base", "base_path"}
+KEYS = {"instance", "name", "path", "backend", "format", "size", "allocated", "base", "base_path", "parent"}
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ def test_the_life_of_a_disk(machine: Machine) -> None:
         "size": GIB,
         "base": image.name,
         "base_path": str(image.path),
+        "parent": None,
     } == {key: disk[key] for key in KEYS - {"allocated"}}
     assert {"disk": disk} == again.json == shown.json
     assert {"disks": [disk]} == listed.json

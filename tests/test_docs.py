@@ -338,7 +338,7 @@ def test_every_event_is_in_the_reference_with_its_level_and_fields(pages: Pages)
 
 def test_every_other_event_has_the_code_of_something_that_is_in_the_reference(pages: Pages) -> None:
     codes = [keyword.value for _, call in _calls("Event") for keyword in call.keywords if keyword.arg == "code"]
-    assert {"code", "reason.code", "ensured.reason.code", "problem.code", "one.outcome"} >= {
+    assert {"code", "reason.code", "ensured.reason.code", "problem.code", "error.code", "one.outcome"} >= {
         ast.unparse(code) for code in codes if not isinstance(code, ast.Constant)
     }
     for code in (code.value for code in codes if isinstance(code, ast.Constant)):
@@ -546,6 +546,10 @@ def test_the_json_answers_of_real_commands_keep_to_their_schemas(short_directory
     _keeps("disk", host.run("disk", "create", "web-2", "--image", ref, "--path", os.fspath(host.directory / "elsewhere")))
     _keeps("disk", host.run("disk", "show", "web-1"))
     _keeps("disk", host.run("disk", "resize", "web-1", "2GiB"))
+    _keeps("disk-attachment", host.run("disk", "attachment", "web-1"))
+    _keeps("disk-backends", host.run("disk", "backends"))
+    _keeps("disk-extract", host.run("disk", "extract", "web-1", os.fspath(host.directory / "extracted")))
+    _keeps("disk", host.run("disk", "flatten", "web-2", "--path", os.fspath(host.directory / "elsewhere")))
     host.add_unrecorded()
     _keeps("disk-list", disks := host.run("disk", "list"))
     assert {"qcow2", None} == {disk["format"] for disk in disks["disks"]}

@@ -10,16 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from children import NOBODY, start, tell, told
 from machine import GIB, MIB, Machine
 from underlay import instances, locks
-from underlay.contracts import BackendTraits, Observer
+from underlay.contracts import Observer
 from underlay.disks.qcow2 import Qcow2Backend
 from underlay.errors import (
     CacheMissing,
@@ -220,25 +218,14 @@ def test_where_no_attribute_can_be_kept_novas_record_tells_the_format_elsewhere_
     assert [] == list(place.iterdir())
 
 
-@dataclass(frozen=True, slots=True)
-class Witness:
-    """A backend that looks around while it makes a disk, then makes it as the qcow2 backend does, or fails."""
+class Witness(Qcow2Backend, frozen=True, kw_only=True):
+    """A backend that has a look around before it makes the disk."""
 
     look: Callable[[DiskSpec], None]
-    traits: ClassVar[BackendTraits] = Qcow2Backend.traits
 
     def create(self, base: BaseImage, want: DiskSpec) -> InstanceDisk:
         self.look(want)
-        return Qcow2Backend().create(base, want)
-
-    def describe(self, want: DiskSpec) -> InstanceDisk:
-        return Qcow2Backend().describe(want)
-
-    def resize(self, disk: InstanceDisk, size: int) -> InstanceDisk:
-        return Qcow2Backend().resize(disk, size)
-
-    def remove(self, disk: InstanceDisk) -> None:
-        Qcow2Backend().remove(disk)
+        return Qcow2Backend.create(self, base, want)
 
 
 def create_with(host: Host, backend: Witness, base: BaseImage, path: Path | None = None) -> InstanceDisk:
@@ -260,7 +247,7 @@ def test_the_use_is_recorded_before_the_disk_appears(host: Host, base: BaseImage
         assert base.path.stat().st_mtime > 1
         seen.extend(left_in(machine))
 
-    disk = create_with(host, Witness(look), base, path)
+    disk = create_with(host, Witness(look=look), base, path)
 
     if elsewhere:
         assert [disk.path] == [Path(os.readlink(root)) for root in seen]
@@ -279,7 +266,7 @@ def test_while_a_disk_is_made_nobody_evicts_its_base_and_nobody_else_makes_it(ho
         with locks.try_exclusive(store.paths.disk_lock(want.path)) as lock:
             assert lock is None
 
-    create_with(host, Witness(look), base)
+    create_with(host, Witness(look=look), base)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +280,7 @@ def test_a_disk_that_could_not_be_made_leaves_nothing(
         raise error
 
     with pytest.raises(BaseException):  # noqa: B017
-        create_with(host, Witness(fail), base, machine.root / "root.img" if elsewhere else None)
+        create_with(host, Witness(look=fail), base, machine.root / "root.img" if elsewhere else None)
 
     assert [] == left_in(machine)
     assert not (machine.root / "root.img").exists()
@@ -769,28 +756,16 @@ def list_disks(config: str) -> None:
 # ---------------------------------------------------------------------------------------------- a Nova that removes lock files
 
 
-@dataclass(frozen=True)
-class NovaPassesBy:
+class NovaPassesBy(Qcow2Backend, frozen=True, kw_only=True):
     """A backend like any other, behind whose back a Nova removes its lock file and the base, as its manager may."""
 
     lock: Path
-    traits: ClassVar[BackendTraits] = Qcow2Backend.traits
-    inner: ClassVar[Qcow2Backend] = Qcow2Backend()
 
     def create(self, base: BaseImage, want: DiskSpec) -> InstanceDisk:
-        made = self.inner.create(base, want)
+        made = Qcow2Backend.create(self, base, want)
         self.lock.unlink()
         base.path.unlink()
         return made
-
-    def describe(self, want: DiskSpec) -> InstanceDisk:
-        return self.inner.describe(want)
-
-    def resize(self, disk: InstanceDisk, size: int) -> InstanceDisk:
-        return self.inner.resize(disk, size)
-
-    def remove(self, disk: InstanceDisk) -> None:
-        self.inner.remove(disk)
 
 
 def test_a_disk_whose_base_nova_took_away_meanwhile_is_not_handed_out(tmp_path: Path) -> None:
@@ -799,7 +774,7 @@ def test_a_disk_whose_base_nova_took_away_meanwhile_is_not_handed_out(tmp_path: 
     base = host.ensure(machine.raw_image())
     store = host.parts.store_of(base)
     assert store.nova_locks is not None
-    backend = NovaPassesBy(store.nova_locks / f"nova-{base.name}")
+    backend = NovaPassesBy(lock=store.nova_locks / f"nova-{base.name}")
     want = instances.disk_spec(host.config, "web-1", "disk")
 
     with pytest.raises(LockLost):

@@ -126,7 +126,7 @@ def test_a_source_gets_its_arguments() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("flat", FlatBackend), ("raw", FlatBackend), ("qcow2", Qcow2Backend)])
 def test_each_backend_has_its_name_and_flat_has_two(name: str, kind: type) -> None:
-    assert isinstance(registry.open_backend(name), kind)
+    assert isinstance(registry.open_backend(name, {}), kind)
 
 
 def test_an_unknown_scheme_is_told_with_the_known_ones(site: Path) -> None:
@@ -138,14 +138,14 @@ def test_an_unknown_scheme_is_told_with_the_known_ones(site: Path) -> None:
 
 def test_an_unknown_backend_is_told_with_the_known_ones(site: Path) -> None:
     with pytest.raises(UnknownBackend, match="floppy") as refused:
-        registry.open_backend("floppy")
+        registry.open_backend("floppy", {})
 
     assert "known backends: another, broken, default, flat, qcow2, raw" == refused.value.hint
 
 
 def test_a_third_partys_adapters_are_found_by_their_entry_points(site: Path) -> None:
     assert "another" == type(registry.open_source("another", {})).__module__
-    assert "another" == type(registry.open_backend("another")).__module__
+    assert "another" == type(registry.open_backend("another", {})).__module__
     inventory = registry.open_inventory("another:some:where", host="node1", hosts=["node1", "node2"])
     assert ("another", ("some:where", "node1", ["node1", "node2"])) == (type(inventory).__module__, vars(inventory)["told"])
 
@@ -159,7 +159,7 @@ def test_an_adapter_that_cannot_be_loaded_says_what_it_lacks(site: Path) -> None
     with pytest.raises(ExtraMissing, match="no_such_module"):
         registry.open_source("broken", {})
     with pytest.raises(ExtraMissing, match="NoSuchClass"):
-        registry.open_backend("broken")
+        registry.open_backend("broken", {})
 
 
 def test_a_third_partys_source_and_backend_do_the_main_job(site: Path, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_the_entry_points_that_we_publish_are_what_the_registry_knows() -> None:
 
 def test_our_own_adapters_are_opened_without_a_look_at_the_installed_packages() -> None:
     script = (
-        "import sys; from underlay import registry; registry.open_backend('qcow2'); registry.open_source('file', {});"
+        "import sys; from underlay import registry; registry.open_backend('qcow2', {}); registry.open_source('file', {});"
         " sys.exit('importlib.metadata' in sys.modules)"
     )
 

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from underlay.following import Refreshed
     from underlay.host import Host
     from underlay.model import (
+        Attachment,
         BaseImage,
         Damage,
         Digest,
         DiskSpec,
         Ephemeral,
         Event,
+        Extraction,
         ImageRecord,
         ImageRef,
         ImageVersion,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from underlay.store.hosts import HostUse
 
 __all__ = [
+    "Attachment",
     "BackendTraits",
     "BaseImage",
     "ByteStream",
@@ -72,6 +75,7 @@ __all__ = [
     "Ensured",
     "Ephemeral",
     "Event",
+    "Extraction",
     "FollowedVersion",
     "HoldVerdict",
     "Host",

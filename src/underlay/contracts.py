@@ -6,11 +6,23 @@ is ever faked in tests.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
-from underlay.model import BaseImage, DiskSpec, Event, ImageRef, ImageVersion, InstanceDisk, InstanceRecord, Progress
+from underlay.model import (
+    Attachment,
+    BaseImage,
+    DiskSpec,
+    Event,
+    Extraction,
+    ImageRef,
+    ImageVersion,
+    InstanceDisk,
+    InstanceRecord,
+    Progress,
+)
 
 if TYPE_CHECKING:
     from underlay.plan import Inventory, Observed
@@ -115,58 +127,187 @@ class ImageSource(Protocol):
 
 
 class BackendTraits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a disk backend is like, as data.
+    """What a disk backend is like, as data: what is decided about a backend is decided from these, never from its name.
 
     Attributes:
         needs_raw: it can only be fed raw images.
-        overlays: its disks read from their base image for as long as they live.
+        overlays: its disks read from their base image, a file of a cache, for as long as they live, so that has to stay. Where
+            this is false, a base image is needed until the disk is made and no longer.
         disk_format: the format of its disks, as QEMU's ``-f`` wants it said.
+        on_host_filesystem: its disks are files, or directories of files, where the host wants them. Where this is false they
+            lie in a place of the backend's own, which `DiskBackend.place` names.
+        shared_storage: other hosts reach the same disks, so a disk may be made, grown or removed without our locks.
+        resizable: a disk can be grown. rebases: it can be put on another base image.
+        clones: a disk can be made from an image that its storage has already, without a base image of a cache; of disks that
+            are no files.
+        snapshots: a lasting image of a disk can be made within its storage.
+        encrypts: a disk can be encrypted at rest, with the key of its `DiskSpec`.
+        preallocations: of none, metadata, falloc and full, what its disks may be configured to have allocated in advance.
     """
 
     name: str
     needs_raw: bool
     overlays: bool
     disk_format: str
+    on_host_filesystem: bool = True
+    shared_storage: bool = False
+    resizable: bool = True
+    rebases: bool = False
+    clones: bool = False
+    snapshots: bool = False
+    encrypts: bool = False
+    preallocations: frozenset[str] = frozenset({"none"})
 
 
 class DiskBackend(Protocol):
-    """How an instance disk is stored. Safe to share between threads."""
+    """How an instance disk is stored. Safe to share between threads, and made without any I/O.
 
-    traits: ClassVar[BackendTraits]
+    A method that its traits say a backend lacks raises `Unsupported`, and nothing has happened then. After any other error
+    there is what was there before: a disk whole, or nothing of it. What it keeps its disks in may not be there or not answer,
+    which is `BackendUnavailable`, within a bounded time; when that has no room left it is `InsufficientSpace`, and
+    `StorageFailed` when it has failed. Errors of a tool or a library are translated where it is called.
+
+    Whoever calls holds the disk's lock exclusively, but to `place`, `exists`, `describe` and `attachment`; the lock excludes
+    callers on this host only. Where the storage is shared, the backend keeps its promises whatever other hosts do meanwhile.
+    A process may be killed at any time: what it leaves is the whole disk or something that the next `create` or `remove` of
+    the same disk takes away, and that nobody takes for a disk. `underlay.testing.disk_suite` tries whether this holds.
+    """
+
+    @property
+    def traits(self) -> BackendTraits:
+        """What the backend is like, as it is configured."""
+        ...
+
+    def place(self, instance: str, name: str) -> Path | None:
+        """Where the backend keeps a disk of this name, in a place of its own: an absolute path, another for each disk.
+
+        None when its disks are files, which go where the host wants them. No I/O.
+
+        Args:
+            instance: its UUID or name. name: ``disk`` or ``disk.SUFFIX``. Both are plain: letters, digits and ``._+-``.
+
+        Raises:
+            InvalidName: no disk can be called so in that place.
+        """
+        ...
 
     def create(self, base: BaseImage, want: DiskSpec) -> InstanceDisk:
         """Make the disk, whole or not at all.
 
-        Idempotent: an existing disk with this base, size and format is returned. The caller holds the base's lock shared and
-        the disk's lock exclusively, and has recorded the use.
+        Idempotent: an existing disk with this base, size and format is returned. The caller holds the base's lock shared as
+        well, and has recorded the use. The disk carries a `DiskRecord` that no guest can write. With ``want.key`` the disk is
+        encrypted, and one that is there is made ready for use with it, as it has to be after a restart of the host.
 
         Raises:
             DiskTooSmall: ``want.size`` is below the virtual size of the base, or its min_disk.
             DiskExists: a disk of this name with another base, size or format.
             FormatMismatch: a base that this backend cannot read.
+            Unsupported: it is to be encrypted.
         """
+        ...
+
+    def clone(self, version: ImageVersion, want: DiskSpec) -> InstanceDisk:
+        """Make the disk from one of the version's ``locations``, in the storage itself: as `create`, with no base image.
+
+        Raises:
+            Unsupported: as well when none of the locations will do; the message says why, and the caller makes the disk from
+                a base image instead. DiskTooSmall, DiskExists.
+        """
+        ...
+
+    def exists(self, want: DiskSpec) -> bool:
+        """Whether anything has the disk's place."""
         ...
 
     def describe(self, want: DiskSpec) -> InstanceDisk:
         """The disk that is there.
 
         Raises:
-            DiskNotFound
+            DiskNotFound: nothing is there. DiskExists: something that is no disk is.
+        """
+        ...
+
+    def is_open(self, disk: InstanceDisk) -> bool | None:
+        """Whether somebody has the disk open; None: that cannot be told.
+
+        Asked of disks that are no files: of files the host finds it out itself, and the answer may be None.
         """
         ...
 
     def resize(self, disk: InstanceDisk, size: int) -> InstanceDisk:
-        """Grow the disk to ``size`` bytes; its own size is a success.
-
-        The caller holds the disk's lock and knows that the disk is closed.
+        """Grow the disk to ``size`` bytes; its own size is a success. The caller knows that the disk is closed.
 
         Raises:
-            ShrinkRefused
+            ShrinkRefused, DiskUnrecorded, Unsupported
         """
         ...
 
     def remove(self, disk: InstanceDisk) -> None:
-        """Remove the disk; one that is gone is a success. The caller holds the disk's lock and knows that it is closed."""
+        """Remove the disk, and what its making has left; one that is gone is a success. The caller knows that it is closed.
+
+        Raises:
+            DiskInUse: others need it: disks or snapshots that were made from it.
+        """
+        ...
+
+    def extract(self, disk: InstanceDisk, target: Path, want: Extraction) -> None:
+        """Write what the guest sees into a new file, which needs nothing of the disk or its base. Durability is the caller's.
+
+        The caller knows that the disk is closed, has the target's directory to itself, and removes the file after an error.
+
+        Raises:
+            DiskUnrecorded
+        """
+        ...
+
+    def flatten(self, disk: InstanceDisk) -> InstanceDisk:
+        """Have the disk stand alone, needing no base image and no parent; one that does already is a success.
+
+        The caller knows that the disk is closed. After an error the disk reads as before, from the same base.
+
+        Raises:
+            DiskUnrecorded
+        """
+        ...
+
+    def rebase(self, disk: InstanceDisk, base: BaseImage) -> InstanceDisk:
+        """Have the disk read from another base image, whatever that holds: what the guest sees does not change.
+
+        The caller holds the lock of the new base shared, has recorded its use, and knows that the disk is closed. After an
+        error the disk reads as before, from the same base. One that reads from this base already is a success.
+
+        Raises:
+            DiskUnrecorded, FormatMismatch, BackingPathTooLong, Unsupported
+        """
+        ...
+
+    def snapshot(self, disk: InstanceDisk, name: str) -> str:
+        """Make a lasting image of the disk within its storage, which stands alone; its location, for an `ImageVersion`.
+
+        The disk may be open: then the image is what a power cut would leave.
+
+        Args:
+            name: of the new image: plain, as for `place`.
+
+        Raises:
+            DiskExists: there is such an image. Unsupported
+        """
+        ...
+
+    def discard_snapshot(self, location: str) -> None:
+        """Remove an image that `snapshot` made; one that is gone is a success.
+
+        Raises:
+            DiskInUse: disks were made from it. Unsupported
+        """
+        ...
+
+    def attachment(self, disk: InstanceDisk) -> Attachment:
+        """How a hypervisor is to open the disk.
+
+        Raises:
+            DiskUnrecorded: nothing trustworthy says what format it has.
+        """
         ...
 
 

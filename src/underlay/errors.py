@@ -17,7 +17,8 @@
     │   └── NotAnImage · ImageConflict · InsufficientSpace · StorageFailed
     ├── DiskError                 one instance's disk
     │   ├── DiskTooSmall · DiskExists · DiskNotFound · DiskInUse · ShrinkRefused
-    │   └── BackingPathTooLong · DiskUnrecorded · OverlayRefused
+    │   ├── BackingPathTooLong · DiskUnrecorded · OverlayRefused
+    │   └── Unsupported · BackendUnavailable*
     ├── UsageError                who needs an image, and what may be done about it
     │   ├── ImageInUse · LeaseNotFound · UnknownHost · PlanApplied
     │   └── InventoryUnavailable* · InvalidInventory
@@ -393,6 +394,28 @@ class OverlayRefused(DiskError):
     """An overlay on an image that may be replaced in its place: a master."""
 
     code, exit_code, http_status = "overlay-refused", 57, 422
+
+
+class Unsupported(DiskError):
+    """The disk's backend cannot do this at all, or not with this image; its traits tell what it can.
+
+    Attributes:
+        backend: its name.
+    """
+
+    code, exit_code, http_status = "unsupported", 58, 422
+
+    def __init__(self, backend: str, what: str, *, hint: str | None = None) -> None:
+        super().__init__(
+            f"the {backend} backend cannot {what}", hint=hint or "'underlay disk backends' tells what each backend can"
+        )
+        self.backend = backend
+
+
+class BackendUnavailable(DiskError):
+    """What a backend keeps its disks in is not there or does not answer: a volume group, a pool, its servers."""
+
+    code, exit_code, http_status, transient = "backend-unavailable", 90, 503, True
 
 
 class UsageError(UnderlayError):

@@ -18,6 +18,7 @@ from underlay.errors import DiskExists, DiskNotFound, DiskTooSmall, DiskUnrecord
 from underlay.files import (
     allocated_bytes,
     create,
+    fill_holes,
     open_regular,
     read_attribute,
     rename_no_replace,
@@ -26,7 +27,7 @@ from underlay.files import (
     write_attribute,
 )
 from underlay.formats import qcow2
-from underlay.model import LAYOUT, BaseImage, DiskRecord, DiskSpec, InstanceDisk
+from underlay.model import LAYOUT, Attachment, BaseImage, DiskRecord, DiskSpec, InstanceDisk
 
 if TYPE_CHECKING:
     from underlay import qemuimg
@@ -48,16 +49,25 @@ def size_for(base: BaseImage, want: DiskSpec) -> int:
     Raises:
         DiskTooSmall
     """
+    return size_of(want, virtual_size=base.virtual_size, min_disk=base.record.min_disk if base.record else 0, ref=base.ref)
+
+
+def size_of(want: DiskSpec, *, virtual_size: int, min_disk: int, ref: str | None) -> int:
+    """As `size_for`, of an image that is in no cache.
+
+    Raises:
+        DiskTooSmall
+    """
     if want.size is None:
-        return _whole_sectors(base.virtual_size)
-    min_disk = base.record.min_disk if base.record else 0
-    if want.size < max(base.virtual_size, min_disk):
-        what, image = f"the disk {want.path}", base.ref if min_disk > base.virtual_size and base.ref else "the image"
-        raise DiskTooSmall(what, size=want.size, virtual_size=base.virtual_size, min_disk=min_disk, image=image)
-    return _whole_sectors(want.size)
+        return whole_sectors(virtual_size)
+    if want.size < max(virtual_size, min_disk):
+        what, image = f"the disk {want.path}", ref if min_disk > virtual_size and ref else "the image"
+        raise DiskTooSmall(what, size=want.size, virtual_size=virtual_size, min_disk=min_disk, image=image)
+    return whole_sectors(want.size)
 
 
-def _whole_sectors(size: int) -> int:
+def whole_sectors(size: int) -> int:
+    """The size, rounded up."""
     return -(-size // _SECTOR) * _SECTOR
 
 
@@ -68,7 +78,7 @@ def existing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Instance
         DiskExists: something else is there, or a disk of which it cannot be told what it was made from.
         DiskTooSmall
     """
-    size = size_for(base, want)
+    size_for(base, want)
     try:
         found = describe(want)
         record = recorded(want.path)
@@ -76,10 +86,26 @@ def existing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Instance
         return None
     except PermissionError as error:
         raise _exists(f"{want.path} exists and may not be read") from error
+    check_wanted(found, record, base, want, traits)
+    with suppress(OSError):  # where a rename is a link and an unlink, a crash between them leaves the disk two names
+        _temporary(want.path).unlink()
+    return found
+
+
+def check_wanted(
+    found: InstanceDisk, record: DiskRecord | None, base: BaseImage, want: DiskSpec, traits: BackendTraits
+) -> None:
+    """Make sure that a disk which is there is the one that is wanted.
+
+    Args:
+        found: the disk. record: what it says of itself.
+
+    Raises:
+        DiskExists: it is another. DiskTooSmall: none such can be wanted.
+    """
+    size = size_for(base, want)
     if (found.format, found.size) == (traits.disk_format, size) and _is_made_from(base, found, record):
-        with suppress(OSError):  # where a rename is a link and an unlink, a crash between them leaves the disk two names
-            _temporary(want.path).unlink()
-        return found
+        return
     made_from = found.base_path or "a base that is not recorded"
     raise _exists(
         f"the disk {want.path} exists: {_spoken(found)} from {made_from}, "
@@ -88,6 +114,8 @@ def existing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Instance
 
 
 def _is_made_from(base: BaseImage, found: InstanceDisk, record: DiskRecord | None) -> bool:
+    if record is not None and record.base is None:  # it was cloned, so the version is all that tells
+        return base.record is not None and record.version_id == base.record.version_id
     if found.base_path is None or os.path.realpath(found.base_path) != os.path.realpath(base.path):
         return False
     # A master keeps its name when its content changes, so the name alone does not say which content the disk has.
@@ -113,17 +141,7 @@ def publishing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Iterat
         DiskExists: somebody without our lock made one meanwhile.
         CacheMissing, CacheNotWritable, InsufficientSpace, StorageFailed
     """
-    temporary = _temporary(want.path)
-    record = DiskRecord(
-        layout=LAYOUT,
-        instance=want.instance,
-        name=want.name,
-        backend=traits.name,
-        format=traits.disk_format,
-        base=base.name,
-        cache=os.fspath(base.cache),
-        version_id=base.record.version_id if base.record else None,
-    )
+    temporary, record = _temporary(want.path), record_of(base, want, traits)
     with translated(want.path.parent):
         temporary.unlink(missing_ok=True)  # what a crash left; the lock is ours
         fd = create(temporary, _MODE)  # crash: a temporary, removed by the next attempt
@@ -136,6 +154,20 @@ def publishing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Iterat
             os.close(fd)
             with suppress(OSError):
                 temporary.unlink()
+
+
+def record_of(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> DiskRecord:
+    """What a disk that is made from a base image says of itself."""
+    return DiskRecord(
+        layout=LAYOUT,
+        instance=want.instance,
+        name=want.name,
+        backend=traits.name,
+        format=traits.disk_format,
+        base=base.name,
+        cache=os.fspath(base.cache),
+        version_id=base.record.version_id if base.record else None,
+    )
 
 
 def _temporary(path: Path) -> Path:
@@ -190,7 +222,7 @@ def _disk(
     size: int | None,
     backing: Path | None,
 ) -> InstanceDisk:
-    base_path = backing or (Path(record.cache) / record.base if record else None)
+    base_path = backing or base_path_of(record)
     return InstanceDisk(
         instance=want.instance,
         name=want.name,
@@ -202,6 +234,13 @@ def _disk(
         base=base_path.name if base_path else None,
         base_path=base_path,
     )
+
+
+def base_path_of(record: DiskRecord | None) -> Path | None:
+    """The file of the base image that a disk says it was made from."""
+    if record is None or record.base is None or record.cache is None:
+        return None
+    return Path(record.cache) / record.base
 
 
 def _noted_format(path: Path) -> str | None:
@@ -222,19 +261,25 @@ def recorded(path: Path) -> DiskRecord | None:
         return decode_disk_record(read_attribute(fd))
 
 
+def recorded_directory(path: Path) -> DiskRecord | None:
+    """What the attribute of a directory says, which is a disk then: some formats have several files.
+
+    Raises:
+        OSError
+    """
+    return decode_disk_record(read_attribute(path))
+
+
 def grow(disk: InstanceDisk, size: int) -> None:
     """Make the disk larger, to whole sectors; its own size is a success. The caller knows that nobody has it open.
 
     Raises:
         ShrinkRefused, DiskUnrecorded, ToolFailed, InsufficientSpace, StorageFailed
     """
-    size = _whole_sectors(size)
-    disk_format, old_size = _known(disk)
+    size = whole_sectors(size)
+    disk_format, old_size = known(disk)
     if size < old_size:
-        raise ShrinkRefused(
-            f"{disk.path} has {old_size} bytes and is not made smaller, to {size} bytes",
-            hint=f"ask for {old_size} bytes or more",
-        )
+        raise shrink_refused(disk, size)
     if size > old_size:
         with translated(disk.path):
             qemuimg.resize(disk.path, format=disk_format, size=size)
@@ -245,7 +290,15 @@ def grow(disk: InstanceDisk, size: int) -> None:
                 os.close(fd)
 
 
-def _known(disk: InstanceDisk) -> tuple[str, int]:
+def shrink_refused(disk: InstanceDisk, size: int) -> ShrinkRefused:
+    """The error that a smaller size is."""
+    return ShrinkRefused(
+        f"{disk.path} has {disk.size} bytes and is not made smaller, to {size} bytes",
+        hint=f"ask for {disk.size} bytes or more",
+    )
+
+
+def known(disk: InstanceDisk) -> tuple[str, int]:
     """The disk's format and size, without which no tool may open it."""
     if disk.format is None:
         with translated(disk.path):
@@ -260,6 +313,52 @@ def _known(disk: InstanceDisk) -> tuple[str, int]:
             hint="look at it with a tool that is given its format",
         )
     return disk.format, disk.size
+
+
+def record_again(disk: InstanceDisk, base: BaseImage, traits: BackendTraits) -> None:
+    """Have the disk say of itself that it was made from another base image, durably. It is ours, or Nova's, by its record.
+
+    Raises:
+        DiskNotFound, DiskExists, StorageFailed
+    """
+    want = DiskSpec(instance=disk.instance, name=disk.name, path=disk.path)
+    with translated(disk.path), _opened(disk.path) as fd:
+        write_attribute(fd, encode_record(record_of(base, want, traits)))  # crash: the old record, which names another base
+        os.fsync(fd)
+
+
+def preallocate(fd: int, size: int, preallocation: str) -> None:
+    """Have a raw file occupy all of its bytes: reserved (falloc) or written with zeros where it has holes (full).
+
+    Raises:
+        OSError: also when there is no room.
+    """
+    if preallocation == "none":
+        return
+    if preallocation == "full":
+        fill_holes(fd, size)
+    os.posix_fallocate(fd, 0, size)
+
+
+def attachment(disk: InstanceDisk, preallocation: str, *, cache: str | None, discard: str | None) -> Attachment:
+    """How a hypervisor is to open a file.
+
+    Where all of it is allocated the kernel's own asynchronous I/O never waits for blocks; it needs a cache mode that goes
+    around the page cache.
+
+    Raises:
+        DiskUnrecorded
+    """
+    disk_format, _ = known(disk)
+    is_native = preallocation in ("falloc", "full") and cache in ("none", "directsync")
+    return Attachment(
+        type="file",
+        source=os.fspath(disk.path),
+        format=disk_format,
+        cache=cache,
+        io="native" if is_native else None,
+        discard=discard,
+    )
 
 
 def remove(disk: InstanceDisk) -> None:

@@ -420,6 +420,21 @@ def data_extents(fd: int, size: int, *, start: int = 0) -> Iterator[tuple[int, i
         yield start, end
 
 
+def fill_holes(fd: int, size: int) -> None:
+    """Write zeros where the file has holes, up to ``size`` bytes, so that all of it is there.
+
+    Raises:
+        OSError
+    """
+    position = 0
+    for start, end in [*data_extents(fd, size), (size, size)]:
+        while position < start:
+            length = min(len(_ZEROS), start - position)
+            write_at(fd, _ZEROS[:length], position)
+            position += length
+        position = max(position, end)
+
+
 def copy_sparse(source: int, target: int, size: int) -> None:
     """Copy ``size`` bytes into an empty target of that length, keeping holes: reflink, else extent by extent in the kernel.
 

@@ -1,33 +1,46 @@
 """Disks of instances on this host: made under the right locks, recorded where they must be, listed, grown and removed.
 
 A disk lies in its instance's directory below the instances path, which usage scans, or at a path of the caller's, which a root
-in its image's cache remembers (see `underlay.store.roots`). The locks of disks lie in the configuration's first cache, whatever
-cache an image comes from, so that two makers of one disk always meet. A thread that makes a disk holds its image's locks
-first; nobody who holds a disk's lock waits for an image's.
+in its image's cache remembers (see `underlay.store.roots`), or in a place of its backend's own, which a record in that cache
+remembers (see `underlay.store.volumes`). The locks of disks lie in the configuration's first cache, whatever cache an image
+comes from, so that two makers of one disk always meet; a disk in a place of its backend's own has the lock of the file that it
+would be. A thread that makes a disk holds its image's locks first; nobody who holds a disk's lock waits for an image's.
 """
 
 import math
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from underlay import diskinfo, filedisk, later, locks
 from underlay.config import Config
 from underlay.contracts import DiskBackend
-from underlay.errors import CacheMissing, DiskExists, DiskInUse, DiskNotFound, InvalidName, NotCached, UnderlayError
+from underlay.errors import (
+    CacheMissing,
+    DiskExists,
+    DiskInUse,
+    DiskNotFound,
+    DiskUnrecorded,
+    InvalidName,
+    NotCached,
+    UnderlayError,
+    Unsupported,
+)
 from underlay.files import keeps_attributes, make_directory, sync_directory, translated
-from underlay.model import BaseImage, DiskSpec, InstanceDisk, Problem
+from underlay.model import BaseImage, DiskSpec, ImageVersion, InstanceDisk, Problem
 from underlay.naming import is_image_name, plain_name
 from underlay.store import Store, images, roots
 
 if TYPE_CHECKING:
+    from underlay import registry, volumes
     from underlay.usage import openfiles
 else:
     openfiles = later.module("underlay.usage.openfiles")  # who makes a disk need not know whether it is open
+    registry, volumes = later.module("underlay.registry"), later.module("underlay.volumes")
 
 _DISK_FILE = re.compile(r"disk(\..+)?", re.ASCII)
 _NOT_DISKS = frozenset({diskinfo.NAME, f"{diskinfo.NAME}.tmp"})
@@ -36,25 +49,46 @@ _LONGEST_PATH = 4095 - len("..underlay")  # PATH_MAX, less what a disk's tempora
 _BRIEFLY, _POLL = 0.5, 0.02  # seconds: how long somebody who only looks at a disk may have it open, and between our looks
 
 
-def disk_spec(config: Config, instance: str, name: str, *, size: int | None = None, path: Path | None = None) -> DiskSpec:
+def disk_spec(
+    config: Config,
+    instance: str,
+    name: str,
+    *,
+    size: int | None = None,
+    path: Path | None = None,
+    backend: DiskBackend | None = None,
+    key: bytes | None = None,
+) -> DiskSpec:
     """Where an instance's disk goes; names and paths are checked.
+
+    Args:
+        backend: in whose own place it goes, if it has one; None: the disk is a file.
 
     Raises:
         InvalidName
     """
     plain_name(instance, what="an instance")
     plain_name(name, what="a disk")
-    if path is None:
-        if not _DISK_FILE.fullmatch(name):
-            raise InvalidName(f"{name!r} is no name for a disk", hint="use 'disk' or 'disk.SUFFIX', as Nova does")
-        path = config.instances / instance / name
-    _check_place(config, path)
+    if path is None and not _DISK_FILE.fullmatch(name):
+        raise InvalidName(f"{name!r} is no name for a disk", hint="use 'disk' or 'disk.SUFFIX', as Nova does")
+    if backend is not None and (place := backend.place(instance, name)) is not None:
+        if path is not None:
+            what = f"no disk of the {backend.traits.name} backend can lie at {path}: it has a place of its own"
+            raise InvalidName(what, hint="leave the path out")
+        return DiskSpec(instance=instance, name=name, path=place, size=size, key=key)
+    path = config.instances / instance / name if path is None else path
+    check_place(config, path)
     if path.parent.parent == config.instances and path.parent.name != instance:
         raise InvalidName(f"{path} lies in the directory of another instance than {instance}", hint="name that instance")
-    return DiskSpec(instance=instance, name=name, path=path, size=size)
+    return DiskSpec(instance=instance, name=name, path=path, size=size, key=key)
 
 
-def _check_place(config: Config, path: Path) -> None:
+def check_place(config: Config, path: Path) -> None:
+    """Refuse a path at which no disk can lie.
+
+    Raises:
+        InvalidName
+    """
     text = os.fspath(path)
     if not path.is_absolute() or text.startswith("//") or ".." in path.parts or not text.isprintable() or not path.name:
         raise InvalidName(f"{text!r} is no place for a disk", hint="use a plain absolute path")
@@ -71,7 +105,12 @@ def _check_place(config: Config, path: Path) -> None:
                 raise InvalidName(f"{text!r} is no place for a disk: {taken} is a cache or its locks", hint="use another name")
 
 
-def _is_scanned(config: Config, path: Path) -> bool:
+def called(config: Config, backend: DiskBackend, want: DiskSpec) -> Path:
+    """The path by which a disk is locked and recorded: its own if it is a file, else that of the file that it would be."""
+    return want.path if backend.traits.on_host_filesystem else config.instances / want.instance / want.name
+
+
+def is_scanned(config: Config, path: Path) -> bool:
     """Whether a look through the instances path finds the disk; any other needs a root."""
     return path.parent.parent == config.instances and bool(_DISK_FILE.fullmatch(path.name))
 
@@ -87,14 +126,17 @@ def create(config: Config, backend: DiskBackend, base: BaseImage, want: DiskSpec
     Raises:
         as `DiskBackend.create`; NotCached: the base is gone. CacheMissing, CacheNotWritable, LockTimeout.
     """
-    _check_directory(config, want.path)
-    home = _home(config)
-    with images.held(store, base.name) as hold, _disk_lock(home, want.path):
+    check_key(backend, want)
+    home, at = _home(config), called(config, backend, want)
+    if backend.traits.on_host_filesystem:
+        _check_directory(config, want.path)
+    with images.held(store, base.name) as hold, _disk_lock(home, at):
         if _content(hold.image) != _content(base):
             raise NotCached(f"the image {base.name} was replaced meanwhile", hint="ask for the disk again")
         images.mark_used(store, base.name)
-        is_new = not os.path.lexists(want.path)
-        with _use_recorded(config, home, store, hold.image, want, disk_format=backend.traits.disk_format):
+        refuse_another(config, backend, want)
+        is_new = not is_there(backend, want)
+        with _recorded(config, home, backend, hold.image, want, store=store):
             disk = backend.create(hold.image, want)
             try:
                 hold.confirm()
@@ -105,8 +147,66 @@ def create(config: Config, backend: DiskBackend, base: BaseImage, want: DiskSpec
         return disk
 
 
+def clone(config: Config, backend: DiskBackend, version: ImageVersion, want: DiskSpec) -> InstanceDisk:
+    """Make a disk from what its backend's storage has already; after a failure nothing of it is left.
+
+    Raises:
+        as `DiskBackend.clone`; CacheMissing, CacheNotWritable, LockTimeout.
+    """
+    check_key(backend, want)
+    if not backend.traits.clones or backend.traits.on_host_filesystem:
+        raise Unsupported(backend.traits.name, "clone an image")
+    home = _home(config)
+    with _disk_lock(home, called(config, backend, want)):
+        refuse_another(config, backend, want)
+        with volumes.recorded(config, home, backend, want, base=None):
+            return backend.clone(version, want)
+
+
+def check_key(backend: DiskBackend, want: DiskSpec) -> None:
+    """Refuse a key that nothing would be encrypted with.
+
+    Raises:
+        Unsupported
+    """
+    if want.key is not None and not backend.traits.encrypts:
+        raise Unsupported(backend.traits.name, "encrypt a disk")
+
+
+def is_there(backend: DiskBackend, want: DiskSpec) -> bool:
+    """Whether anything has the disk's place."""
+    return os.path.lexists(want.path) if backend.traits.on_host_filesystem else backend.exists(want)
+
+
+def refuse_another(config: Config, backend: DiskBackend, want: DiskSpec) -> None:
+    """Refuse a disk of an instance that has one of this name already, kept by another backend in another place.
+
+    The caller holds the disk's lock.
+
+    Raises:
+        DiskExists; BackendUnavailable: it cannot be told.
+    """
+    at = config.instances / want.instance / want.name
+    if want.path != at and backend.traits.on_host_filesystem:
+        return  # at a path of its own, where it is no other disk's
+    for store in config.caches.values():
+        if os.path.lexists(store.paths.volume(at)):
+            volumes.refuse_another(config, store, want)
+    if want.path != at and os.path.lexists(at):
+        raise DiskExists(f"the disk {want.name} of {want.instance} exists: {at}", hint="remove it, or choose another name")
+
+
+def _recorded(
+    config: Config, home: Store, backend: DiskBackend, base: BaseImage, want: DiskSpec, *, store: Store
+) -> AbstractContextManager[None]:
+    """Record a disk that is about to appear; forget it again when it does not."""
+    if backend.traits.on_host_filesystem:
+        return _use_recorded(config, home, store, base, want, disk_format=backend.traits.disk_format)
+    return volumes.recorded(config, store, backend, want, base=base.name)
+
+
 def _check_directory(config: Config, path: Path) -> None:
-    directory = config.instances if _is_scanned(config, path) else path.parent
+    directory = config.instances if is_scanned(config, path) else path.parent
     with translated(directory):
         if not directory.is_dir():
             raise CacheMissing(f"{directory} is not there, so no disk can be made in it", hint="make the directory")
@@ -127,7 +227,7 @@ def _use_recorded(
     if os.path.lexists(want.path):
         yield  # whether it is the wanted one is the backend's to say; its records stand
         return
-    scanned = _is_scanned(config, want.path)
+    scanned = is_scanned(config, want.path)
     with translated(want.path):
         made_directory = _record(home, store, base, want, disk_format=disk_format, scanned=scanned)
     try:
@@ -135,7 +235,7 @@ def _use_recorded(
     except BaseException:
         if not os.path.lexists(want.path):
             with suppress(OSError, UnderlayError):
-                _forget(home, want.path, roots_of=[(store, base.name)], with_directory=made_directory)
+                _forget(home, want.path, rooted=[(store, base.name)], with_directory=made_directory)
         raise
 
 
@@ -178,12 +278,12 @@ def _note(path: Path, disk_format: str) -> bool:
     return is_new
 
 
-def _forget(home: Store, path: Path, *, roots_of: list[tuple[Store, str]], with_directory: bool) -> None:
+def _forget(home: Store, path: Path, *, rooted: list[tuple[Store, str]], with_directory: bool) -> None:
     with _directory_lock(home, path.parent):
         diskinfo.forget(path)
         if with_directory:
             _remove_if_empty(path.parent)
-    for store, name in roots_of:
+    for store, name in rooted:
         roots.retire(store, name, path)
 
 
@@ -196,6 +296,42 @@ def _remove_if_empty(directory: Path) -> None:
 # -------------------------------------------------------------------------------------------------------- growing and removing
 
 
+def find(config: Config, instance: str, name: str, *, path: Path | None = None) -> tuple[DiskSpec, DiskBackend]:
+    """A disk that is there, and the backend that has it; a path must be that of what something records as this disk.
+
+    Raises:
+        DiskNotFound, DiskUnrecorded, InvalidName; UnknownBackend, ExtraMissing: nothing here can look at it.
+    """
+    spec = disk_spec(config, instance, name, path=path)
+    if not os.path.lexists(spec.path) and path is None and (volume := volumes.find(config, spec.path)):
+        return volumes.spec_of(volume), volumes.backend_of(config, volume)
+    if path is not None and (volume := volumes.find_by_place(config, path)):
+        _check_owner(path, instance, volume.instance)
+        return volumes.spec_of(volume), volumes.backend_of(config, volume)
+    return spec, _backend_of_file(config, spec, must_be_recorded=path is not None)
+
+
+def _backend_of_file(config: Config, spec: DiskSpec, *, must_be_recorded: bool) -> DiskBackend:
+    with translated(spec.path):
+        if os.path.isdir(spec.path) and not os.path.islink(spec.path):
+            record = filedisk.recorded_directory(spec.path)
+        else:
+            found = filedisk.describe(spec)
+            record = filedisk.recorded(spec.path) if must_be_recorded else None
+            if record is None and (found.format is not None or not must_be_recorded):
+                name = "flat" if found.backend == "unknown" else found.backend
+                return registry.open_backend(name, config.disks)
+    if record is None:
+        raise DiskUnrecorded(f"nothing says that {spec.path} is a disk", hint="only recorded disks are shown or touched")
+    _check_owner(spec.path, spec.instance, record.instance)
+    return registry.open_backend(record.backend, config.disks)
+
+
+def _check_owner(path: Path, instance: str, owner: str) -> None:
+    if owner != instance:
+        raise DiskNotFound(f"{path} is not a disk of {instance}", hint=f"it is one of {owner}")
+
+
 def resize(config: Config, backend: DiskBackend, want: DiskSpec, size: int, *, assume_closed: bool) -> InstanceDisk:
     """Grow a disk that nobody has open.
 
@@ -203,11 +339,10 @@ def resize(config: Config, backend: DiskBackend, want: DiskSpec, size: int, *, a
         assume_closed: the caller knows that it is closed; one that is seen to be open is left alone all the same.
 
     Raises:
-        DiskNotFound, DiskInUse, ShrinkRefused, DiskUnrecorded, ToolFailed
+        DiskNotFound, DiskInUse, ShrinkRefused, DiskUnrecorded, Unsupported, ToolFailed
     """
-    with _disk_lock(_home(config), want.path):
-        _refuse_open(want.path, assume_closed=assume_closed)
-        return backend.resize(backend.describe(want), size)
+    with closed(config, backend, want, assume_closed=assume_closed) as disk:
+        return backend.resize(disk, size)
 
 
 def remove(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_closed: bool) -> InstanceDisk:
@@ -219,15 +354,42 @@ def remove(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_close
     Raises:
         DiskNotFound, DiskInUse, DiskUnrecorded: the directory's record cannot be read, so nothing was removed.
     """
-    home = _home(config)
-    with _disk_lock(home, want.path):
-        _refuse_open(want.path, assume_closed=assume_closed)
-        disk = backend.describe(want)
+    with closed(config, backend, want, assume_closed=assume_closed) as disk:
+        if not backend.traits.on_host_filesystem:
+            backend.remove(disk)  # crash: a record of a disk that is gone, which says nothing wrong
+            volumes.forget(config, called(config, backend, want))
+            return disk
         with translated(disk.path):
             diskinfo.recorded_format(disk.path)
-            backend.remove(disk)  # crash: a record of a disk that is gone, which says nothing wrong
-            _forget(home, disk.path, roots_of=_roots_of(config, disk), with_directory=_is_scanned(config, disk.path))
+            backend.remove(disk)  # crash: the same
+            recorded, scanned = roots_of(config, disk), is_scanned(config, disk.path)
+            _forget(_home(config), disk.path, rooted=recorded, with_directory=scanned)
     return disk
+
+
+def locked(config: Config, backend: DiskBackend, want: DiskSpec) -> AbstractContextManager[None]:
+    """A disk's lock, held."""
+    return _disk_lock(_home(config), called(config, backend, want))
+
+
+@contextmanager
+def closed(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_closed: bool) -> Iterator[InstanceDisk]:
+    """A disk that nobody has open, with its lock held.
+
+    Args:
+        assume_closed: as for `resize`.
+
+    Raises:
+        DiskNotFound, DiskInUse, DiskUnrecorded
+    """
+    with locked(config, backend, want):
+        if not backend.traits.on_host_filesystem:
+            disk = backend.describe(want)
+            _refuse_open(disk.path, lambda: backend.is_open(disk), assume_closed=assume_closed)
+            yield disk
+        else:
+            _refuse_open(want.path, lambda: _is_open(want.path), assume_closed=assume_closed)
+            yield backend.describe(want)
 
 
 def forget(config: Config, path: Path) -> None:
@@ -236,7 +398,11 @@ def forget(config: Config, path: Path) -> None:
     Raises:
         DiskExists: it is there. DiskNotFound: no disk is recorded at this path. InvalidName
     """
-    _check_place(config, path)
+    if volume := volumes.find_by_place(config, path):
+        with _disk_lock(_home(config), volumes.called(config, volume.instance, volume.name)):
+            volumes.forget_missing(config, volume)
+        return
+    check_place(config, path)
     with _disk_lock(_home(config), path):
         if os.path.lexists(path):
             raise DiskExists(f"{path} is there", hint="'underlay disk remove' removes it")
@@ -247,7 +413,7 @@ def forget(config: Config, path: Path) -> None:
             roots.retire(store, name, path)
 
 
-def _roots_of(config: Config, disk: InstanceDisk) -> list[tuple[Store, str]]:
+def roots_of(config: Config, disk: InstanceDisk) -> list[tuple[Store, str]]:
     """Where a root of the disk may be: in the cache that holds its base."""
     base = disk.base_path
     return [
@@ -257,9 +423,9 @@ def _roots_of(config: Config, disk: InstanceDisk) -> list[tuple[Store, str]]:
     ]
 
 
-def _refuse_open(path: Path, *, assume_closed: bool) -> None:
+def _refuse_open(path: Path, look: Callable[[], bool | None], *, assume_closed: bool) -> None:
     deadline = time.monotonic() + _BRIEFLY
-    while (opened := _is_open(path)) is not False and time.monotonic() < deadline:
+    while (opened := look()) is not False and time.monotonic() < deadline:
         time.sleep(_POLL)  # a listing has it open for a moment, a machine for long
     if opened:
         raise DiskInUse(f"{path} is open in QEMU or another program", hint="stop the instance first")
@@ -272,9 +438,13 @@ def _refuse_open(path: Path, *, assume_closed: bool) -> None:
 
 def _is_open(path: Path) -> bool | None:
     try:
-        return openfiles.is_open(path)
+        if not os.path.isdir(path):
+            return openfiles.is_open(path)
+        with translated(path):
+            answers = set(openfiles.opened(path / name for name in os.listdir(path)).values())
     except CacheMissing as error:
         raise DiskNotFound(f"there is no disk {path}") from error
+    return True if True in answers else None if None in answers else False
 
 
 # -------------------------------------------------------------------------------------------------------------------- listing
@@ -282,17 +452,27 @@ def _is_open(path: Path) -> bool | None:
 
 def disks(config: Config) -> tuple[list[InstanceDisk], list[Problem]]:
     """Every disk in the instances path and every disk of ours elsewhere, by path; and what could not be looked at."""
-    found: list[InstanceDisk] = []
     problems: list[Problem] = []
+    found: list[InstanceDisk] = volumes.disks(config, problems) if _has_volumes(config) else []
     specs = {spec.path: spec for spec in (*_rooted(config, problems), *_scanned(config, problems))}
     for path in sorted(specs):
         try:
-            found.append(filedisk.describe(specs[path]))
+            found.append(_described(config, specs[path]))
         except DiskNotFound:  # gone meanwhile, or a root whose disk never came
             continue
         except UnderlayError as error:
             problems.append(Problem(error.code, path, error.message))
-    return found, problems
+    return sorted(found, key=lambda disk: disk.path), problems
+
+
+def _has_volumes(config: Config) -> bool:
+    return any(os.path.lexists(store.paths.volumes) for store in config.caches.values())
+
+
+def _described(config: Config, spec: DiskSpec) -> InstanceDisk:
+    if not os.path.isdir(spec.path) or os.path.islink(spec.path):
+        return filedisk.describe(spec)
+    return _backend_of_file(config, spec, must_be_recorded=False).describe(spec)
 
 
 def _scanned(config: Config, problems: list[Problem]) -> list[DiskSpec]:
@@ -302,8 +482,17 @@ def _scanned(config: Config, problems: list[Problem]) -> list[DiskSpec]:
         for directory in _entries(config.instances, problems)
         if directory.is_dir(follow_symlinks=False) and Path(directory.path) not in caches
         for file in _entries(Path(directory.path), problems)
-        if _is_scanned(config, Path(file.path)) and file.name not in _NOT_DISKS and file.is_file(follow_symlinks=False)
+        if is_scanned(config, Path(file.path)) and file.name not in _NOT_DISKS and _may_be_disk(file)
     ]
+
+
+def _may_be_disk(entry: os.DirEntry[str]) -> bool:
+    """A plain file, or a directory that says it is a disk."""
+    if entry.is_file(follow_symlinks=False):
+        return True
+    with suppress(OSError):
+        return entry.is_dir(follow_symlinks=False) and filedisk.recorded_directory(Path(entry.path)) is not None
+    return False
 
 
 def _entries(directory: Path, problems: list[Problem]) -> list[os.DirEntry[str]]:

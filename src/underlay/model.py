@@ -96,6 +96,8 @@ class ImageVersion(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: the immutable version id, or None when only the bytes can tell (docs/design, names).
         size: bytes as served, or None when the source does not announce it.
+        locations: URLs of the same bytes in the storage behind the source, such as ``rbd://fsid/pool/image/snapshot``, from
+            which a backend may clone a disk; may carry credentials, so they are never printed or stored.
         disk_format: the source's label (Glance's words: raw, qcow2, vmdk …), or None.
         digests: what the source promises of the bytes as served. content_digests: of what they are decompressed to, when they
             are compressed.
@@ -122,8 +124,9 @@ class ImageVersion(msgspec.Struct, frozen=True, kw_only=True):
     no_store: bool = False
     properties: Mapping[str, str] = msgspec.field(default_factory=dict)
     found_at: str | None = None
+    locations: tuple[str, ...] = ()
 
-    __repr__, __rich_repr__ = hiding("found_at")
+    __repr__, __rich_repr__ = hiding("found_at", "locations")
 
 
 class Form(StrEnum):
@@ -181,7 +184,13 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
 class DiskRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a disk that we made says of itself: the JSON value of its inode's ``user.underlay`` attribute.
 
-    A guest cannot reach it, so the format recorded here is trusted before any header on the disk.
+    A disk that is no file carries the same value where its storage keeps such: a volume's tags, an image's metadata. A guest
+    cannot reach it, so the format recorded here is trusted before any header on the disk.
+
+    Attributes:
+        base, cache: the base image that it was made from, and the directory of its cache; None when it was cloned from what
+            its storage had already. version_id: of the image, either way; None when that is not known.
+        parent: what its storage has it read from, such as ``rbd:pool/image@snapshot``; None: nothing.
     """
 
     layout: int
@@ -189,9 +198,10 @@ class DiskRecord(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     backend: str
     format: str
-    base: str
-    cache: str
+    base: str | None
+    cache: str | None
     version_id: str | None
+    parent: str | None = None
 
 
 class Damage(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,22 +257,29 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         size: bytes, or None for the image's virtual size.
-        path: where the disk goes.
+        path: where the disk goes: a file, a directory, or the device that it is on this host. A disk that is none of these on
+            this host, such as a Ceph image, is called by the device that it would be (``/dev/rbd/POOL/IMAGE``).
+        key: with which the disk is encrypted at rest; None: it is not. Never printed or stored.
     """
 
     instance: str
     name: str
     path: Path
     size: int | None = None
+    key: bytes | None = None
+
+    __repr__, __rich_repr__ = hiding("key")
 
 
 class InstanceDisk(msgspec.Struct, frozen=True, kw_only=True):
     """A disk made for one instance.
 
     Attributes:
+        path: as `DiskSpec` has it; no two disks of a host share one.
         format: recorded format, or None when nothing trustworthy says it.
         size: bytes that the guest sees, or None when the format is not known. allocated: bytes that the disk itself occupies.
         base: name of its base image; None when it has or names none. base_path: the backing or source file.
+        parent: what its storage has it read from, such as ``rbd:pool/image@snapshot``; None: nothing.
     """
 
     instance: str
@@ -274,6 +291,42 @@ class InstanceDisk(msgspec.Struct, frozen=True, kw_only=True):
     allocated: int
     base: str | None
     base_path: Path | None
+    parent: str | None = None
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """How a hypervisor is to open a disk, in libvirt's words (its domain XML, ``disk``).
+
+    Attributes:
+        type: ``file``, ``block`` or ``network``: how it is reached.
+        source: the file, the device, or what the protocol calls it (``pool/image``).
+        format: the driver's type, such as raw or qcow2; never to be guessed.
+        cache, io, discard: of the driver; None: as the hypervisor does by itself.
+        protocol: of a network disk, such as rbd. servers: host names or addresses with their ports; none: as the protocol's
+            client is configured on the host. user, secret: who asks, and the UUID of the hypervisor's secret that has the key.
+    """
+
+    type: str
+    source: str
+    format: str
+    cache: str | None = None
+    io: str | None = None
+    discard: str | None = None
+    protocol: str | None = None
+    servers: tuple[tuple[str, int], ...] = ()
+    user: str | None = None
+    secret: str | None = None
+
+
+class Extraction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a disk's content is to be written as.
+
+    Attributes:
+        format: raw or qcow2. compressed: whether its clusters are; of a raw file they cannot be.
+    """
+
+    format: str
+    compressed: bool = False
 
 
 class Ephemeral(msgspec.Struct, frozen=True, kw_only=True):

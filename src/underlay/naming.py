@@ -190,6 +190,15 @@ class CachePaths(msgspec.Struct, frozen=True):
         return self.private / "disks"
 
     @property
+    def volumes(self) -> Path:
+        """Records of disks that are no files."""
+        return self.private / "volumes"
+
+    def volume(self, path: Path) -> Path:
+        """The record of a disk that is no file, by the path that it would have as one."""
+        return self.volumes / f"{path_key(path)}.json"
+
+    @property
     def leases(self) -> Path:
         """Pins and leases."""
         return self.private / "leases"

@@ -61,16 +61,50 @@ def convert_to_raw(source: Path, target: Path, *, format: str) -> None:  # noqa:
     _write(["qemu-img", "convert", "-f", format, "-O", "raw", _plain(source), _plain(target)], limits=_CONVERT)
 
 
+Node = dict[str, object]
+"""A file, or a whole backing chain, with the format of each file: what QEMU's ``json:`` names hold."""
+
+
+def node(path: Path, *, format: str) -> Node:  # noqa: A002
+    """A file of a format that nothing guesses."""
+    return {"driver": format, "file": {"driver": "file", "filename": _plain(path)}}
+
+
+def convert(source: Node, target: Path, *, format: str, compressed: bool = False) -> None:  # noqa: A002
+    """Write the guest's view of a chain into the new file ``target``. Durability is the caller's.
+
+    Raises:
+        ToolMissing, ToolFailed, ToolTimedOut; OSError when the file system is full
+    """
+    compress = ["-c"] if compressed else []
+    _write(["qemu-img", "convert", *compress, "-O", format, _named(source), _plain(target)], limits=_CONVERT)
+
+
+def rebase(disk: Node, backing: tuple[Path, str] | None) -> None:
+    """Give an overlay another backing file, or none, and what it then lacks of what its guest sees.
+
+    Args:
+        backing: the file, whose name is recorded as it is, and its format.
+
+    Raises:
+        ToolMissing, ToolFailed (also when QEMU has it open), ToolTimedOut; OSError when the file system is full
+    """
+    named = ["-b", ""] if backing is None else ["-b", _plain(backing[0]), "-F", backing[1]]
+    _write(["qemu-img", "rebase", *named, _named(disk)], limits=_CONVERT)
+
+
+def _named(source: Node) -> str:
+    return f"json:{json.dumps(source)}"
+
+
 def resize(path: Path, *, format: str, size: int) -> None:  # noqa: A002
     """Grow a disk to ``size`` bytes. Only its own file is opened: its backing chain may hold what nobody inspected.
 
     Raises:
         ToolMissing, ToolFailed (also when QEMU has it open), ToolTimedOut
     """
-    node: dict[str, object] = {"driver": format, "file": {"driver": "file", "filename": _plain(path)}}
-    if format == "qcow2":
-        node["backing"] = None
-    run(["qemu-img", "resize", "-q", f"json:{json.dumps(node)}", str(size)], limits=_CHANGE)
+    alone = node(path, format=format) | ({"backing": None} if format == "qcow2" else {})
+    run(["qemu-img", "resize", "-q", _named(alone), str(size)], limits=_CHANGE)
 
 
 def _write(argv: Sequence[str], *, limits: Limits) -> None:

@@ -54,18 +54,27 @@ def open_source(scheme: str, arguments: Mapping[str, Any]) -> ImageSource:
     return cast("ImageSource", _load(location)(**arguments))
 
 
-def open_backend(name: str) -> DiskBackend:
+def open_backend(name: str, arguments: Mapping[str, Mapping[str, Any]]) -> DiskBackend:
     """The disk backend of this name. No I/O.
+
+    Args:
+        arguments: those that are configured for each backend, by its name.
 
     Raises:
         UnknownBackend: the hint lists the known ones. ExtraMissing: its adapter needs something that is not installed.
+        ConfigError: the adapter lacks an argument that it cannot do without.
     """
     name = _ALIASES.get(name, name)
     location = _DISKS.get(name) or _entry_points("underlay.disks").get(name)
     if location is None:
-        known = ", ".join(sorted({*_DISKS, *_ALIASES, "default", *_entry_points("underlay.disks")}))
+        known = ", ".join(sorted({"default", *_ALIASES, *known_backends()}))
         raise UnknownBackend(f"there is no disk backend {name!r}", hint=f"known backends: {known}")
-    return cast("DiskBackend", _load(location)())
+    return cast("DiskBackend", _load(location)(**arguments.get(name, {})))
+
+
+def known_backends() -> list[str]:
+    """The names of all disk backends, those of third parties among them."""
+    return sorted({*_DISKS, *_entry_points("underlay.disks")})
 
 
 def open_inventory(text: str, *, host: str, hosts: Sequence[str]) -> InstanceInventory | None:

@@ -5,7 +5,15 @@ from pathlib import Path
 import click
 
 from underlay import render
-from underlay.cli.options import cache_option, closed_option, disk_name_option, disk_path_option, json_option, wide_option
+from underlay.cli.options import (
+    cache_option,
+    closed_option,
+    disk_name_option,
+    disk_path_option,
+    json_option,
+    key_of,
+    wide_option,
+)
 from underlay.cli.output import answer, show
 from underlay.cli.session import Session
 from underlay.model import InstanceDisk
@@ -13,7 +21,7 @@ from underlay.model import InstanceDisk
 
 @click.group()
 def disk() -> None:
-    """Make, list, grow and remove the disks of instances."""
+    """Make, list, grow, write out and remove the disks of instances."""
 
 
 @disk.command()
@@ -22,10 +30,15 @@ def disk() -> None:
     "--image", required=True, metavar="IMAGE", help="A ref, fetched first unless it is here; or the name of an image that is."
 )
 @click.option("--size", metavar="SIZE", help="What the guest sees, such as 20GiB. Default: the image's virtual size.")
-@click.option("--backend", metavar="NAME", help="qcow2 (an overlay), flat (a raw copy), or default.")
+@click.option(
+    "--backend", metavar="NAME", help="qcow2 (an overlay), flat (a raw copy), another of 'disk backends', or default."
+)
 @disk_name_option
 @disk_path_option
 @cache_option
+@click.option(
+    "--key-file", type=click.Path(path_type=Path, readable=False), metavar="FILE", help="Encrypt the disk with FILE's content."
+)
 @json_option
 @click.pass_obj
 def create(
@@ -37,6 +50,7 @@ def create(
     name: str,
     path: Path | None,
     cache: str | None,
+    key_file: Path | None,
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Make a disk for INSTANCE (a UUID or a name) from an image.
@@ -46,8 +60,9 @@ def create(
     \b
     underlay disk create web-1 --image https://example.org/debian-12.qcow2 --size 20GiB
     """
+    key = None if key_file is None else key_of(key_file)
     with session.host() as host:
-        made = host.create_disk(instance, image, size=size, backend=backend, name=name, path=path, cache=cache)
+        made = host.create_disk(instance, image, size=size, backend=backend, name=name, path=path, cache=cache, key=key)
     _answer(made, as_json=as_json)
 
 
@@ -76,6 +91,22 @@ def show_disk(session: Session, instance: str, name: str, path: Path | None, as_
     with session.host() as host:
         found = host.disk(instance, name=name, path=path)
     _answer(found, as_json=as_json)
+
+
+@disk.command()
+@click.argument("instance")
+@disk_name_option
+@disk_path_option
+@json_option
+@click.pass_obj
+def attachment(session: Session, instance: str, name: str, path: Path | None, as_json: bool) -> None:  # noqa: FBT001
+    """Say how a hypervisor is to open a disk of INSTANCE, in the words of libvirt's domain XML."""
+    with session.host() as host:
+        found = host.attachment(instance, name=name, path=path)
+    if as_json:
+        answer({"attachment": render.attachment_json(found)})
+    else:
+        show(render.attachment_line(found))
 
 
 @disk.command()
@@ -123,6 +154,119 @@ def remove(
         answer({"removed": render.disk_json(removed)})
     else:
         show(f"removed {removed.path}")
+
+
+@disk.command()
+@click.argument("instance")
+@click.argument("target", type=click.Path(path_type=Path, readable=False))
+@click.option(
+    "--format", "disk_format", default="qcow2", show_default=True, metavar="FORMAT", help="Of the new file: raw or qcow2."
+)
+@click.option("--compress", is_flag=True, help="Compress the new file's clusters.")
+@disk_name_option
+@disk_path_option
+@closed_option
+@json_option
+@click.pass_obj
+def extract(
+    session: Session,
+    instance: str,
+    target: Path,
+    disk_format: str,
+    compress: bool,  # noqa: FBT001
+    name: str,
+    path: Path | None,
+    assume_closed: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Write what INSTANCE's guest sees on a disk into the new file TARGET, which needs neither the disk nor its base image."""
+    target = target.absolute()
+    with session.host() as host:
+        host.extract_disk(
+            instance, target, format=disk_format, compressed=compress, name=name, path=path, assume_closed=assume_closed
+        )
+    if as_json:
+        answer({"extracted": str(target)})
+    else:
+        show(f"extracted {target}")
+
+
+@disk.command()
+@click.argument("instance")
+@disk_name_option
+@disk_path_option
+@closed_option
+@json_option
+@click.pass_obj
+def flatten(
+    session: Session,
+    instance: str,
+    name: str,
+    path: Path | None,
+    assume_closed: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Have a disk of INSTANCE stand alone. From then on it keeps no base image."""
+    with session.host() as host:
+        flattened = host.flatten_disk(instance, name=name, path=path, assume_closed=assume_closed)
+    _answer(flattened, as_json=as_json)
+
+
+@disk.command()
+@click.argument("instance")
+@click.option(
+    "--image", required=True, metavar="IMAGE", help="A ref, fetched first unless it is here; or the name of an image that is."
+)
+@disk_name_option
+@disk_path_option
+@cache_option
+@closed_option
+@json_option
+@click.pass_obj
+def rebase(
+    session: Session,
+    instance: str,
+    image: str,
+    name: str,
+    path: Path | None,
+    cache: str | None,
+    assume_closed: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Have a disk of INSTANCE read from another base image. What its guest sees stays as it is."""
+    with session.host() as host:
+        rebased = host.rebase_disk(instance, image, name=name, path=path, cache=cache, assume_closed=assume_closed)
+    _answer(rebased, as_json=as_json)
+
+
+@disk.command()
+@click.argument("instance")
+@click.argument("snapshot")
+@disk_name_option
+@json_option
+@click.pass_obj
+def snapshot(session: Session, instance: str, snapshot: str, name: str, as_json: bool) -> None:  # noqa: FBT001
+    """Keep a disk of INSTANCE as the image SNAPSHOT within its storage, where its backend can; the disk may be open."""
+    with session.host() as host:
+        location = host.snapshot_disk(instance, snapshot, name=name)
+    if as_json:
+        answer({"location": location})
+    else:
+        show(location)
+
+
+@disk.command()
+@wide_option
+@json_option
+@click.pass_obj
+def backends(session: Session, wide: bool, as_json: bool) -> None:  # noqa: FBT001
+    """List the backends that disks can have, and what each of them can."""
+    with session.host() as host:
+        traits = host.backends()
+    if as_json:
+        answer({"backends": [render.backend_json(one) for one in traits]})
+    else:
+        show(render.backend_table(traits), wide=wide)
 
 
 @disk.command()

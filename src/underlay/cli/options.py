@@ -64,3 +64,21 @@ def records_of(file: Path | None) -> list[InstanceRecord] | None:
     from underlay.inventory.file import read_file
 
     return list(read_file(file))
+
+
+def key_of(file: Path) -> bytes:
+    """The key in a file, as it is.
+
+    Raises:
+        ConfigError: the message has nothing of it.
+    """
+    from underlay.errors import ConfigError
+    from underlay.files import read_regular
+
+    try:
+        key = read_regular(file)
+    except OSError as error:
+        raise ConfigError(f"the key file {file} cannot be read: {error.strerror}") from error
+    if not key:
+        raise ConfigError(f"the key file {file} is empty")
+    return key

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 
+from underlay.config.disks import DisksTable
 from underlay.config.follow import FollowTable
 from underlay.config.sources import SourceTables
 from underlay.naming import CacheKind
@@ -44,14 +45,6 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     lease_on_fetch: str | int | None = None
 
 
-class Disks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How disks are made."""
-
-    use_cow_images: bool = True
-    default_ephemeral_format: str | None = None
-    virt_mkfs: list[str] = []
-
-
 class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What becomes of a transfer that breaks."""
 
@@ -77,5 +70,5 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sources: SourceTables = SourceTables()
     transfer: Transfer = Transfer()
     checksums: Checksums = Checksums()
-    disks: Disks = Disks()
+    disks: DisksTable = DisksTable()
     follow: FollowTable = FollowTable()

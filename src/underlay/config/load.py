@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from underlay.config import environment, values
+from underlay.config.disks import backend_arguments
 from underlay.config.document import Cache, Document, Instances, Transfer
 from underlay.config.follow import Follow, follow_of
 from underlay.config.sources import FileTable, SourceTables, arguments_of, web_of
@@ -34,6 +35,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         sources: for each scheme, the arguments of its source. web: the client for everything else that is on the web.
         keyrings: files of the public keys by which lists of checksums are to be signed.
         require_signature: with keyrings, a list without a signature is refused.
+        disks: for each backend that has options, the arguments of its adapter.
         instances: the directory that holds a directory for each instance.
         host: this host's name, as its inventory and the hosts that share its storage know it.
         hosts: every host that shares the instances path and its caches; empty when none does.
@@ -51,6 +53,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     sources: Mapping[str, Mapping[str, Any]]
     instances: Path
     use_cow_images: bool
+    disks: Mapping[str, Mapping[str, Any]] = msgspec.field(default_factory=dict)
     web: Web = msgspec.field(default_factory=Web)
     retries: Retries = NO_RETRIES
     keyrings: tuple[Path, ...] = ()
@@ -167,6 +170,7 @@ def _config(document: Document, origin: Path | None) -> Config:
         require_signature=document.checksums.require_signature,
         instances=instances,
         use_cow_images=document.disks.use_cow_images,
+        disks=backend_arguments(document.disks),
         host=values.name(document.host or os.uname().nodename, "host", what="a host"),
         hosts=tuple(values.name(host, "instances.hosts", what="a host") for host in document.instances.hosts),
         inventory=_inventory(document.instances.inventory),

@@ -1,19 +1,23 @@
-"""The disks of this host's instances: which base, which backend, and whose a disk is that is there."""
+"""The disks of this host's instances: which base they are made from or put on, and by which backend."""
 
 from contextlib import ExitStack
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from underlay import filedisk, instances, lookup, registry
-from underlay.contracts import DiskBackend
-from underlay.errors import DiskNotFound, DiskUnrecorded, OverlayRefused
-from underlay.files import translated
+from underlay import instances, later, lookup, registry
+from underlay.contracts import BackendTraits, DiskBackend
+from underlay.errors import ConfigError, ExtraMissing, OverlayRefused, SourceUnavailable, Unsupported
 from underlay.host import bring
 from underlay.host.parts import Parts
-from underlay.model import BaseImage, DiskSpec, ImageRef, InstanceDisk
+from underlay.model import BaseImage, DiskSpec, Event, ImageRef, InstanceDisk, Level
 from underlay.naming import CacheKind
 from underlay.policy.form import Want
 from underlay.refs import is_ref, parse_ref
 from underlay.store import Store
+
+if TYPE_CHECKING:
+    from underlay import diskchanges
+else:
+    diskchanges = later.module("underlay.diskchanges")  # who makes a disk changes none
 
 
 def create(
@@ -30,6 +34,8 @@ def create(
     _check_base(adapter, store)
     with ExitStack() as holding:  # from its arrival to the disk's, or it could go in between
         if not isinstance(found, BaseImage):
+            if adapter.traits.clones and (cloned := _cloned(parts, found, spec, adapter)):
+                return cloned
             want = Want(traits=adapter.traits)
             found = bring.verified(parts, found, parts.cache(cache), want, None, holding).image
         parts.make_directories()
@@ -51,29 +57,50 @@ def _check_base(adapter: DiskBackend, store: Store) -> None:
         )
 
 
-def spec_of(parts: Parts, instance: str, name: str, path: Path | None) -> DiskSpec:
-    """Where a disk is that is there; a path of the caller's must be one that something records as this instance's disk.
+def _cloned(parts: Parts, ref: ImageRef, spec: DiskSpec, adapter: DiskBackend) -> InstanceDisk | None:
+    """A disk of an image that the backend's storage has already; None, and why is told, when it has to be fetched."""
+    try:
+        version = parts.source(ref.scheme).describe(ref)
+        parts.make_directories()
+        return instances.clone(parts.config, adapter, version, spec)
+    except (SourceUnavailable, Unsupported) as error:
+        fields = {"ref": str(ref), "backend": adapter.traits.name}
+        parts.observer.event(Event(code="clone-refused", level=Level.INFO, detail=error.message, fields=fields))
+    return None
+
+
+def rebase(
+    parts: Parts,
+    found: tuple[DiskSpec, DiskBackend],
+    image: str | ImageRef | BaseImage,
+    *,
+    cache: str | None,
+    assume_closed: bool,
+) -> InstanceDisk:
+    """Put a disk on another base image, which is fetched first unless it is here.
 
     Raises:
-        DiskNotFound, DiskUnrecorded, InvalidName
+        Unsupported, OverlayRefused; as `underlay.diskchanges.rebase` and `underlay.host.bring.verified`.
     """
-    spec = instances.disk_spec(parts.config, instance, name, path=path)
-    disk = filedisk.describe(spec)
-    if path is not None:
-        with translated(path):
-            record = filedisk.recorded(path)
-        if record is None and disk.format is None:
-            raise DiskUnrecorded(f"nothing says that {path} is a disk", hint="only recorded disks are shown or touched")
-        if record is not None and record.instance != instance:
-            raise DiskNotFound(f"{path} is not a disk of {instance}", hint=f"it is one of {record.instance}")
-    return spec
+    spec, adapter = found
+    if not adapter.traits.rebases:
+        raise Unsupported(adapter.traits.name, "put a disk on another base image")
+    base = _image_here(parts, image)
+    store = parts.store_of(base) if isinstance(base, BaseImage) else parts.cache(cache).store
+    _check_base(adapter, store)
+    with ExitStack() as holding:
+        if not isinstance(base, BaseImage):
+            base = bring.verified(parts, base, parts.cache(cache), Want(traits=adapter.traits), None, holding).image
+        return diskchanges.rebase(parts.config, adapter, base, spec, store=store, assume_closed=assume_closed)
 
 
-def backend_of(spec: DiskSpec) -> DiskBackend:
-    """The backend that made a disk which is there.
-
-    Raises:
-        DiskNotFound, UnknownBackend
-    """
-    name = filedisk.describe(spec).backend
-    return registry.open_backend("flat" if name == "unknown" else name)
+def backends(parts: Parts) -> list[BackendTraits]:
+    """The traits of every backend that can be made; the others are told as events."""
+    found = []
+    for name in registry.known_backends():
+        try:
+            found.append(registry.open_backend(name, parts.config.disks).traits)
+        except (ConfigError, ExtraMissing) as error:
+            fields = {"backend": name}
+            parts.observer.event(Event(code=error.code, level=Level.WARNING, detail=error.message, fields=fields))
+    return found

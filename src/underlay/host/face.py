@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from underlay import filedisk, instances, later, lookup
+from underlay import instances, later, lookup
 from underlay.config import Config, load_config
 from underlay.contracts import BackendTraits, ImageSource, Observer
 from underlay.host import bring, disks
 from underlay.host.parts import Parts, Silent
-from underlay.model import BaseImage, Digest, ImageRef, InstanceDisk, InstanceRecord, Lease, Problem
+from underlay.model import Attachment, BaseImage, Digest, Extraction, ImageRef, InstanceDisk, InstanceRecord, Lease, Problem
 from underlay.policy.form import Want
 from underlay.refs import parse_ref
 from underlay.store import images
 from underlay.units import parse_size
 
 if TYPE_CHECKING:
-    from underlay import holding, precache as precaching
+    from underlay import diskchanges, holding, precache as precaching
     from underlay.cache import Ensured
     from underlay.checksumlist import ChecksumList
     from underlay.delivery import Delivered
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from underlay.scrub import ScrubReport
     from underlay.store.hosts import HostUse
 else:
+    diskchanges = later.module("underlay.diskchanges")
     holding = later.module("underlay.holding")
     plans = later.module("underlay.host.plans")
     precaching = later.module("underlay.precache")
@@ -232,6 +233,7 @@ class Host(msgspec.Struct, frozen=True):
         name: str = "disk",
         path: Path | None = None,
         cache: str | None = None,
+        key: bytes | None = None,
     ) -> InstanceDisk:
         """Make a disk for an instance from an image, which is fetched first unless it is here.
 
@@ -245,14 +247,16 @@ class Host(msgspec.Struct, frozen=True):
                 configuration's ``use_cow_images`` is true, else flat.
             name: ``disk`` or ``disk.SUFFIX``.
             path: where the disk goes instead of the instance's directory.
+            key: with which the disk is encrypted at rest, by a backend that can.
 
         Raises:
+            Unsupported: the backend encrypts nothing. BackendUnavailable
             DiskTooSmall: also below what the image's source allows (Glance's ``min_disk``).
             DiskExists, BackingPathTooLong, FormatMismatch; as `ensure`.
         """
         adapter = self.parts.backend(backend)
         wanted = parse_size(size) if isinstance(size, str) else size
-        spec = instances.disk_spec(self.config, instance, name, size=wanted, path=path)
+        spec = instances.disk_spec(self.config, instance, name, size=wanted, path=path, backend=adapter, key=key)
         return disks.create(self.parts, image, spec, adapter, cache=cache)
 
     def disks(self) -> list[InstanceDisk]:
@@ -265,9 +269,19 @@ class Host(msgspec.Struct, frozen=True):
         """One disk.
 
         Raises:
-            DiskNotFound, InvalidName
+            DiskNotFound, InvalidName, BackendUnavailable
         """
-        return filedisk.describe(disks.spec_of(self.parts, instance, name, path))
+        spec, adapter = instances.find(self.config, instance, name, path=path)
+        return adapter.describe(spec)
+
+    def attachment(self, instance: str, *, name: str = "disk", path: Path | None = None) -> Attachment:
+        """How a hypervisor is to open a disk.
+
+        Raises:
+            DiskNotFound, DiskUnrecorded, InvalidName, BackendUnavailable
+        """
+        spec, adapter = instances.find(self.config, instance, name, path=path)
+        return adapter.attachment(adapter.describe(spec))
 
     def resize_disk(
         self, instance: str, size: int | str, *, name: str = "disk", path: Path | None = None, assume_closed: bool = False
@@ -278,11 +292,11 @@ class Host(msgspec.Struct, frozen=True):
             assume_closed: the caller knows that it is closed where that cannot be told (a network file system, for one).
 
         Raises:
-            DiskNotFound, DiskInUse, ShrinkRefused, DiskUnrecorded, InvalidSize, ToolFailed
+            DiskNotFound, DiskInUse, ShrinkRefused, DiskUnrecorded, InvalidSize, Unsupported, ToolFailed
         """
         wanted = parse_size(size) if isinstance(size, str) else size
-        spec = disks.spec_of(self.parts, instance, name, path)
-        return instances.resize(self.config, disks.backend_of(spec), spec, wanted, assume_closed=assume_closed)
+        spec, adapter = instances.find(self.config, instance, name, path=path)
+        return instances.resize(self.config, adapter, spec, wanted, assume_closed=assume_closed)
 
     def remove_disk(
         self, instance: str, *, name: str = "disk", path: Path | None = None, assume_closed: bool = False
@@ -293,10 +307,84 @@ class Host(msgspec.Struct, frozen=True):
             assume_closed: as for `resize_disk`.
 
         Raises:
-            DiskNotFound, DiskInUse, DiskUnrecorded
+            DiskNotFound, DiskInUse, DiskUnrecorded, BackendUnavailable
         """
-        spec = disks.spec_of(self.parts, instance, name, path)
-        return instances.remove(self.config, disks.backend_of(spec), spec, assume_closed=assume_closed)
+        spec, adapter = instances.find(self.config, instance, name, path=path)
+        return instances.remove(self.config, adapter, spec, assume_closed=assume_closed)
+
+    def extract_disk(
+        self,
+        instance: str,
+        target: Path,
+        *,
+        format: str = "qcow2",  # noqa: A002 - QEMU's own word
+        compressed: bool = False,
+        name: str = "disk",
+        path: Path | None = None,
+        assume_closed: bool = False,
+    ) -> None:
+        """Write what a disk's guest sees into a new file, which needs neither the disk nor its base image.
+
+        Args:
+            target: the new file, an absolute path.
+            format: raw or qcow2. compressed: whether its clusters are.
+            assume_closed: as for `resize_disk`.
+
+        Raises:
+            DiskExists: something has that name. InvalidForm, InvalidName; DiskNotFound, DiskInUse, DiskUnrecorded,
+            BackendUnavailable, InsufficientSpace, ToolFailed
+        """
+        spec, adapter = instances.find(self.config, instance, name, path=path)
+        extraction = Extraction(format=format, compressed=compressed)
+        diskchanges.extract(self.config, adapter, spec, target, extraction, assume_closed=assume_closed)
+
+    def flatten_disk(
+        self, instance: str, *, name: str = "disk", path: Path | None = None, assume_closed: bool = False
+    ) -> InstanceDisk:
+        """Have a disk stand alone: from then on it keeps no base image. One that does already is a success.
+
+        Args:
+            assume_closed: as for `resize_disk`.
+
+        Raises:
+            DiskNotFound, DiskInUse, DiskUnrecorded, BackendUnavailable, InsufficientSpace, ToolFailed
+        """
+        spec, adapter = instances.find(self.config, instance, name, path=path)
+        return diskchanges.flatten(self.config, adapter, spec, assume_closed=assume_closed)
+
+    def rebase_disk(
+        self,
+        instance: str,
+        image: str | ImageRef | BaseImage,
+        *,
+        name: str = "disk",
+        path: Path | None = None,
+        cache: str | None = None,
+        assume_closed: bool = False,
+    ) -> InstanceDisk:
+        """Have a disk read from another base image; what its guest sees stays as it is.
+
+        Args:
+            image: as for `create_disk`. assume_closed: as for `resize_disk`.
+
+        Raises:
+            Unsupported, OverlayRefused; DiskNotFound, DiskInUse, DiskUnrecorded, InsufficientSpace, ToolFailed; as `ensure`.
+        """
+        found = instances.find(self.config, instance, name, path=path)
+        return disks.rebase(self.parts, found, image, cache=cache, assume_closed=assume_closed)
+
+    def snapshot_disk(self, instance: str, snapshot: str, *, name: str = "disk") -> str:
+        """Have a lasting image of a disk made within its storage, where a backend can; its location.
+
+        Raises:
+            Unsupported, DiskExists, DiskNotFound, InvalidName, BackendUnavailable
+        """
+        spec, adapter = instances.find(self.config, instance, name)
+        return diskchanges.snapshot(self.config, adapter, spec, snapshot)
+
+    def backends(self) -> list[BackendTraits]:
+        """What each disk backend is like, as it is configured; one that cannot be made here is told as an event."""
+        return disks.backends(self.parts)
 
     def forget_disk(self, path: Path) -> None:
         """Forget a disk made outside the instances path that is gone for good, so that its base is kept for it no more.

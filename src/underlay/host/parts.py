@@ -68,7 +68,7 @@ class Parts(msgspec.Struct, frozen=True):
             UnknownBackend
         """
         default = "qcow2" if self.config.use_cow_images else "flat"
-        return registry.open_backend(default if name is None or name == "default" else name)
+        return registry.open_backend(default if name is None or name == "default" else name, self.config.disks)
 
     def known(self, instances: Sequence[InstanceRecord] | None) -> "Known":
         """The instances that are given, else those of the configured inventory, or why they are not known."""

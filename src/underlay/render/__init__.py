@@ -10,6 +10,8 @@ from underlay import later
 
 if TYPE_CHECKING:
     from underlay.render.answers import (
+        attachment_json,
+        backend_json,
         disk_json,
         finding_json,
         image_json,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         Display,
         LineProgress,
         ago,
+        attachment_line,
         disk_line,
         event_json,
         event_line,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from underlay.render.scrub import scrub_json, scrub_plan_json, scrub_plan_tables, scrub_tables
     from underlay.render.tables import console
     from underlay.render.things import (
+        backend_table,
         disk_table,
         findings_table,
         image_table,
@@ -60,6 +64,10 @@ __all__ = [
     "LineProgress",
     "TerminalProgress",
     "ago",
+    "attachment_json",
+    "attachment_line",
+    "backend_json",
+    "backend_table",
     "console",
     "disk_json",
     "disk_line",
@@ -103,6 +111,8 @@ __getattr__, __dir__ = later.exports(
     __name__,
     {
         "underlay.render.answers": (
+            "attachment_json",
+            "backend_json",
             "disk_json",
             "finding_json",
             "image_json",
@@ -118,6 +128,7 @@ __getattr__, __dir__ = later.exports(
             "Display",
             "LineProgress",
             "ago",
+            "attachment_line",
             "disk_line",
             "event_json",
             "event_line",
@@ -131,6 +142,7 @@ __getattr__, __dir__ = later.exports(
         "underlay.render.scrub": ("scrub_json", "scrub_plan_json", "scrub_plan_tables", "scrub_tables"),
         "underlay.render.tables": ("console",),
         "underlay.render.things": (
+            "backend_table",
             "disk_table",
             "findings_table",
             "image_table",

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from underlay.model import BaseImage, Damage, InstanceDisk, Lease, Problem
+from underlay.model import Attachment, BaseImage, Damage, InstanceDisk, Lease, Problem
 
 if TYPE_CHECKING:
     from underlay.check import Finding
+    from underlay.contracts import BackendTraits
 
 
 def json_text(payload: Mapping[str, Any]) -> str:
@@ -65,6 +66,21 @@ def damage_json(damage: Damage | None) -> dict[str, Any] | None:
     return {"code": damage.code, "detail": damage.detail, "found_at": damage.found_at.isoformat(timespec="seconds")}
 
 
+_TRAITS = (
+    "name",
+    "disk_format",
+    "needs_raw",
+    "overlays",
+    "on_host_filesystem",
+    "shared_storage",
+    "resizable",
+    "rebases",
+    "clones",
+    "snapshots",
+    "encrypts",
+)
+
+
 def disk_json(disk: InstanceDisk) -> dict[str, Any]:
     """A disk for programs."""
     return {
@@ -77,7 +93,29 @@ def disk_json(disk: InstanceDisk) -> dict[str, Any]:
         "allocated": disk.allocated,
         "base": disk.base,
         "base_path": str(disk.base_path) if disk.base_path else None,
+        "parent": disk.parent,
     }
+
+
+def attachment_json(attachment: Attachment) -> dict[str, Any]:
+    """How a hypervisor is to open a disk, for programs."""
+    return {
+        "type": attachment.type,
+        "source": attachment.source,
+        "format": attachment.format,
+        "cache": attachment.cache,
+        "io": attachment.io,
+        "discard": attachment.discard,
+        "protocol": attachment.protocol,
+        "servers": [{"host": host, "port": port} for host, port in attachment.servers],
+        "user": attachment.user,
+        "secret": attachment.secret,
+    }
+
+
+def backend_json(traits: "BackendTraits") -> dict[str, Any]:
+    """A backend for programs."""
+    return {name: getattr(traits, name) for name in _TRAITS} | {"preallocations": sorted(traits.preallocations)}
 
 
 def lease_json(lease: Lease, cache: Path) -> dict[str, Any]:

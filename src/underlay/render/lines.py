@@ -10,7 +10,7 @@ from typing import IO, Any, Protocol
 
 import msgspec
 
-from underlay.model import Event, InstanceDisk, Lease, Level, Progress as WorkProgress
+from underlay.model import Attachment, Event, InstanceDisk, Lease, Level, Progress as WorkProgress
 from underlay.naming import printable
 from underlay.render.answers import json_text
 from underlay.units import format_duration, format_size
@@ -43,6 +43,23 @@ def disk_line(disk: InstanceDisk) -> str:
     base = f" made from {disk.base}" if disk.base else ""
     text = f"{disk.path} ({disk.format or 'unrecorded'}, {size}, {format_size(disk.allocated)} on disk){base}"
     return printable(text)
+
+
+def attachment_line(attachment: Attachment) -> str:
+    """How a hypervisor is to open a disk, as ``key=value`` pairs; what is its own choice is left out."""
+    pairs = {
+        "type": attachment.type,
+        "source": attachment.source,
+        "protocol": attachment.protocol,
+        "servers": ",".join(f"{host}:{port}" for host, port in attachment.servers) or None,
+        "user": attachment.user,
+        "secret": attachment.secret,
+        "format": attachment.format,
+        "cache": attachment.cache,
+        "io": attachment.io,
+        "discard": attachment.discard,
+    }
+    return printable(" ".join(f"{key}={value}" for key, value in pairs.items() if value is not None))
 
 
 def released_text(leases: Sequence[tuple[Path, Lease]]) -> str:

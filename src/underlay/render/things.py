@@ -17,6 +17,7 @@ from underlay.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from underlay.check import Finding
+    from underlay.contracts import BackendTraits
 
 _LEVELS = tuple(Level)
 _STYLES: Mapping[Level, str] = {Level.INFO: "green", Level.WARNING: "yellow", Level.PROBLEM: "red", Level.DEBUG: "dim"}
@@ -123,6 +124,23 @@ def disk_table(disks: Sequence[InstanceDisk], *, wide: bool) -> RenderableType:
             "?" if disk.size is None else format_size(disk.size),
             format_size(disk.allocated),
             Fitted(base if wide else short_name(base)),
+        )
+    return made
+
+
+def backend_table(backends: "Sequence[BackendTraits]") -> RenderableType:
+    """Backends, one a row, with what each of them can."""
+    made = table("BACKEND", "FORMAT", "READS", "BASE", "DISKS ARE", last=("CAN",), flexible=("CAN",))
+    for one in backends:
+        able = {"resize": one.resizable, "rebase": one.rebases, "clone": one.clones, "snapshot": one.snapshots}
+        can = [word for word, is_able in (able | {"encrypt": one.encrypts}).items() if is_able]
+        made.add_row(
+            one.name,
+            one.disk_format,
+            "raw images" if one.needs_raw else "any image",
+            "needed" if one.overlays else "not needed",
+            "files" if one.on_host_filesystem else "shared" if one.shared_storage else "volumes",
+            ", ".join(can),
         )
     return made
 

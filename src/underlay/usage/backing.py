@@ -17,7 +17,7 @@ from underlay.files import read_attribute
 from underlay.model import DiskRecord, InstanceRecord, Problem
 from underlay.naming import printable
 from underlay.plan import Inventory, Observed, Unknown, Usage, Use
-from underlay.store import Store, listing, roots as disk_roots
+from underlay.store import Store, listing, roots as disk_roots, volumes
 from underlay.usage.chains import Chain, Chains
 from underlay.usage.directories import DiskFile, Sight, Stamp, look, look_again, plain_header
 from underlay.usage.records import by_directory, names_of_refs, owner_of
@@ -190,6 +190,19 @@ class _Look:
                 continue
             for name, path in recorded:
                 self._recorded_disk(store.root, name, path)
+            self._volumes(store)
+
+    def _volumes(self, store: Store) -> None:
+        """The disks that are no files and read from their base; nothing here can look into them, so what is recorded holds."""
+        try:
+            recorded = volumes.volumes(store)
+        except UnderlayError as error:
+            self.problems.append(Problem(error.code, store.paths.volumes, error.message))
+            self.unknowns.append(Unknown("disks-unreadable", error.message, root=store.root))
+            return
+        for volume in recorded:
+            if volume.keeps_base and volume.base is not None:
+                self.uses.append(Use(store.root, volume.base, "recorded-base", printable(volume.path)))
 
     def _recorded_disk(self, root: Path, name: str, path: Path) -> None:
         """A disk of ours; while it cannot be read, its base is what was recorded when it was made."""
@@ -201,7 +214,7 @@ class _Look:
                 why = "it is recorded, and not there; if it is gone for good, 'underlay disk forget' says so"
                 self._problem("disk-missing", os.fspath(path), why)
             return
-        if file.references is not None and file.references.format is not None:
+        if file.references is not None and (file.references.names or file.references.malformed is not None):
             self.uses.append(Use(root, name, "recorded-base", printable(file.path)))
             self._file(file, None)
 
@@ -267,7 +280,7 @@ def _made_from(name: str) -> frozenset[str]:
 def _recorded_bases(path: str, stores: Iterable[Store]) -> list[Use]:
     """The base that a disk's own record names."""
     record = _record(path)
-    if record is None:
+    if record is None or record.base is None:
         return []
     return [
         Use(store.root, record.base, "recorded-base", printable(path))

@@ -16,14 +16,16 @@ from underlay.formats.qcow2.header import (
     MAGIC,
     MAX_BACKING_NAME,
     Header,
+    backing_format,
     backing_name,
     check_safety,
     parse_header,
 )
 from underlay.formats.qcow2.tables import mapped_bytes
-from underlay.formats.qcow2.write import DEFAULT_CLUSTER_BYTES, write_overlay
+from underlay.formats.qcow2.write import CLUSTER_SIZES, DEFAULT_CLUSTER_BYTES, write_overlay
 
 __all__ = [
+    "CLUSTER_SIZES",
     "DEFAULT_CLUSTER_BYTES",
     "HEADER_BYTES",
     "INCOMPATIBLE_COMPRESSION",
@@ -34,6 +36,7 @@ __all__ = [
     "MAGIC",
     "MAX_BACKING_NAME",
     "Header",
+    "backing_format",
     "backing_name",
     "check_safety",
     "mapped_bytes",

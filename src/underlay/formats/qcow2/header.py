@@ -17,6 +17,8 @@ _HEADER_V2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _HEADER_V3 = struct.Struct(">QQQII")
 _COMPRESSION_OFFSET = _HEADER_V2.size + _HEADER_V3.size  # one byte, in headers that are long enough
 _EXTENSION = struct.Struct(">II")
+EXTENSION_BACKING_FORMAT = 0xE2792ACA
+_HEADER_LENGTH, _HEADER_LENGTH_OFFSET = struct.Struct(">I"), 100  # in version 3
 _EXTENSION_END, _EXTENSION_DATA_FILE, _EXTENSION_ENCRYPTION = 0x00000000, 0x44415441, 0x0537BE77
 
 INCOMPATIBLE_DIRTY = 1 << 0
@@ -149,6 +151,17 @@ def _version_3(first_cluster: bytes, what: str) -> tuple[int, int, int, int]:
         raise UnsafeImage(what, rule="qcow2-header", why=f"its refcounts of 2^{refcount_order} bits cannot be")
     compression = first_cluster[_COMPRESSION_OFFSET] if length > _COMPRESSION_OFFSET else ZLIB
     return incompatible, refcount_order, length, compression
+
+
+def backing_format(beginning: bytes, header: Header) -> str | None:
+    """The recorded format of the backing file, as QEMU calls it; None: whoever opens it would have to guess."""
+    offset = _HEADER_V2.size if header.version == 2 else _HEADER_LENGTH.unpack_from(beginning, _HEADER_LENGTH_OFFSET)[0]
+    for kind, length in header.extensions:
+        if kind == EXTENSION_BACKING_FORMAT:
+            content = beginning[offset + _EXTENSION.size :][:length]
+            return content.decode("ascii", errors="replace") or None
+        offset += _EXTENSION.size + (length + 7) // 8 * 8
+    return None
 
 
 def _extensions(cluster: bytes, offset: int, *, end: int, what: str) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,7 @@ import msgspec
 
 from underlay.errors import BackingPathTooLong, InvalidSize
 from underlay.files import write_at
-from underlay.formats.qcow2.header import MAGIC, MAX_BACKING_NAME
+from underlay.formats.qcow2.header import EXTENSION_BACKING_FORMAT, MAGIC, MAX_BACKING_NAME
 
 DEFAULT_CLUSTER_BYTES = 64 << 10
 """What qemu-img takes when it is not told."""
@@ -26,14 +26,14 @@ DEFAULT_CLUSTER_BYTES = 64 << 10
 # header length; compression type, which is padded to a multiple of eight bytes
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQIIB7x")
 _EXTENSION = struct.Struct(">II")
-_EXTENSION_BACKING_FORMAT = 0xE2792ACA
 _EXTENSIONS_END = bytes(_EXTENSION.size)
 _NOT_ENCRYPTED = _NO_SNAPSHOTS = _NO_FEATURES = _ZLIB = 0
 _REFCOUNT_ORDER = 4  # a refcount has 2^4 bits
 _REFCOUNT_ONE = b"\x00\x01"
 _ENTRY = 8  # bytes of an entry of the L1 and of the refcount table
 _SECTOR = 512
-_CLUSTER_SIZES = frozenset(1 << bits for bits in range(9, 22))
+CLUSTER_SIZES = frozenset(1 << bits for bits in range(9, 22))
+"""Bytes that a cluster may have."""
 _MAX_L1_BYTES = 32 << 20  # QCOW_MAX_L1_SIZE
 
 
@@ -104,7 +104,7 @@ def plan_overlay(size: int, *, cluster_bytes: int = DEFAULT_CLUSTER_BYTES) -> La
     Raises:
         InvalidSize
     """
-    if cluster_bytes not in _CLUSTER_SIZES:
+    if cluster_bytes not in CLUSTER_SIZES:
         raise InvalidSize(f"qcow2 has no clusters of {cluster_bytes} bytes", hint="use a power of two from 512B to 2MiB")
     size = _parts(size, _SECTOR) * _SECTOR
     l1_entries = _parts(size, cluster_bytes // _ENTRY * cluster_bytes)
@@ -138,7 +138,7 @@ def _refcounts_for(clusters: int, cluster_bytes: int) -> tuple[int, int]:
 
 def _first_cluster(layout: Layout, backing: bytes, backing_format: bytes) -> bytes:
     """The header, its extensions and the name of the backing file."""
-    extension = _EXTENSION.pack(_EXTENSION_BACKING_FORMAT, len(backing_format)) + _padded(backing_format)
+    extension = _EXTENSION.pack(EXTENSION_BACKING_FORMAT, len(backing_format)) + _padded(backing_format)
     extensions = extension + _EXTENSIONS_END
     name_offset = _HEADER.size + len(extensions)
     room = min(MAX_BACKING_NAME, layout.cluster_bytes - name_offset)

@@ -124,6 +124,7 @@ def version_of(
         signature=signature,
         properties=image.properties,
         found_at=found_at,
+        locations=tuple(image.places),
     )
 
 

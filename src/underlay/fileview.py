@@ -1,0 +1,108 @@
+"""What a disk that is a file shows its guest, read through its whole chain: written out, taken in, put on another base.
+
+qemu-img does the work, and is told the format of each file of the chain, which it never guesses: the disk's is the recorded
+one, a backing file's is the one that the overlay records. A chain in which one is missing is refused.
+"""
+
+import os
+from pathlib import Path
+
+from underlay import filedisk, qemuimg
+from underlay.errors import DiskUnrecorded, UnsafeImage
+from underlay.files import open_regular, translated
+from underlay.formats import qcow2
+from underlay.model import BaseImage, Extraction, InstanceDisk
+from underlay.qemuimg import Node
+
+_LONGEST = 64  # files in a chain
+
+
+def extract(disk: InstanceDisk, target: Path, want: Extraction) -> None:
+    """Write what the guest sees into a new file.
+
+    Raises:
+        DiskUnrecorded, ToolMissing, ToolFailed, ToolTimedOut, InsufficientSpace
+    """
+    node = chain(disk)
+    with translated(target):
+        qemuimg.convert(node, target, format=want.format, compressed=want.compressed)
+
+
+def flatten(disk: InstanceDisk) -> None:
+    """Have an overlay hold all that its guest sees; one that has no backing file is left as it is.
+
+    A crash, or a file system that is full, leaves an overlay that holds more than before and reads the same.
+
+    Raises:
+        as `extract`
+    """
+    node = chain(disk)
+    if node.get("backing") is None:
+        return
+    with translated(disk.path):
+        qemuimg.rebase(node, None)
+        _sync(disk.path)
+
+
+def rebase(disk: InstanceDisk, base: BaseImage) -> None:
+    """Put an overlay on another base image: what the guest sees stays, so what that base has otherwise is taken in first.
+
+    Raises:
+        as `extract`
+    """
+    node = chain(disk)
+    with translated(disk.path):
+        qemuimg.rebase(node, (base.path.absolute(), base.format))
+        _sync(disk.path)
+
+
+def chain(disk: InstanceDisk) -> Node:
+    """The disk with its whole backing chain, as QEMU's ``json:`` names have it.
+
+    Raises:
+        DiskUnrecorded: the format of a file in it is not recorded, or it is longer than any that is made.
+    """
+    disk_format, _ = filedisk.known(disk)
+    with translated(disk.path):
+        return _node(disk.path.absolute(), disk_format, 0, disk)
+
+
+def _node(path: Path, file_format: str, depth: int, disk: InstanceDisk) -> Node:
+    node = qemuimg.node(path, format=file_format)
+    if file_format != "qcow2":
+        return node
+    if depth > _LONGEST:
+        raise DiskUnrecorded(f"the backing chain of {disk.path} has no end", hint="look at it with qemu-img info")
+    backing, backing_format = _backing(path)
+    if backing is None:
+        return node | {"backing": None}
+    if backing_format is None:
+        what = f"{path}, of {disk.path}, does not record the format of its backing file"
+        raise DiskUnrecorded(what, hint="record it: qemu-img rebase -u -F FORMAT")
+    return node | {"backing": _node(backing, backing_format, depth + 1, disk)}
+
+
+def _backing(path: Path) -> tuple[Path | None, str | None]:
+    fd = open_regular(path)
+    try:
+        beginning = os.pread(fd, qcow2.HEADER_BYTES, 0)
+    finally:
+        os.close(fd)
+    try:
+        header = qcow2.parse_header(beginning, what=os.fspath(path))
+        name = qcow2.backing_name(beginning, header, what=os.fspath(path))
+    except UnsafeImage as error:
+        raise DiskUnrecorded(f"{path} is recorded as qcow2, and is none: {error}") from error
+    if header.incompatible & qcow2.INCOMPATIBLE_DATA_FILE:
+        raise DiskUnrecorded(f"{path} keeps its data in another file, which no disk of ours does")
+    if name is not None and ":" in name.partition("/")[0]:
+        raise DiskUnrecorded(f"the backing file of {path} is no file of this host: {name}")
+    return None if name is None else path.parent / name, qcow2.backing_format(beginning, header)
+
+
+def _sync(path: Path) -> None:
+    fd = open_regular(path)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

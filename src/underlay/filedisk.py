@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from underlay import diskinfo, later
 from underlay.attributes import decode_disk_record, encode_record
 from underlay.contracts import BackendTraits
-from underlay.errors import DiskExists, DiskNotFound, DiskTooSmall, DiskUnrecorded, ShrinkRefused, UnsafeImage
+from underlay.errors import DiskExists, DiskNotFound, DiskTooSmall, DiskUnrecorded, ShrinkRefused, UnsafeImage, Unsupported
 from underlay.files import (
     allocated_bytes,
     create,
@@ -76,8 +76,10 @@ def existing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Instance
 
     Raises:
         DiskExists: something else is there, or a disk of which it cannot be told what it was made from.
-        DiskTooSmall
+        DiskTooSmall; Unsupported: it is to be encrypted, and files are not.
     """
+    if want.key is not None:
+        raise Unsupported(traits.name, "encrypt a disk")
     size_for(base, want)
     try:
         found = describe(want)
@@ -299,7 +301,13 @@ def shrink_refused(disk: InstanceDisk, size: int) -> ShrinkRefused:
 
 
 def known(disk: InstanceDisk) -> tuple[str, int]:
-    """The disk's format and size, without which no tool may open it."""
+    """The disk's format and size, without which no tool may open it.
+
+    Raises:
+        DiskNotFound, DiskExists: no plain file is there (any more). DiskUnrecorded
+    """
+    with translated(disk.path), _opened(disk.path):
+        """A tool would only say that it failed."""
     if disk.format is None:
         with translated(disk.path):
             diskinfo.recorded_format(disk.path)  # raises when it is there and cannot be read

@@ -126,7 +126,6 @@ def create(config: Config, backend: DiskBackend, base: BaseImage, want: DiskSpec
     Raises:
         as `DiskBackend.create`; NotCached: the base is gone. CacheMissing, CacheNotWritable, LockTimeout.
     """
-    check_key(backend, want)
     home, at = _home(config), called(config, backend, want)
     if backend.traits.on_host_filesystem:
         _check_directory(config, want.path)
@@ -153,7 +152,6 @@ def clone(config: Config, backend: DiskBackend, version: ImageVersion, want: Dis
     Raises:
         as `DiskBackend.clone`; CacheMissing, CacheNotWritable, LockTimeout.
     """
-    check_key(backend, want)
     if not backend.traits.clones or backend.traits.on_host_filesystem:
         raise Unsupported(backend.traits.name, "clone an image")
     home = _home(config)
@@ -161,16 +159,6 @@ def clone(config: Config, backend: DiskBackend, version: ImageVersion, want: Dis
         refuse_another(config, backend, want)
         with volumes.recorded(config, home, backend, want, base=None):
             return backend.clone(version, want)
-
-
-def check_key(backend: DiskBackend, want: DiskSpec) -> None:
-    """Refuse a key that nothing would be encrypted with.
-
-    Raises:
-        Unsupported
-    """
-    if want.key is not None and not backend.traits.encrypts:
-        raise Unsupported(backend.traits.name, "encrypt a disk")
 
 
 def is_there(backend: DiskBackend, want: DiskSpec) -> bool:

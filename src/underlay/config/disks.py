@@ -9,6 +9,7 @@ from underlay.config import values
 from underlay.formats.qcow2 import CLUSTER_SIZES
 
 _CACHE_MODES = frozenset({"none", "writethrough", "writeback", "directsync", "unsafe"})
+_LEAST_PREALLOCATED = 16 << 10  # bytes of a cluster that has subclusters
 _ATTACHED_AS = frozenset({"file", "block", "network"})
 
 
@@ -51,14 +52,17 @@ def backend_arguments(table: DisksTable) -> dict[str, Mapping[str, Any]]:
         "flat": {"preallocation": table.flat.preallocation or usual, **of_files},
         "qcow2": {
             "preallocation": table.qcow2.preallocation or usual,
-            "cluster_bytes": _cluster_bytes(table.qcow2.cluster_size),
+            "cluster_bytes": _cluster_bytes(table.qcow2, usual),
             **of_files,
         },
     }
 
 
-def _cluster_bytes(value: str | int) -> int:
-    size = values.size(value, "disks.qcow2.cluster_size")
+def _cluster_bytes(table: Qcow2Table, usual: str) -> int:
+    size = values.size(table.cluster_size, "disks.qcow2.cluster_size")
+    if (table.preallocation or usual) != "none" and size < _LEAST_PREALLOCATED:
+        hint = "use a larger cluster_size, or preallocation none"
+        raise values.WrongValue("disks.qcow2.cluster_size", f"clusters of {size} bytes cannot be preallocated", hint=hint)
     if size not in CLUSTER_SIZES:
         hint = "use a power of two from 512B to 2MiB"
         raise values.WrongValue("disks.qcow2.cluster_size", f"qcow2 has no clusters of {size} bytes", hint=hint)

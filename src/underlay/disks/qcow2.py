@@ -13,9 +13,10 @@ from underlay.formats.qcow2 import DEFAULT_CLUSTER_BYTES, write_overlay
 from underlay.model import Attachment, BaseImage, DiskSpec, Extraction, ImageVersion, InstanceDisk
 
 if TYPE_CHECKING:
-    from underlay import fileview
+    from underlay import fileview, qemuimg
 else:
     fileview = later.module("underlay.fileview")  # who makes a disk reads no chain
+    qemuimg = later.module("underlay.qemuimg")
 
 
 class Qcow2Backend(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +55,17 @@ class Qcow2Backend(msgspec.Struct, frozen=True, kw_only=True):
 
     def _write(self, fd: int, base: BaseImage, *, size: int) -> None:
         backing, cluster_bytes = base.path.absolute(), self.cluster_bytes
+        if self.preallocation != "none":
+            # By the descriptor, because who owns the directory may put another file under its name.
+            qemuimg.create_overlay(
+                Path(f"/proc/{os.getpid()}/fd/{fd}"),
+                backing=os.fspath(backing),
+                backing_format=base.format,
+                size=size,
+                cluster_bytes=cluster_bytes,
+                preallocation=self.preallocation,
+            )
+            return
         write_overlay(fd, backing=backing, backing_format=base.format, size=size, cluster_bytes=cluster_bytes)
 
     def clone(self, version: ImageVersion, want: DiskSpec) -> InstanceDisk:

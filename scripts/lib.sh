@@ -7,7 +7,7 @@ VENV=${UNDERLAY_VENV:-$ROOT/.venv}
 TEST_PROGRAMS=(
     qemu-img=qemu-utils qemu-system-x86_64=qemu-system-x86 qemu-storage-daemon=qemu-system-common strace=strace curl=curl
     docker-registry=docker-registry
-    mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs fuse2fs=fuse2fs
+    mkfs.vfat=dosfstools mkfs.ntfs=ntfs-3g mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs fuse2fs=fuse2fs
     gzip=gzip pigz=pigz xz=xz-utils pixz=pixz zstd=zstd bzip2=bzip2 pbzip2=pbzip2
     libvirtd=libvirt-daemon gcc=gcc pkg-config=pkg-config
     gpgv=gpgv gpg=gnupg npm=npm

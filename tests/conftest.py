@@ -124,6 +124,10 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "ramfs": _mountable("ramfs", "", ""),
     "mqueue": _mountable("mqueue", "", ""),
     "overlay": _mountable("overlay", "", ""),
+    "mkfs.ext4": _program("mkfs.ext4", "e2fsprogs"),
+    "mkfs.xfs": _program("mkfs.xfs", "xfsprogs"),
+    "mkfs.vfat": _program("mkfs.vfat", "dosfstools"),
+    "mkfs.ntfs": _program("mkfs.ntfs", "ntfs-3g"),
     "fuse2fs": _fuse2fs,
 }
 

@@ -18,7 +18,19 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PLAIN_ENVIRONMENT: Mapping[str, str] = MappingProxyType({"PATH": SEARCH_PATH, "LC_ALL": "C"})
 """What a program is given, unless it needs more."""
 
-_MISSING_HINTS = {"qemu-img": "install it: apt-get install qemu-utils", "gpgv": "install it: apt-get install gpgv"}
+_PACKAGES = {
+    "qemu-img": "qemu-utils",
+    "gpgv": "gpgv",
+    "mkfs.ext2": "e2fsprogs",
+    "mkfs.ext3": "e2fsprogs",
+    "mkfs.ext4": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "resize2fs": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "mkfs.vfat": "dosfstools",
+    "mkfs.ntfs": "ntfs-3g",
+    "mkswap": "util-linux",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +132,14 @@ def _started(argv: Sequence[str], environment: Mapping[str, str], *, has_input: 
             env=environment,
         )
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ToolMissing(f"{argv[0]} is not installed", hint=_MISSING_HINTS.get(argv[0])) from error
+        raise ToolMissing(f"{argv[0]} is not installed", hint=_hint(argv[0])) from error
     except OSError as error:
         raise ToolFailed(f"{argv[0]} cannot be started: {os.strerror(error.errno) if error.errno else error}") from error
+
+
+def _hint(program: str) -> str | None:
+    package = _PACKAGES.get(program)
+    return f"install it: apt-get install {package}" if package else None
 
 
 def _limit(pid: int, limits: Limits) -> None:

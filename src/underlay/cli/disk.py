@@ -1,6 +1,8 @@
 """``underlay disk``: the disks of instances."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -17,6 +19,8 @@ from underlay.cli.options import (
 from underlay.cli.output import answer, show
 from underlay.cli.session import Session
 from underlay.model import InstanceDisk
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 @click.group()
@@ -63,6 +67,71 @@ def create(
     key = None if key_file is None else key_of(key_file)
     with session.host() as host:
         made = host.create_disk(instance, image, size=size, backend=backend, name=name, path=path, cache=cache, key=key)
+    _answer(made, as_json=as_json)
+
+
+def _generated_options(default_name: str) -> Callable[[_Command], _Command]:
+    """The options of commands that make a disk from an image which no source has."""
+
+    def decorate(command: _Command) -> _Command:
+        made: Any = command
+        for option in (
+            click.pass_obj,
+            json_option,
+            cache_option,
+            disk_path_option,
+            click.option("--name", default=default_name, show_default=True, metavar="NAME", help="The disk: 'disk.SUFFIX'."),
+            click.option("--backend", metavar="NAME", help="As for 'disk create'."),
+        ):
+            made = option(made)
+        return made  # type: ignore[no-any-return]
+
+    return decorate
+
+
+@disk.command()
+@click.argument("instance")
+@click.argument("size")
+@_generated_options("disk.swap")
+def swap(
+    session: Session,
+    instance: str,
+    size: str,
+    backend: str | None,
+    name: str,
+    path: Path | None,
+    cache: str | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Make a swap disk of SIZE, such as 512MiB, for INSTANCE. All swap disks of a size share one base image."""
+    with session.host() as host:
+        made = host.create_swap(instance, size, backend=backend, name=name, path=path, cache=cache)
+    _answer(made, as_json=as_json)
+
+
+@disk.command()
+@click.argument("instance")
+@click.argument("size")
+@click.option("--file-system", metavar="NAME", help="ext2, ext3, ext4, xfs, vfat or ntfs. Default: as the configuration says.")
+@click.option("--os-type", metavar="NAME", help="The guest's system, such as linux: it decides where nothing else does.")
+@_generated_options("disk.eph0")
+def ephemeral(
+    session: Session,
+    instance: str,
+    size: str,
+    file_system: str | None,
+    os_type: str | None,
+    backend: str | None,
+    name: str,
+    path: Path | None,
+    cache: str | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Make a disk of SIZE, such as 10GiB, with an empty file system for INSTANCE. All such disks share one base image."""
+    with session.host() as host:
+        made = host.create_ephemeral(
+            instance, size, file_system=file_system, os_type=os_type, backend=backend, name=name, path=path, cache=cache
+        )
     _answer(made, as_json=as_json)
 
 

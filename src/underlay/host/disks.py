@@ -5,18 +5,20 @@ from typing import TYPE_CHECKING
 
 from underlay import instances, later, lookup, registry
 from underlay.contracts import BackendTraits, DiskBackend
-from underlay.errors import ConfigError, ExtraMissing, OverlayRefused, SourceUnavailable, Unsupported
+from underlay.errors import ConfigError, ExtraMissing, OverlayRefused, SourceUnavailable, UnknownCache, Unsupported
 from underlay.host import bring
 from underlay.host.parts import Parts
 from underlay.model import BaseImage, DiskSpec, Event, ImageRef, InstanceDisk, Level
 from underlay.naming import CacheKind
 from underlay.policy.form import Want
 from underlay.refs import is_ref, parse_ref
-from underlay.store import Store
+from underlay.store import Store, images
 
 if TYPE_CHECKING:
-    from underlay import diskchanges
+    from underlay import diskchanges, generated
+    from underlay.generated import Generated
 else:
+    generated = later.module("underlay.generated")
     diskchanges = later.module("underlay.diskchanges")  # who makes a disk changes none
 
 
@@ -63,10 +65,33 @@ def _cloned(parts: Parts, ref: ImageRef, spec: DiskSpec, adapter: DiskBackend) -
         version = parts.source(ref.scheme).describe(ref)
         parts.make_directories()
         return instances.clone(parts.config, adapter, version, spec)
-    except (SourceUnavailable, Unsupported) as error:
+    except (SourceUnavailable, UnknownCache, Unsupported) as error:
         fields = {"ref": str(ref), "backend": adapter.traits.name}
         parts.observer.event(Event(code="clone-refused", level=Level.INFO, detail=error.message, fields=fields))
     return None
+
+
+def create_generated(
+    parts: Parts, wanted: "Generated", spec: DiskSpec, adapter: DiskBackend, *, cache: str | None
+) -> InstanceDisk:
+    """Make a swap or an ephemeral disk from its base image, which is made first unless it is here.
+
+    Raises:
+        as `underlay.generated.ensure` and `underlay.instances.create`; UnknownCache: also when no cache is of kind base.
+    """
+    parts.make_directories()
+    store = _base_cache(parts) if cache is None else parts.cache(cache).store
+    with ExitStack() as holding:
+        image = generated.ensure(store, wanted, parts.observer)
+        images.keep_open(image.path, holding)
+        return instances.create(parts.config, adapter, image, spec, store=store)
+
+
+def _base_cache(parts: Parts) -> Store:
+    for store in parts.config.caches.values():
+        if store.kind is CacheKind.BASE:
+            return store
+    raise UnknownCache("no cache of kind base is configured", hint="swap and ephemeral images are kept in one")
 
 
 def rebase(

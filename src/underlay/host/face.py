@@ -22,7 +22,7 @@ from underlay.store import images
 from underlay.units import parse_size
 
 if TYPE_CHECKING:
-    from underlay import diskchanges, holding, precache as precaching
+    from underlay import diskchanges, generated, holding, precache as precaching
     from underlay.cache import Ensured
     from underlay.checksumlist import ChecksumList
     from underlay.delivery import Delivered
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from underlay.store.hosts import HostUse
 else:
     diskchanges = later.module("underlay.diskchanges")
+    generated = later.module("underlay.generated")
     holding = later.module("underlay.holding")
     plans = later.module("underlay.host.plans")
     precaching = later.module("underlay.precache")
@@ -258,6 +259,64 @@ class Host(msgspec.Struct, frozen=True):
         wanted = parse_size(size) if isinstance(size, str) else size
         spec = instances.disk_spec(self.config, instance, name, size=wanted, path=path, backend=adapter, key=key)
         return disks.create(self.parts, image, spec, adapter, cache=cache)
+
+    def create_swap(
+        self,
+        instance: str,
+        size: int | str,
+        *,
+        backend: str | None = None,
+        name: str = "disk.swap",
+        path: Path | None = None,
+        cache: str | None = None,
+    ) -> InstanceDisk:
+        """Make a swap disk for an instance, from the base image ``swap_<MiB>``, which is made once and shared.
+
+        Args:
+            size: bytes, or text with a unit: a whole number of MiB.
+            cache: of kind base; None for the first of these. The rest: as for `create_disk`.
+
+        Raises:
+            InvalidSize, DiskExists, OverlayRefused, UnknownCache, ToolMissing, ToolFailed
+        """
+        wanted = generated.swap(parse_size(size) if isinstance(size, str) else size)
+        adapter = self.parts.backend(backend)
+        spec = instances.disk_spec(self.config, instance, name, path=path, backend=adapter)
+        return disks.create_generated(self.parts, wanted, spec, adapter, cache=cache)
+
+    def create_ephemeral(
+        self,
+        instance: str,
+        size: int | str,
+        *,
+        file_system: str | None = None,
+        os_type: str | None = None,
+        backend: str | None = None,
+        name: str = "disk.eph0",
+        path: Path | None = None,
+        cache: str | None = None,
+    ) -> InstanceDisk:
+        """Make a disk with an empty file system for an instance, from the base image ``ephemeral_<GiB>_<hash>``.
+
+        Args:
+            size: bytes, or text with a unit: a whole number of GiB.
+            file_system: ext2, ext3, ext4, xfs, vfat or ntfs; None: what the configuration's ``virt_mkfs`` has for the system,
+                else ``default_ephemeral_format``, else ext4 for linux, ntfs for windows and vfat for any other.
+            os_type: the guest's system. The rest: as for `create_swap`.
+
+        Raises:
+            InvalidSize, InvalidForm, DiskExists, OverlayRefused, UnknownCache, ConfigError, ToolMissing, ToolFailed
+        """
+        wanted = generated.ephemeral(
+            parse_size(size) if isinstance(size, str) else size,
+            file_system=file_system,
+            os_type=os_type,
+            default=self.config.default_ephemeral_format,
+            commands=self.config.virt_mkfs,
+        )
+        adapter = self.parts.backend(backend)
+        spec = instances.disk_spec(self.config, instance, name, path=path, backend=adapter)
+        return disks.create_generated(self.parts, wanted, spec, adapter, cache=cache)
 
     def disks(self) -> list[InstanceDisk]:
         """Every disk in the instances path, and every disk of ours elsewhere; what cannot be looked at is told as an event."""

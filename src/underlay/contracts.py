@@ -202,7 +202,8 @@ class DiskBackend(Protocol):
             DiskTooSmall: ``want.size`` is below the virtual size of the base, or its min_disk.
             DiskExists: a disk of this name with another base, size or format.
             FormatMismatch: a base that this backend cannot read.
-            Unsupported: it is to be encrypted.
+            Unsupported: it is to be encrypted, or its file system is to be grown, and that cannot be. What can be grown
+            safely `underlay.extfs` tells, which grows it as well; the disk appears when that is done.
         """
         ...
 

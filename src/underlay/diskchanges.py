@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from underlay import instances
+from underlay import extfs, fileview, instances
 from underlay.config import Config
 from underlay.contracts import DiskBackend
 from underlay.errors import DiskExists, InvalidForm, Unsupported
@@ -78,6 +78,33 @@ def _publish(temporary: Path, target: Path) -> None:
     except FileExistsError as error:
         raise DiskExists(f"{target} appeared while it was written", hint="choose another name") from error
     sync_directory(target.parent)
+
+
+def resize_with_filesystem(
+    config: Config, backend: DiskBackend, want: DiskSpec, size: int, *, assume_closed: bool
+) -> InstanceDisk:
+    """Grow a raw disk, and the file system that fills it: what its guest has written is read by e2fsck and resize2fs.
+
+    Raises:
+        Unsupported: the disk is not raw, or its file system cannot be grown safely; then nothing is done. As
+        `underlay.instances.resize`.
+    """
+    name = backend.traits.name
+    with instances.closed(config, backend, want, assume_closed=assume_closed) as disk:
+        told = backend.attachment(disk)
+        if told.format != "raw" or told.type == "network":
+            raise Unsupported(name, "grow a file system: only a raw disk's is reached", hint="leave it to the guest")
+        path = Path(told.source)
+        with translated(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                extfs.check(fd, size=disk.size or 0, backend=name, what=str(path))
+            finally:
+                os.close(fd)
+            backend.resize(disk, size)  # crash: a larger disk, whose file system the next attempt grows
+            extfs.grow(path)
+            fileview.sync(path)
+        return backend.describe(want)
 
 
 def flatten(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_closed: bool) -> InstanceDisk:

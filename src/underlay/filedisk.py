@@ -80,6 +80,8 @@ def existing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Instance
     """
     if want.key is not None:
         raise Unsupported(traits.name, "encrypt a disk")
+    if want.grow_filesystem and traits.disk_format != "raw":
+        raise Unsupported(traits.name, "grow a file system: only a raw disk's is reached", hint="leave it to the guest")
     size_for(base, want)
     try:
         found = describe(want)

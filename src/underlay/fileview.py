@@ -41,7 +41,7 @@ def flatten(disk: InstanceDisk) -> None:
         return
     with translated(disk.path):
         qemuimg.rebase(node, None)
-        _sync(disk.path)
+        sync(disk.path)
 
 
 def rebase(disk: InstanceDisk, base: BaseImage) -> None:
@@ -53,7 +53,7 @@ def rebase(disk: InstanceDisk, base: BaseImage) -> None:
     node = chain(disk)
     with translated(disk.path):
         qemuimg.rebase(node, (base.path.absolute(), base.format))
-        _sync(disk.path)
+        sync(disk.path)
 
 
 def chain(disk: InstanceDisk) -> Node:
@@ -100,8 +100,13 @@ def _backing(path: Path) -> tuple[Path | None, str | None]:
     return None if name is None else path.parent / name, qcow2.backing_format(beginning, header)
 
 
-def _sync(path: Path) -> None:
-    fd = open_regular(path)
+def sync(path: Path) -> None:
+    """Make what a tool wrote to a file or a device durable.
+
+    Raises:
+        OSError
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

@@ -260,6 +260,7 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
         path: where the disk goes: a file, a directory, or the device that it is on this host. A disk that is none of these on
             this host, such as a Ceph image, is called by the device that it would be (``/dev/rbd/POOL/IMAGE``).
         key: with which the disk is encrypted at rest; None: it is not. Never printed or stored.
+        grow_filesystem: a file system that fills the image without partitions is grown to the disk's size.
     """
 
     instance: str
@@ -267,6 +268,7 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     size: int | None = None
     key: bytes | None = None
+    grow_filesystem: bool = False
 
     __repr__, __rich_repr__ = hiding("key")
 

@@ -12,6 +12,7 @@ from underlay.cli.options import (
     closed_option,
     disk_name_option,
     disk_path_option,
+    grow_option,
     json_option,
     key_of,
     wide_option,
@@ -43,6 +44,7 @@ def disk() -> None:
 @click.option(
     "--key-file", type=click.Path(path_type=Path, readable=False), metavar="FILE", help="Encrypt the disk with FILE's content."
 )
+@grow_option
 @json_option
 @click.pass_obj
 def create(
@@ -55,6 +57,7 @@ def create(
     path: Path | None,
     cache: str | None,
     key_file: Path | None,
+    grow_filesystem: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Make a disk for INSTANCE (a UUID or a name) from an image.
@@ -66,7 +69,17 @@ def create(
     """
     key = None if key_file is None else key_of(key_file)
     with session.host() as host:
-        made = host.create_disk(instance, image, size=size, backend=backend, name=name, path=path, cache=cache, key=key)
+        made = host.create_disk(
+            instance,
+            image,
+            size=size,
+            backend=backend,
+            name=name,
+            path=path,
+            cache=cache,
+            key=key,
+            grow_filesystem=grow_filesystem,
+        )
     _answer(made, as_json=as_json)
 
 
@@ -184,6 +197,7 @@ def attachment(session: Session, instance: str, name: str, path: Path | None, as
 @disk_name_option
 @disk_path_option
 @closed_option
+@grow_option
 @json_option
 @click.pass_obj
 def resize(
@@ -193,11 +207,14 @@ def resize(
     name: str,
     path: Path | None,
     assume_closed: bool,  # noqa: FBT001
+    grow_filesystem: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Grow a disk of INSTANCE to SIZE, such as 40GiB. Nothing is ever made smaller, nothing that is open is touched."""
     with session.host() as host:
-        grown = host.resize_disk(instance, size, name=name, path=path, assume_closed=assume_closed)
+        grown = host.resize_disk(
+            instance, size, name=name, path=path, assume_closed=assume_closed, grow_filesystem=grow_filesystem
+        )
     _answer(grown, as_json=as_json)
 
 

@@ -32,6 +32,11 @@ disk_name_option = click.option(
 closed_option = click.option(
     "--assume-closed", is_flag=True, help="Nobody has the disk open, for certain: where that cannot be told."
 )
+grow_option = click.option(
+    "--grow-filesystem",
+    is_flag=True,
+    help="Grow an ext2, ext3 or ext4 that fills a raw disk without partitions along with the disk.",
+)
 disk_path_option = click.option(
     "--path",
     type=click.Path(path_type=Path, readable=False),

@@ -13,8 +13,9 @@ from underlay.files import copy_sparse, open_regular
 from underlay.model import Attachment, BaseImage, DiskSpec, Extraction, ImageVersion, InstanceDisk
 
 if TYPE_CHECKING:
-    from underlay import fileview
+    from underlay import extfs, fileview
 else:
+    extfs = later.module("underlay.extfs")
     fileview = later.module("underlay.fileview")  # who makes a disk reads no chain
 
 
@@ -52,6 +53,9 @@ class FlatBackend(msgspec.Struct, frozen=True, kw_only=True):
         with filedisk.publishing(base, want, self.traits) as fd:
             size = filedisk.size_for(base, want)
             _copy(base, fd, size=size)
+            if want.grow_filesystem:
+                extfs.check(fd, size=base.virtual_size, backend=self.traits.name, what=base.name)
+                extfs.grow(Path(f"/proc/{os.getpid()}/fd/{fd}"))  # by the descriptor: the name may be another's
             filedisk.preallocate(fd, size, self.preallocation)
         return self.describe(want)
 

@@ -20,6 +20,7 @@ from underlay.policy.form import Want
 from underlay.refs import parse_ref
 from underlay.store import images
 from underlay.units import parse_size
+from underlay.values import replace
 
 if TYPE_CHECKING:
     from underlay import diskchanges, generated, holding, precache as precaching
@@ -235,6 +236,7 @@ class Host(msgspec.Struct, frozen=True):
         path: Path | None = None,
         cache: str | None = None,
         key: bytes | None = None,
+        grow_filesystem: bool = False,
     ) -> InstanceDisk:
         """Make a disk for an instance from an image, which is fetched first unless it is here.
 
@@ -249,15 +251,17 @@ class Host(msgspec.Struct, frozen=True):
             name: ``disk`` or ``disk.SUFFIX``.
             path: where the disk goes instead of the instance's directory.
             key: with which the disk is encrypted at rest, by a backend that can.
+            grow_filesystem: an ext2, ext3 or ext4 that fills a raw image without partitions grows with the disk.
 
         Raises:
-            Unsupported: the backend encrypts nothing. BackendUnavailable
+            Unsupported: the backend encrypts nothing, or the file system cannot be grown safely. BackendUnavailable
             DiskTooSmall: also below what the image's source allows (Glance's ``min_disk``).
             DiskExists, BackingPathTooLong, FormatMismatch; as `ensure`.
         """
         adapter = self.parts.backend(backend)
         wanted = parse_size(size) if isinstance(size, str) else size
         spec = instances.disk_spec(self.config, instance, name, size=wanted, path=path, backend=adapter, key=key)
+        spec = replace(spec, grow_filesystem=grow_filesystem) if grow_filesystem else spec
         return disks.create(self.parts, image, spec, adapter, cache=cache)
 
     def create_swap(
@@ -343,11 +347,20 @@ class Host(msgspec.Struct, frozen=True):
         return adapter.attachment(adapter.describe(spec))
 
     def resize_disk(
-        self, instance: str, size: int | str, *, name: str = "disk", path: Path | None = None, assume_closed: bool = False
+        self,
+        instance: str,
+        size: int | str,
+        *,
+        name: str = "disk",
+        path: Path | None = None,
+        assume_closed: bool = False,
+        grow_filesystem: bool = False,
     ) -> InstanceDisk:
         """Grow a disk that nobody has open; its own size is a success.
 
         Args:
+            grow_filesystem: so does an ext2, ext3 or ext4 that fills a raw disk without partitions. e2fsck and resize2fs then
+                read what the guest has written.
             assume_closed: the caller knows that it is closed where that cannot be told (a network file system, for one).
 
         Raises:
@@ -355,6 +368,8 @@ class Host(msgspec.Struct, frozen=True):
         """
         wanted = parse_size(size) if isinstance(size, str) else size
         spec, adapter = instances.find(self.config, instance, name, path=path)
+        if grow_filesystem:
+            return diskchanges.resize_with_filesystem(self.config, adapter, spec, wanted, assume_closed=assume_closed)
         return instances.resize(self.config, adapter, spec, wanted, assume_closed=assume_closed)
 
     def remove_disk(

@@ -49,6 +49,7 @@ class FakeImage:
     content_digests: tuple[Digest, ...] = field(default=(), kw_only=True)
     min_disk: int = field(default=0, kw_only=True)
     no_store: bool = field(default=False, kw_only=True)
+    locations: tuple[str, ...] = field(default=(), kw_only=True)
     properties: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     describe_error: UnderlayError | None = field(default=None, kw_only=True)
     open_error: UnderlayError | None = field(default=None, kw_only=True)
@@ -169,6 +170,7 @@ class FakeSource:
             min_disk=image.min_disk,
             no_store=image.no_store,
             properties=image.properties,
+            locations=image.locations,
         )
         return image, version
 

@@ -77,7 +77,11 @@ def _publish(temporary: Path, target: Path) -> None:
         rename_no_replace(temporary, target)  # crash: the whole file
     except FileExistsError as error:
         raise DiskExists(f"{target} appeared while it was written", hint="choose another name") from error
-    sync_directory(target.parent)
+    try:
+        sync_directory(target.parent)
+    except OSError:
+        target.unlink()  # a name that may not last is not handed out
+        raise
 
 
 def resize_with_filesystem(

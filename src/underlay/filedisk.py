@@ -6,6 +6,7 @@ lock and, to create, its base's.
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,9 @@ from underlay.attributes import decode_disk_record, encode_record
 from underlay.contracts import BackendTraits
 from underlay.errors import DiskExists, DiskNotFound, DiskTooSmall, DiskUnrecorded, ShrinkRefused, UnsafeImage, Unsupported
 from underlay.files import (
+    ATTRIBUTE,
     allocated_bytes,
+    copy_sparse,
     create,
     fill_holes,
     open_regular,
@@ -325,16 +328,55 @@ def known(disk: InstanceDisk) -> tuple[str, int]:
     return disk.format, disk.size
 
 
-def record_again(disk: InstanceDisk, base: BaseImage, traits: BackendTraits) -> None:
-    """Have the disk say of itself that it was made from another base image, durably. It is ours, or Nova's, by its record.
+@contextmanager
+def rewriting(disk: InstanceDisk, record: DiskRecord | None) -> Iterator[Path]:
+    """Change a disk's file as a whole: the context changes a copy, which takes the disk's place when it ends well.
+
+    A tool that is killed while it changes a qcow2 in its place may leave a header that says more than the tables do. Where the
+    file system can, the copy shares the disk's blocks.
+
+    Args:
+        record: what the disk is to say of itself from then on; None: what it said before.
 
     Raises:
-        DiskNotFound, DiskExists, StorageFailed
+        DiskNotFound, DiskExists; CacheNotWritable, InsufficientSpace, StorageFailed
     """
-    want = DiskSpec(instance=disk.instance, name=disk.name, path=disk.path)
-    with translated(disk.path), _opened(disk.path) as fd:
-        write_attribute(fd, encode_record(record_of(base, want, traits)))  # crash: the old record, which names another base
-        os.fsync(fd)
+    temporary = _temporary(disk.path)
+    with translated(disk.path), _opened(disk.path) as old:
+        temporary.unlink(missing_ok=True)  # what a crash left; the lock is ours
+        status = os.fstat(old)
+        fd = create(temporary, stat.S_IMODE(status.st_mode))  # crash: a temporary, removed by the next change
+        try:
+            copy_sparse(old, fd, status.st_size)
+            _take_on(fd, old, status)
+            write_attribute(fd, encode_record(record)) if record else _copy_record(fd, old)
+            yield Path(f"/proc/{os.getpid()}/fd/{fd}")  # crash: the same
+            os.fsync(fd)
+            if not os.path.samestat(os.stat(temporary, follow_symlinks=False), os.fstat(fd)):
+                raise _exists(f"the disk {disk.path} was replaced while it was changed")
+            os.rename(temporary, disk.path)  # crash: the disk as it was, or as it is to be
+            sync_directory(disk.path.parent)
+        finally:
+            os.close(fd)
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def _take_on(fd: int, old: int, status: os.stat_result) -> None:
+    """Give a copy the owner and the attributes of the disk, as far as we may: a hypervisor may have taken both over."""
+    with suppress(PermissionError):
+        os.fchown(fd, status.st_uid, status.st_gid)
+    os.fchmod(fd, stat.S_IMODE(status.st_mode))
+    with suppress(OSError):
+        for name in os.listxattr(old):
+            if name != ATTRIBUTE:
+                with suppress(OSError):
+                    os.setxattr(fd, name, os.getxattr(old, name))
+
+
+def _copy_record(fd: int, old: int) -> None:
+    if (said := read_attribute(old)) is not None:
+        write_attribute(fd, said)
 
 
 def preallocate(fd: int, size: int, preallocation: str) -> None:

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 
 from underlay import filedisk, qemuimg
-from underlay.errors import DiskUnrecorded, UnsafeImage
+from underlay.errors import DiskUnrecorded, StorageFailed, UnsafeImage
 from underlay.files import open_regular, translated
 from underlay.formats import qcow2
-from underlay.model import BaseImage, Extraction, InstanceDisk
+from underlay.model import BaseImage, DiskRecord, Extraction, InstanceDisk
 from underlay.qemuimg import Node
 
 _LONGEST = 64  # files in a chain
@@ -26,34 +26,52 @@ def extract(disk: InstanceDisk, target: Path, want: Extraction) -> None:
     node = chain(disk)
     with translated(target):
         qemuimg.convert(node, target, format=want.format, compressed=want.compressed)
+        if want.format != "raw":
+            _prove(node, qemuimg.node(target, format=want.format) | {"backing": None}, target)
 
 
 def flatten(disk: InstanceDisk) -> None:
     """Have an overlay hold all that its guest sees; one that has no backing file is left as it is.
 
-    A crash, or a file system that is full, leaves an overlay that holds more than before and reads the same.
-
     Raises:
-        as `extract`
+        as `extract`; CacheNotWritable, StorageFailed
     """
     node = chain(disk)
-    if node.get("backing") is None:
-        return
-    with translated(disk.path):
-        qemuimg.rebase(node, None)
-        sync(disk.path)
+    if node.get("backing") is not None:
+        with filedisk.rewriting(disk, None) as copy:
+            qemuimg.rebase(_at(copy, node), None)
+            _prove(node, _at(copy, node) | {"backing": None}, disk.path)
 
 
-def rebase(disk: InstanceDisk, base: BaseImage) -> None:
+def rebase(disk: InstanceDisk, base: BaseImage, record: DiskRecord) -> None:
     """Put an overlay on another base image: what the guest sees stays, so what that base has otherwise is taken in first.
 
+    Args:
+        record: what the disk says of itself then.
+
     Raises:
-        as `extract`
+        as `flatten`
     """
     node = chain(disk)
-    with translated(disk.path):
-        qemuimg.rebase(node, (base.path.absolute(), base.format))
-        sync(disk.path)
+    with filedisk.rewriting(disk, record) as copy:
+        qemuimg.rebase(_at(copy, node), (base.path.absolute(), base.format))
+        _prove(node, _at(copy, node) | {"backing": qemuimg.node(base.path.absolute(), format=base.format)}, disk.path)
+
+
+def _prove(before: Node, after: Node, path: Path) -> None:
+    """Compare what was read with what was written: qemu-img ends well though its last tables could not be written.
+
+    Raises:
+        StorageFailed
+    """
+    if not qemuimg.shows_the_same(before, after):
+        what = f"what was written for {path} is not what the disk holds"
+        raise StorageFailed(what, hint="look into the kernel's log for errors of that file system")
+
+
+def _at(copy: Path, node: Node) -> Node:
+    """A chain with another file at its top."""
+    return node | {"file": qemuimg.node(copy, format="raw")["file"]}
 
 
 def chain(disk: InstanceDisk) -> Node:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from underlay.errors import ToolFailed, UnsafeImage
-from underlay.run import Limits, run
+from underlay.run import Limits, failed, run, run_to_end
 
 _LOOK = Limits(seconds=60, memory=2 << 30, cpu_seconds=30)
 _CHANGE = Limits(seconds=120, memory=2 << 30, cpu_seconds=60, dies_with_caller=True)
@@ -78,6 +78,19 @@ def convert(source: Node, target: Path, *, format: str, compressed: bool = False
     """
     compress = ["-c"] if compressed else []
     _write(["qemu-img", "convert", *compress, "-O", format, _named(source), _plain(target)], limits=_CONVERT)
+
+
+def shows_the_same(one: Node, other: Node) -> bool:
+    """Whether a guest sees the same on two disks; what only one of them has at its end is to be zeros.
+
+    Raises:
+        ToolMissing, ToolFailed, ToolTimedOut
+    """
+    argv = ["qemu-img", "compare", "-q", _named(one), _named(other)]
+    ended = run_to_end(argv, limits=_CONVERT)
+    if ended.status not in (0, 1):  # docs/tools/qemu-img.rst: above these, it could not tell
+        raise failed("qemu-img", ended)
+    return ended.status == 0
 
 
 def create_overlay(

@@ -98,14 +98,13 @@ class Qcow2Backend(msgspec.Struct, frozen=True, kw_only=True):
         fileview.extract(disk, target, want)
 
     def flatten(self, disk: InstanceDisk) -> InstanceDisk:
-        """Take into the overlay what its guest reads from the base, in place."""
+        """Take into the overlay what its guest reads from the base."""
         fileview.flatten(disk)
         return self._again(disk)
 
     def rebase(self, disk: InstanceDisk, base: BaseImage) -> InstanceDisk:
-        """Take into the overlay what the other base has otherwise, then name that, in place."""
-        fileview.rebase(disk, base)
-        filedisk.record_again(disk, base, self.traits)
+        """Take into the overlay what the other base has otherwise, then name that."""
+        fileview.rebase(disk, base, filedisk.record_of(base, _spec(disk), self.traits))
         return self._again(disk)
 
     def snapshot(self, disk: InstanceDisk, name: str) -> str:
@@ -121,4 +120,8 @@ class Qcow2Backend(msgspec.Struct, frozen=True, kw_only=True):
         return filedisk.attachment(disk, self.preallocation, cache=self.cache_mode, discard=self.discard)
 
     def _again(self, disk: InstanceDisk) -> InstanceDisk:
-        return self.describe(DiskSpec(instance=disk.instance, name=disk.name, path=disk.path))
+        return self.describe(_spec(disk))
+
+
+def _spec(disk: InstanceDisk) -> DiskSpec:
+    return DiskSpec(instance=disk.instance, name=disk.name, path=disk.path)

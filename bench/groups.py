@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bench.conversions import conversions
 from bench.decompression import decompression
 from bench.deliveries import deliveries
+from bench.diskchanges import changes
 from bench.disks import flat, overlays
 from bench.growth import instances, masters, sizes
 from bench.locking import locking
@@ -62,6 +63,7 @@ GROUPS = (
         ),
     ),
     Group("flat", flat, _named("flat", "xfs, the copy alone", "xfs, copy over FICLONE", "xfs", "ext4, the copy alone", "ext4")),
+    Group("disk", changes, _named("disk", "preallocated overlay", "swap", "extracted as raw", "flattened")),
     Group("one-pass", one_pass, _named("one-pass", "at 200 MB/s", "after the last byte")),
     Group("scrub", scrubs, _named("scrub", "dense", "dense, over memory", "a third full")),
     Group("start-up", starts, _named("start-up", "list", "list --json", "show", "disk create")),

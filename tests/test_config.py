@@ -758,3 +758,48 @@ def test_how_often_a_transfer_is_tried_again_is_configured() -> None:
     for wrong in ("attempts = 0", 'first_wait = "1h"', 'longest_wait = "soon"'):
         with pytest.raises(ConfigError):
             parsed(CACHE + f"[transfer]\n{wrong}\n")
+
+
+# ------------------------------------------------------------------------------------------------------------- disk backends
+
+
+def test_the_options_of_disks_reach_their_backends(tmp_path: Path) -> None:
+    disks = """
+        [disks]
+        preallocate_images = "space"
+        hw_disk_discard = "unmap"
+        disk_cachemodes = ["file=none", "network=writeback"]
+        [disks.flat]
+        preallocation = "full"
+        [disks.qcow2]
+        cluster_size = "128KiB"
+    """
+    text = f'[caches.base]\nkind = "base"\npath = "{tmp_path}/base"\n{disks}'
+    config = parse_config(text, origin=tmp_path / "underlay.toml")
+
+    hints = {"cache_mode": "none", "discard": "unmap"}
+    assert {"preallocation": "full", **hints} == config.disks["flat"]
+    assert {"preallocation": "falloc", "cluster_bytes": 128 << 10, **hints} == config.disks["qcow2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('disk_cachemodes = ["file"]', "is no cache mode"),
+        ('disk_cachemodes = ["tape=none"]', "is no cache mode"),
+        ('disk_cachemodes = ["file=sometimes"]', "is no cache mode"),
+        ('preallocate_images = "full"', "preallocate_images"),
+        ('hw_disk_discard = "yes"', "hw_disk_discard"),
+        ('[disks.qcow2]\ncluster_size = "100KiB"', "no clusters of 102400 bytes"),
+        ('[disks.qcow2]\ncluster_size = "4MiB"', "no clusters"),
+        ("[disks.qcow2]\ncluster_size = 65536", "cluster_size"),
+        ('[disks.qcow2]\ncluster_size = "4KiB"\npreallocation = "metadata"', "cannot be preallocated"),
+        ('[disks.flat]\npreallocation = "metadata"', "metadata"),
+        ("[disks.tape]\nreels = 2", "tape"),
+    ],
+)
+def test_an_option_of_disks_that_cannot_be_is_told(tmp_path: Path, line: str, why: str) -> None:
+    text = f'[caches.base]\nkind = "base"\npath = "{tmp_path}/base"\n[disks]\n{line}\n'
+
+    with pytest.raises(ConfigError, match=why):
+        parse_config(text, origin=tmp_path / "underlay.toml")

@@ -189,6 +189,20 @@ def test_every_source_has_its_row_in_each_table_of_sources(pages: Pages) -> None
     assert {"glance", "s3"} == {extra for _, _, extra in refs[1:] if extra} <= extras.keys()
 
 
+def test_every_backend_has_its_column_of_traits(pages: Pages) -> None:
+    [table] = [table for table in _tables(pages["reference/backends"]) if table[0][0] == "Trait"]
+    assert sorted(registry._DISKS) == table[0][1:]
+    words = {True: "yes", False: "no"}
+    for column, name in enumerate(table[0][1:], start=1):
+        traits = registry.open_backend(name, {}).traits
+        expected = {
+            field.name: ", ".join(sorted(value)) if isinstance(value, frozenset) else words.get(value, value)
+            for field in msgspec.structs.fields(type(traits))
+            if (value := getattr(traits, field.name)) is not None and field.name != "name"
+        }
+        assert expected == {row[0]: row[column] for row in table[1:]}
+
+
 def test_the_services_that_sources_were_tried_against_are_those_of_the_tests(pages: Pages) -> None:
     told = _text(pages["reference/sources"]).lower()
     components = ROOT / "tests" / "components"

@@ -88,7 +88,7 @@ def shows_the_same(one: Node, other: Node) -> bool:
     """
     argv = ["qemu-img", "compare", "-q", _named(one), _named(other)]
     ended = run_to_end(argv, limits=_CONVERT)
-    if ended.status not in (0, 1):  # docs/tools/qemu-img.rst: above these, it could not tell
+    if ended.status not in (0, 1):  # qemu-img(1), compare: above these, it could not tell
         raise failed("qemu-img", ended)
     return ended.status == 0
 

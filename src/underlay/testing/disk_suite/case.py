@@ -54,6 +54,8 @@ class Case:
         scene = Scene(stage, stage.left(), {})
         try:
             self.check(scene)
+        except UnderlayError as error:
+            raise AssertionError(f"an error where there should be none: {error!r}") from error
         finally:
             scene.clear()
 

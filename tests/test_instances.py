@@ -311,8 +311,8 @@ def test_a_disk_below_the_least_that_the_source_allows_is_refused(machine: Machi
 def test_the_least_that_a_source_allows_outlives_a_killed_ingest(machine: Machine, allowed_now: int) -> None:
     write_qcow2(machine.root / "guest.qcow2", size=16 * MIB, message="of a test")
     # What qemu-img converts is kept until it has; a qcow2 image would be raw as soon as it is here.
-    command = ["qemu-img", "convert", "-f", "qcow2", "-O", "vdi", machine.root / "guest.qcow2", machine.root / "guest.vdi"]
-    subprocess.run(command, check=True)
+    into_vdi = ["qemu-img", "convert", "-f", "qcow2", "-O", "vdi"]
+    subprocess.run([*into_vdi, machine.root / "guest.qcow2", machine.root / "guest.vdi"], check=True)
     content = (machine.root / "guest.vdi").read_bytes()
     digest = Digest("sha256", hashlib.sha256(content).hexdigest())
 

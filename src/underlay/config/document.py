@@ -60,6 +60,25 @@ class Checksums(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     require_signature: bool = True
 
 
+_Ratio = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Compute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a compute driver is to go by. A ratio of 0 is one that is not set."""
+
+    compute_driver: str = ""
+    cpu_allocation_ratio: _Ratio | None = None
+    ram_allocation_ratio: _Ratio | None = None
+    disk_allocation_ratio: _Ratio | None = None
+    initial_cpu_allocation_ratio: _Ratio = 4.0
+    initial_ram_allocation_ratio: _Ratio = 1.0
+    initial_disk_allocation_ratio: _Ratio = 1.0
+    reserved_host_cpus: _Count = 0
+    reserved_host_memory_mb: _Count = 512
+    reserved_host_disk_mb: _Count = 0
+    image_type_exclude_list: list[str] = []
+
+
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -72,3 +91,4 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checksums: Checksums = Checksums()
     disks: DisksTable = DisksTable()
     follow: FollowTable = FollowTable()
+    compute: Compute = Compute()

@@ -11,7 +11,7 @@ import msgspec
 
 from underlay.config import environment, values
 from underlay.config.disks import backend_arguments
-from underlay.config.document import Cache, Document, Instances, Transfer
+from underlay.config.document import Cache, Compute, Document, Instances, Transfer
 from underlay.config.follow import Follow, follow_of
 from underlay.config.sources import FileTable, SourceTables, arguments_of, web_of
 from underlay.config.values import WrongValue
@@ -46,6 +46,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             what it fetched, by the cache's name; not there: it does not.
         command_line_reads_files: a command may fetch every file that its user can read: see `for_command_line`.
         follow: the refs whose newest versions a refresh brings.
+        compute: what a compute driver is to go by.
     """
 
     origin: Path | None
@@ -69,6 +70,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     precache_concurrency: int = 1
     command_line_reads_files: bool = True
     follow: Follow = msgspec.field(default_factory=Follow)
+    compute: Compute = Compute()
 
 
 def load_config(file: Path | None = None) -> Config:
@@ -186,6 +188,7 @@ def _config(document: Document, origin: Path | None) -> Config:
         precache_concurrency=document.precache_concurrency,
         command_line_reads_files=document.sources.file.command_line,
         follow=follow_of(document.follow, caches),
+        compute=document.compute,
     )
 
 

@@ -1,0 +1,97 @@
+"""What the two hosts of a live migration tell each other.
+
+It begins on the destination, goes to the source and back, and each step answers with a new one that says more
+(`dataclasses.replace`). What has not been said yet is None.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VIFMigrateData:
+    """One interface on its new host.
+
+    Attributes:
+        port_id: of the network service. vif_details, profile: as in a VIF. source_vif: the VIF as it is on the source.
+    """
+
+    port_id: str
+    vnic_type: str = "normal"
+    vif_type: str | None = None
+    vif_details: Mapping[str, Any] | None = None
+    profile: Mapping[str, Any] | None = None
+    host: str | None = None
+    source_vif: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibvirtLiveMigrateBDMInfo:
+    """One volume as the destination will have it.
+
+    Attributes:
+        serial: the volume's id. bus, dev, type: of the device, say ``virtio``, ``vda``, ``disk``. connection_info: how the
+            destination reaches it.
+    """
+
+    serial: str
+    bus: str
+    dev: str
+    type: str
+    format: str | None = None
+    boot_index: int | None = None
+    connection_info: Mapping[str, Any] | None = None
+    encryption_secret_uuid: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveMigrateData:
+    """What every driver says.
+
+    Attributes:
+        is_volume_backed: the root disk is a volume. migration: the service's own record.
+        old_vol_attachment_ids: by volume id, to be put back when the migration fails.
+        wait_for_vif_plugged: the destination waits until the network says that the interfaces are plugged.
+        pci_dev_map_src_dst: PCI addresses of the source, and where their like are on the destination.
+    """
+
+    is_volume_backed: bool | None = None
+    migration: Any = None
+    old_vol_attachment_ids: Mapping[str, str] | None = None
+    wait_for_vif_plugged: bool | None = None
+    vifs: tuple[VIFMigrateData, ...] | None = None
+    pci_dev_map_src_dst: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibvirtLiveMigrateData(LiveMigrateData):
+    """What a libvirt driver says besides.
+
+    Attributes:
+        filename: of the probe by which shared storage is found out. image_type: how disks are stored, say ``qcow2``.
+        block_migration: disks are copied. disk_over_commit: the destination counts virtual instead of allocated sizes.
+        disk_available_mb: MiB that the destination has for disks.
+        is_shared_instance_path, is_shared_block_storage: what the hosts share.
+        instance_relative_path: of the instance's directory below the instances path.
+        graphics_listen_addr_vnc, graphics_listen_addr_spice, serial_listen_addr, serial_listen_ports: where its consoles
+            listen on the destination.
+        target_connect_addr: at which the source reaches the destination.
+    """
+
+    filename: str | None = None
+    image_type: str | None = None
+    block_migration: bool | None = None
+    disk_over_commit: bool | None = None
+    disk_available_mb: int | None = None
+    is_shared_instance_path: bool | None = None
+    is_shared_block_storage: bool | None = None
+    instance_relative_path: str | None = None
+    graphics_listen_addr_vnc: str | None = None
+    graphics_listen_addr_spice: str | None = None
+    serial_listen_addr: str | None = None
+    serial_listen_ports: tuple[int, ...] | None = None
+    bdms: tuple[LibvirtLiveMigrateBDMInfo, ...] | None = None
+    target_connect_addr: str | None = None
+    supported_perf_events: tuple[str, ...] | None = None
+    dst_wants_file_backed_memory: bool | None = None

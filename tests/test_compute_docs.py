@@ -1,0 +1,105 @@
+"""The reference of the compute driver says what the code does: each method, error, capability and key."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from test_compute_driver import NOTHING, VALUES, called, signatures
+from test_compute_values import ERRORS
+from underlay import compute
+from underlay.compute import ComputeDriver
+from underlay.compute.capabilities import TRAITS
+from underlay.compute.driver import THEMES
+
+PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "compute.md").read_text(encoding="utf-8")
+TITLES = [
+    "life cycle",
+    "power",
+    "volumes",
+    "network",
+    "consoles and diagnostics",
+    "resize and migration",
+    "live migration",
+    "host and resources",
+    "image cache",
+    "events",
+]
+
+
+def table(*heading: str) -> list[list[str]]:
+    """The rows of the table with this heading, without backticks."""
+    lines = PAGE.splitlines()
+    start = lines.index(f"| {' | '.join(heading)} |") + 2
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().replace("`", "") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return rows
+
+
+METHODS = {row[0]: row[1:] for row in table("Method", "Theme", "The base class", "The libvirt driver")}
+
+
+def test_every_method_has_its_row_with_its_theme() -> None:
+    themes = {name: title for theme, title in zip(THEMES, TITLES, strict=True) for name in vars(theme)}
+    expected = {name: themes.get(name, "host and resources") for name in signatures()}
+    assert {**expected, "need_legacy_block_device_info (property)": "volumes"} == {
+        name: row[0] for name, row in METHODS.items()
+    }
+
+
+@pytest.mark.parametrize("name", sorted(signatures()))
+def test_what_the_base_class_does_is_said(name: str) -> None:
+    _, said, _ = METHODS[name]
+    if name in NOTHING.split():
+        assert "does nothing" == said
+    elif name in VALUES:
+        assert f"answers {VALUES[name]!r}" == said
+    elif said == "NotImplementedError":
+        with pytest.raises(NotImplementedError):
+            called(ComputeDriver(None), name)
+    else:
+        body = inspect.getsource(getattr(ComputeDriver, name))
+        assert "raise NotImplementedError" not in body
+
+
+def test_what_the_libvirt_driver_does_is_said_of_each_method() -> None:
+    for name, (_, base, said) in METHODS.items():
+        assert said in ("not yet", "as the base class") or re.fullmatch(r"never: .{10,}", said), name
+        assert not (said == "as the base class" and base == "NotImplementedError"), name
+
+
+def test_every_error_has_its_row() -> None:
+    rows = {row[0]: tuple(row[1:]) for row in table("Error", "Made from", "Code", "Exit", "HTTP", "Meaning")}
+    expected = {
+        one.__name__: (
+            ", ".join(sorted(one.keywords(), key=one.template.index)),
+            one.code,
+            str(one.exit_code),
+            str(one.http_status),
+            (inspect.getdoc(one) or "").partition("\n")[0],
+        )
+        for one in ERRORS
+    }
+    assert expected == rows
+
+
+def test_every_capability_has_its_row_with_its_trait() -> None:
+    rows = dict(table("Capability", "Trait"))
+    assert {name: TRAITS.get(name, "") for name in ComputeDriver.capabilities} == rows
+
+
+def test_every_function_of_block_devices_is_told() -> None:
+    told = " ".join(row[0] for row in table("Function", "What it does"))
+    functions = [name for name in compute.__all__ if name.islower() and name not in ("load_compute_driver", "is_xenapi")]
+    for name in functions:
+        assert name.replace("block_device_info_get_", "…_") in told or name in told or name in PAGE
+
+
+def test_the_face_of_the_package_is_sorted_and_can_be_had() -> None:
+    assert sorted(compute.__all__) == list(compute.__all__) == dir(compute)
+    for name in compute.__all__:
+        assert (getattr(compute, name).__doc__ or "").strip()

@@ -14,6 +14,7 @@ from underlay.contracts import ByteStream
 from underlay.errors import SourceError, UnderlayError
 from underlay.model import ImageVersion
 from underlay.refs import parse_ref
+from underlay.testing.expecting import expect as expect, expect_equal as expect_equal
 from underlay.testing.source_suite.stage import Stage
 
 _BUFFER = 64 << 10
@@ -54,18 +55,6 @@ def case(*needs: type) -> Callable[[Callable[[Stage], None]], Case]:
 
 
 # ------------------------------------------------------------------------------------------------------------ expectations
-
-
-def expect(claim: object, what: str) -> None:
-    """The contract wants this."""
-    if not claim:
-        raise AssertionError(what)
-
-
-def expect_equal(expected: object, actual: object, what: str) -> None:
-    """The contract wants these to be equal."""
-    if expected != actual:
-        raise AssertionError(f"{what}: expected {_shown(expected)}, found {_shown(actual)}")
 
 
 def expect_kept(stage: Stage, texts: Sequence[str], what: str) -> None:
@@ -163,12 +152,6 @@ def _told_by(error: BaseException | None) -> list[str]:
         told += [str(error), repr(error), hint or ""]
         error = error.__cause__ or error.__context__
     return told
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes with sha256:{sha256(value)[:12]}…"
-    return repr(value)
 
 
 def _names(kinds: Sequence[type] | frozenset[type]) -> str:

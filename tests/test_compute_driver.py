@@ -61,7 +61,8 @@ post_interrupted_snapshot_cleanup(context, instance)
 finish_migration(context, migration, instance, disk_info, network_info, image_meta, resize_instance, \
 block_device_info=None, power_on=True, *, allocations=None)
 confirm_migration(context, migration, instance, network_info)
-finish_revert_migration(context, instance, network_info, migration, block_device_info=None, power_on=True)
+finish_revert_migration(context, instance, network_info, migration, block_device_info=None, power_on=True, *, \
+share_info=None)
 pause(instance)
 unpause(instance)
 suspend(context, instance)
@@ -141,6 +142,7 @@ quiesce(context, instance, image_meta)
 unquiesce(context, instance, image_meta)
 mount_share(context, instance, share_mapping)
 umount_share(context, instance, share_mapping)
+is_share_mounted(share_mapping)
 network_binding_host_id(context, instance)
 manages_network_binding_host_id()
 """
@@ -213,7 +215,7 @@ def called(driver: ComputeDriver, name: str) -> Any:
 
 
 def test_the_methods_are_those_of_the_contract_with_its_signatures() -> None:
-    assert 121 == len(signatures())
+    assert 122 == len(signatures())
     assert signatures().keys() == method_names()
     assert {name: shown(name) for name in signatures()} == signatures()
 

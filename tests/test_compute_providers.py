@@ -172,6 +172,9 @@ def test_providers_without_their_parents_are_refused(tree: ProviderTree) -> None
     circle = [{"uuid": a, "name": a, "parent_provider_uuid": b} for a, b in (("n1", "n2"), ("n2", "n1"))]
     with pytest.raises(ValueError, match="below another: n1, n2"):
         tree.populate_from_iterable(circle)
+    below = [{"uuid": ROOT, "name": "root"}, {"uuid": "n", "name": "n", "parent_provider_uuid": GRANDCHILD}]
+    with pytest.raises(ValueError, match=f"no provider {GRANDCHILD}"):  # it goes with what is replaced
+        tree.populate_from_iterable(below)
     assert 4 == len(tree.get_provider_uuids())
 
 

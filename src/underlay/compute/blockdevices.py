@@ -31,7 +31,8 @@ def get_block_device_info(instance: Instance, block_device_mapping: Iterable[Blo
 
 def block_device_info_get_root_device(block_device_info: BlockDeviceInfo | None) -> str | None:
     """The name of the root device, with ``/dev/``, if it is known."""
-    return _get(block_device_info, "root_device_name", None)
+    name: str | None = (block_device_info or {}).get("root_device_name")
+    return name
 
 
 def block_device_info_get_swap(block_device_info: BlockDeviceInfo | None) -> DriverDisk:

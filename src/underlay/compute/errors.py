@@ -100,10 +100,10 @@ class InvalidDiskInfo(Invalid):
     template = "what is recorded of the disks is invalid: {reason}"
 
 
-class FlavorDiskSmallerThanImage(Invalid):
+class FlavorDiskSmallerThanImage(ComputeError):
     """The flavor's disk is smaller than the image. Both sizes are bytes."""
 
-    code = "flavor-disk-smaller-than-image"
+    code, exit_code = "flavor-disk-smaller-than-image", 95
     template = "the flavor's disk of {flavor_size} bytes is smaller than the image of {image_size} bytes"
 
 
@@ -117,21 +117,21 @@ class UnableToMigrateToSelf(Invalid):
 class MigrationPreCheckError(ComputeError):
     """A live migration is not even begun, because it would not succeed."""
 
-    code, exit_code, http_status = "migration-pre-check-error", 95, 400
+    code, exit_code = "migration-pre-check-error", 95
     template = "the migration would not succeed: {reason}"
 
 
-class InvalidLocalStorage(Invalid):
+class InvalidLocalStorage(ComputeError):
     """Storage that would have to be shared between two hosts is local."""
 
-    code = "invalid-local-storage"
+    code, exit_code = "invalid-local-storage", 95
     template = "{path} is not on local storage: {reason}"
 
 
-class InvalidSharedStorage(Invalid):
+class InvalidSharedStorage(ComputeError):
     """Storage that would have to be local is shared between two hosts."""
 
-    code = "invalid-shared-storage"
+    code, exit_code = "invalid-shared-storage", 95
     template = "{path} is not on shared storage: {reason}"
 
 
@@ -183,7 +183,7 @@ class ConsoleNotAvailable(NotFound):
 class InstanceExists(ComputeError):
     """There is an instance of this name already."""
 
-    code, exit_code, http_status = "instance-exists", 91, 409
+    code, exit_code = "instance-exists", 91
     template = "instance {name} already exists"
 
 
@@ -294,24 +294,24 @@ class InternalError(OperationFailed):
     template = "{err}"
 
 
-class InstanceRebootFailure(OperationFailed):
+class InstanceRebootFailure(OperationFailed, Invalid):
     """The instance could not be rebooted."""
 
     code = "instance-reboot-failure"
     template = "the instance could not be rebooted: {reason}"
 
 
-class InstancePowerOffFailure(OperationFailed):
+class InstancePowerOffFailure(OperationFailed, Invalid):
     """The instance could not be stopped."""
 
     code = "instance-power-off-failure"
     template = "the instance could not be powered off: {reason}"
 
 
-class InstanceQuiesceFailed(OperationFailed):
+class InstanceQuiesceFailed(OperationFailed, Invalid):
     """The guest's file systems could not be frozen or thawed."""
 
-    code = "instance-quiesce-failed"
+    code, http_status = "instance-quiesce-failed", 409
     template = "the instance could not be quiesced: {reason}"
 
 
@@ -322,7 +322,7 @@ class InterfaceAttachFailed(OperationFailed):
     template = "no interface could be attached to {instance_uuid}"
 
 
-class InterfaceDetachFailed(OperationFailed):
+class InterfaceDetachFailed(OperationFailed, Invalid):
     """An interface could not be detached."""
 
     code = "interface-detach-failed"
@@ -336,7 +336,7 @@ class VirtualInterfacePlugException(OperationFailed):
     template = "a virtual interface could not be plugged"
 
 
-class VolumeAttachFailed(OperationFailed):
+class VolumeAttachFailed(OperationFailed, Invalid):
     """A volume could not be attached."""
 
     code = "volume-attach-failed"
@@ -350,7 +350,7 @@ class DeviceDetachFailed(OperationFailed):
     template = "device {device} could not be detached: {reason}"
 
 
-class DiskInfoReadWriteFail(OperationFailed):
+class DiskInfoReadWriteFail(OperationFailed, Invalid):
     """What is recorded of an instance's disks could not be read or written."""
 
     code = "disk-info-read-write-fail"

@@ -92,8 +92,13 @@ class ProviderTree:
             parents = {one.get("parent_provider_uuid") for one in coming.values()} - {None}
             if missing := parents - coming.keys() - self._providers.keys():
                 raise ValueError(f"there are no such parents: {', '.join(sorted(map(str, missing)))}")
-            for one in list(_parents_first(coming)):
-                self._replace(one)
+            before = dict(self._providers)
+            try:
+                for one in _parents_first(coming):
+                    self._replace(one)
+            except ValueError:
+                self._providers = before
+                raise
 
     def new_root(self, name: str, uuid: str, generation: int | None = None) -> str:
         """Add a provider without a parent, and return its UUID.
@@ -234,10 +239,12 @@ class ProviderTree:
         return uuid
 
     def _replace(self, described: Mapping[str, Any]) -> None:
-        uuid = described["uuid"]
+        uuid, parent_uuid = described["uuid"], described.get("parent_provider_uuid")
         if uuid in self._providers:
             self.remove(uuid)
-        self._add(described["name"], uuid, described.get("generation"), described.get("parent_provider_uuid"))
+        if parent_uuid is not None:
+            self._find(parent_uuid)  # it may have been below one that was replaced
+        self._add(described["name"], uuid, described.get("generation"), parent_uuid)
 
     def _put(self, name_or_uuid: str, generation: int | None, **changes: Any) -> None:
         one = self._find(name_or_uuid)

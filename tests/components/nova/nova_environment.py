@@ -65,5 +65,13 @@ def running(*, eventlet: bool = False) -> Iterator[Nova]:
         yield Nova(runner)
 
 
+@contextmanager
+def compute_contract() -> Iterator[Runner]:
+    """A Nova that answers about its compute contract: see compute_runner.py."""
+    variables = {"OS_NOVA_DISABLE_EVENTLET_PATCHING": "yes"}
+    with running_in(NOVA, _HERE / "compute_runner.py", variables=variables) as runner:
+        yield runner
+
+
 if __name__ == "__main__":
     NOVA.say_where()

@@ -12,6 +12,7 @@ from underlay.compute.arguments import (
     Instance,
     Migration,
     NetworkInfo,
+    ShareInfo,
 )
 
 
@@ -95,6 +96,8 @@ class Resize:
         migration: Migration,
         block_device_info: BlockDeviceInfo | None = None,
         power_on: bool = True,
+        *,
+        share_info: ShareInfo = None,
     ) -> None:
         """Put the instance back on the old host, from what that kept, and start it unless ``power_on`` is False."""
         raise NotImplementedError

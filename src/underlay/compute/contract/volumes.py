@@ -217,3 +217,7 @@ class Volumes:
     def umount_share(self, context: Context, instance: Instance, share_mapping: ShareInfo) -> bool:
         """Unmount a file share; True when another instance still uses it."""
         raise NotImplementedError
+
+    def is_share_mounted(self, share_mapping: ShareInfo) -> bool:
+        """Whether a file share is mounted on the host."""
+        raise NotImplementedError

@@ -71,12 +71,14 @@ def what_an_interrupted_snapshot_left_is_removed_as_often_as_one_likes(stage: St
 def a_resized_guest_runs_with_a_larger_disk_and_is_confirmed(stage: Stage) -> None:
     with spawned(stage) as guest:
         before, migration = guest.instance.flavor, _migration(stage)
+        traces = sorted(stage.traces(guest.instance))
         _resize(stage, guest, migration)
         expect_state(stage, guest, states.RUNNING)
         [root, *_] = _disks(stage, guest)
         expect_equal(guest.instance.flavor.root_gb << 30, int(root["virt_disk_size"]), "the root disk's size")
         expect(guest.instance.flavor.root_gb > before.root_gb, "the stage's larger flavor is larger")
         stage.driver.confirm_migration(stage.context, migration, guest.instance, guest.network_info)
+        expect_equal(traces, sorted(stage.traces(guest.instance)), "what the host has of a guest that was resized")
         expect_state(stage, guest, states.RUNNING)
 
 

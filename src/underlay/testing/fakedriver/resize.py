@@ -14,6 +14,7 @@ from underlay.compute.arguments import (
     Instance,
     Migration,
     NetworkInfo,
+    ShareInfo,
 )
 from underlay.compute.contract.resize import Resize
 from underlay.compute.errors import InstanceFaultRollback, InstanceNotFound, OperationFailed
@@ -92,6 +93,8 @@ class FakeResize(Resize, Running):
         migration: Migration,
         block_device_info: BlockDeviceInfo | None = None,
         power_on: bool = True,
+        *,
+        share_info: ShareInfo = None,
     ) -> None:
         """As the contract has it."""
         machine = self.hypervisor.kept.pop(instance.uuid, None)

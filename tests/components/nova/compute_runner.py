@@ -1,0 +1,180 @@
+"""Runs in Nova's environment: reads one JSON object a line, asks Nova's own compute contract, answers in one line.
+
+Nova's code is loaded beside ours, so that objects of Nova's own kinds can be given to ours as well.
+"""
+
+import inspect
+import json
+import os
+import sys
+import traceback
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import_module("nova.monkey_patch").patch()
+CONF: Any = import_module("nova.conf").CONF
+objects: Any = import_module("nova.objects")
+driver: Any = import_module("nova.virt.driver")
+devices: Any = import_module("nova.virt.block_device")
+exception: Any = import_module("nova.exception")
+event: Any = import_module("nova.virt.event")
+console: Any = import_module("nova.console.type")
+power_state: Any = import_module("nova.compute.power_state")
+hardware: Any = import_module("nova.virt.hardware")
+diagnostics: Any = import_module("nova.objects.diagnostics")
+migrate_data: Any = import_module("nova.objects.migrate_data")
+trees: Any = import_module("nova.compute.provider_tree")
+ours: Any = import_module("underlay.compute")
+CONVERTED = ("convert_swap", "convert_ephemerals", "convert_local_images", "convert_volumes", "convert_snapshots")
+CONVERSIONS = (*CONVERTED, "convert_images", "convert_blanks")
+READERS = ("root_device", "swap", "ephemerals", "mapping", "image", "encrypted_disks")
+
+
+def contract(request: dict[str, Any]) -> dict[str, Any]:
+    """Everything that is fixed: signatures, capabilities, traits, names and numbers."""
+    return {
+        "signatures": {name: parameters(one) for name, one in methods(driver.ComputeDriver).items()},
+        "functions": {name: parameters(one) for name, one in vars(driver).items() if is_function(name, one)},
+        "capabilities": driver.ComputeDriver.capabilities,
+        "traits": driver.CAPABILITY_TRAITS_MAP,
+        "power_states": {str(number): name for number, name in power_state.STATE_MAP.items()},
+        "transitions": {str(number): str(name) for number, name in event.NAMES.items()},
+        "diagnostics": {name: sorted(getattr(diagnostics, name).fields) for name in request["diagnostics"]},
+        "migrations": {name: sorted(getattr(migrate_data, name).fields) for name in request["migrations"]},
+    }
+
+
+def methods(kind: type) -> dict[str, Any]:
+    return {name: one for name, one in inspect.getmembers(kind, callable) if not name.startswith("__")}
+
+
+def is_function(name: str, one: Any) -> bool:
+    return inspect.isfunction(one) and one.__module__ == driver.__name__
+
+
+def parameters(function: Any) -> list[list[Any]]:
+    """Of each parameter its name, its kind, and its default, if it has one."""
+    found = inspect.signature(function).parameters.values()
+    return [[one.name, one.kind.name, None if one.default is one.empty else repr(one.default)] for one in found]
+
+
+def defaults(request: dict[str, Any]) -> dict[str, Any]:
+    """What the base class answers to calls that it can answer."""
+    one = driver.ComputeDriver(None)
+    answers: dict[str, Any] = {}
+    for name, needed in request["calls"].items():
+        try:
+            answers[name] = repr(getattr(one, name)(*needed))
+        except NotImplementedError:
+            answers[name] = "NotImplementedError"
+    return {"answers": answers, "traits": one.capabilities_as_traits()}
+
+
+def errors(request: dict[str, Any]) -> dict[str, Any]:
+    """What each error is made from, its status, and whether it is made from those keywords without complaint."""
+    found = {}
+    for name, keywords in request["errors"].items():
+        kind = getattr(exception, name)
+        found[name] = {"code": kind.code, "text": str(kind(**keywords)), "bases": [one.__name__ for one in kind.__mro__]}
+    return {"errors": found}
+
+
+def options(request: dict[str, Any]) -> dict[str, Any]:
+    """What follows from options and inventory."""
+    for name, value in request["options"].items():
+        CONF.set_override(name, value)
+    try:
+        return {
+            "ratios": driver.ComputeDriver._get_allocation_ratios(request["inventory"]),
+            "reserved": driver.ComputeDriver._get_reserved_host_disk_gb_from_config(),
+        }
+    finally:
+        for name in request["options"]:
+            CONF.clear_override(name)
+
+
+def convert(request: dict[str, Any]) -> dict[str, Any]:
+    """Block devices by Nova's functions, and by ours from the same objects of Nova's."""
+    answers: dict[str, Any] = {}
+    for side, conversions, functions in (("nova", devices, driver), ("ours", ours, ours)):
+        rows = objects.BlockDeviceMappingList(objects=[objects.BlockDeviceMapping(**row) for row in request["rows"]])
+        instance = SimpleNamespace(root_device_name=request["root_device_name"])
+        info = functions.get_block_device_info(instance, rows)
+        disks = conversions.convert_swap(rows)
+        answers[side] = {
+            **{name: getattr(conversions, name)(rows) for name in CONVERSIONS},
+            "convert_all_volumes": conversions.convert_all_volumes(*rows),
+            "get_swap": conversions.get_swap(disks),
+            "left": disks,
+            "get_swap of others": conversions.get_swap(conversions.convert_ephemerals(rows)),
+            "info": info,
+            **{name: getattr(functions, f"block_device_info_get_{name}")(info) for name in READERS},
+            "usable": bool(functions.swap_is_usable(functions.block_device_info_get_swap(info))),
+        }
+    return answers
+
+
+def grow(request: dict[str, Any]) -> dict[str, Any]:
+    """What a provider tree answers to each step, and what is in it afterwards."""
+    tree, answers = trees.ProviderTree(), []
+    for name, arguments in request["steps"]:
+        try:
+            answers.append([name, plain(getattr(tree, name)(*arguments)), shown(tree)])
+        except ValueError:
+            answers.append([name, "ValueError", None if name == "populate_from_iterable" else shown(tree)])
+            if name == "populate_from_iterable":
+                break  # it may have been done by half
+    return {"answers": answers}
+
+
+def shown(tree: Any) -> list[Any]:
+    found = [tree.data(uuid) for uuid in tree.get_provider_uuids()]
+    return [
+        [one.uuid, one.name, one.generation, one.parent_uuid, one.inventory, plain(one.traits), plain(one.aggregates)]
+        for one in found
+    ]
+
+
+def plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else value
+
+
+def values(request: dict[str, Any]) -> dict[str, Any]:
+    """Consoles, and whether what is said of an instance is equal."""
+    info = hardware.InstanceInfo
+    return {
+        "console": console.ConsoleVNC("host", 5900, "/path").get_connection_info("token", "url"),
+        "spice": console.ConsoleSpice("host", 5900, 5901).get_connection_info("token", "url"),
+        "equal": [info(1) == info(1), info(1, "a") == info(1), info(1) == 1],
+    }
+
+
+DO = {
+    "contract": contract,
+    "defaults": defaults,
+    "errors": errors,
+    "options": options,
+    "convert": convert,
+    "grow": grow,
+    "values": values,
+}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")  # nothing that is printed on the way may get among the answers
+    os.dup2(2, 1)
+    CONF([], project="nova", default_config_files=[])
+    objects.register_all()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = DO[request["do"]](request)
+        except BaseException:  # noqa: BLE001 - told to who asked
+            answer = {"failed": traceback.format_exc()}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

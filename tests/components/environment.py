@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,20 +19,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
+_PROJECT = Path(__file__).resolve().parents[2]
 # What Underlay itself needs: its code is put on the path of the process, so that the environment serves any checkout.
-OUR_REQUIREMENTS = (
-    "click>=8.1",
-    "isal>=1.7",
-    "msgspec>=0.18",
-    "oslo.utils[image-inspection]>=9.1",
-    "rich>=13",
-    "urllib3>=2.3",
-    "zstandard>=0.23",
-)
+OUR_REQUIREMENTS = tuple(tomllib.loads((_PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"])
 INSTALL_LIMIT = 900.0  # seconds
 PATIENCE = 120.0
 
-_SOURCES = Path(__file__).resolve().parents[2] / "src"
+_SOURCES = _PROJECT / "src"
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,23 @@ def test_an_expired_key_is_refused(keys: Keys, tmp_path: Path) -> None:
         gpgv.verify_detached(TEXT, signature, keyrings=[ring], what=WHAT)
 
 
+def test_a_user_id_cannot_say_what_gpgv_does(keys: Keys, tmp_path: Path) -> None:
+    """Python's text takes U+2028 for the end of a line, and gpgv prints it as it is."""
+    fingerprint = keys.fingerprints(GOOD)[0]
+    said = (
+        "NEWSIG",
+        f"GOODSIG {fingerprint[-16:]} {GOOD}",
+        f"VALIDSIG {fingerprint} 2026-01-01 1767225600 0 4 0 22 8 00 {fingerprint}",
+    )
+    forger = "forger@example" + "".join(f"\u2028[GNUPG:] {line}" for line in said)
+    keys.gpg("--faked-system-time", LONG_AGO, "--quick-generate-key", forger, "ed25519", "sign", "2d")
+    ring = keys.keyring(tmp_path / "ring.gpg", "forger@example")
+    signature = keys.detached(TEXT, "forger@example", options=("--faked-system-time", LONG_AGO))
+
+    with pytest.raises(SignatureRefused, match="key has expired"):
+        gpgv.verify_detached(TEXT, signature, keyrings=[ring], what=WHAT)
+
+
 def test_an_expired_signature_is_refused(keys: Keys, ring: Path) -> None:
     signature = keys.detached(TEXT, GOOD, options=("--faked-system-time", LONG_AGO, "--default-sig-expire", "1d"))
     with pytest.raises(SignatureRefused, match="signature has expired"):

@@ -77,10 +77,12 @@ class Content:
             if self._inspector is not None:
                 self._inspector.feed(piece)
                 self._check_permitted(self._inspector.early)
-            if self._decompressor is not None:  # a few bytes can stand for gigabytes
-                check_virtual_size(self.order.what, size, limit=self.order.store.virtual_size_limit)
-                self._digests.feed(piece)
             early = self._inspector.early if self._inspector else None
+            # A few bytes can stand for gigabytes, and what says no size of its own may be without an end.
+            if self._decompressor is not None or early is None or early.format == "raw":
+                check_virtual_size(self.order.what, size, limit=self.order.store.virtual_size_limit)
+            if self._decompressor is not None:
+                self._digests.feed(piece)
             self.claim.expect(early, received=size)
             self.writer.is_passing = self.follower.is_at_work  # once its raw form is there, the download is of no use
             self.writer.feed(piece)

@@ -130,7 +130,8 @@ def _workplace(keyrings: Sequence[Path]) -> Iterator[tuple[Path, list[str | Path
 
 def _status(argv: Sequence[str | Path]) -> list[str]:
     ended = run_to_end(argv, limits=_LIMITS)
-    lines = ended.output.decode(errors="replace").splitlines()
+    # Nothing but a line feed ends a line: a key's user ID may have what Python's text takes for the end of one as well.
+    lines = [line.decode(errors="replace") for line in ended.output.split(b"\n")]
     told = [line.removeprefix(_STATUS) for line in lines if line.startswith(_STATUS)]
     if ended.status < 0 or not told:
         raise failed("gpgv", ended)

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from underlay.errors import InvalidRef
 from underlay.model import ImageRef
-from underlay.refs.text import without_userinfo
+from underlay.refs.text import shown
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -23,9 +23,7 @@ def glance_ref(text: str, rest: str) -> ImageRef:
     """
     endpoint, slash, uuid = rest.removeprefix("//").rpartition("/")
     if not UUID.fullmatch(uuid) or (slash and not rest.startswith("//")):
-        raise InvalidRef(
-            f"the ref {without_userinfo(text)!r} is no Glance image", hint="write glance:UUID, or glance://HOST:PORT/UUID"
-        )
+        raise InvalidRef(f"the ref {shown(text)!r} is no Glance image", hint="write glance:UUID, or glance://HOST:PORT/UUID")
     if not slash:
         return uuid_ref(uuid)
     canonical = f"glance://{_endpoint(endpoint)}/{uuid.lower()}"

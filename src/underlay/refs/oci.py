@@ -5,7 +5,6 @@ from urllib.parse import quote, unquote
 
 from underlay.errors import InvalidRef
 from underlay.model import ImageRef
-from underlay.refs.text import without_userinfo
 
 # The OCI distribution specification 1.1 ("Pulling manifests") has the grammar of repositories and tags, and the image
 # specification that of digests; of the algorithms, those that it registers and Python computes. A host and a repository have
@@ -43,8 +42,12 @@ def oci_ref(text: str, rest: str) -> ImageRef:
     match = re.fullmatch(_REF, rest)
     if not match:
         hint = "write oci://host/repository:tag, or …@sha256:…; credentials belong into docker's config.json"
-        raise InvalidRef(f"{without_userinfo(text)!r} is no OCI ref", hint=hint)
-    host = registry_host(match["host"])
+        told = re.sub(r"//.*@(?!sha(256|512):)", "//", text)  # a password may have a slash
+        raise InvalidRef(f"{told!r} is no OCI ref", hint=hint)
+    try:
+        host = registry_host(match["host"])
+    except InvalidRef as error:  # which repeats what may be a user's name with the beginning of a password
+        raise InvalidRef("the OCI ref names no host of a registry", hint=error.hint) from None
     repository = _repository(host, match["repository"])
     for name, grammar in (("tag", _TAG), ("digest", _DIGEST)):
         if match[name] is not None and not re.fullmatch(grammar, match[name]):

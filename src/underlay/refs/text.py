@@ -4,8 +4,13 @@ import re
 from urllib.parse import SplitResult, unquote
 
 # Query parameters that authorise one request and say nothing about which image is meant: AWS signature versions 2 and 4,
-# CloudFront, Google Cloud Storage, Azure shared access signatures, Swift temporary URLs.
-_SIGNATURES = r"x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|key-pair-id|sig|temp_url_sig|temp_url_expires"
+# CloudFront, Google Cloud Storage, Azure shared access signatures, Swift temporary URLs, Alibaba and Tencent.
+_SIGNATURES = (
+    r"x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|key-pair-id|sig|temp_url_sig|temp_url_expires"
+    r"|x-oss-.*|ossaccesskeyid|security-token|x-cos-security-token|q-(signature|ak|sign-algorithm|sign-time|key-time)"
+    r"|q-(header|url-param)-list"
+)
+_TOKENS = r"access_token|private_token"  # RFC 6750, 2.3; GitLab
 # Their companions have names so plain that they may as well say which image is meant, where nothing is signed.
 _SIGNED_WITH = r"expires|policy|se|sp|sv|sr|st|spr|sip|skoid|sktid|skt|ske|sks|skv"
 
@@ -17,7 +22,7 @@ def without_userinfo(text: str) -> str:
 
 def without_signature(url: SplitResult) -> str:
     """A URL's query without the parameters that authorise one request."""
-    pairs = [pair for pair in url.query.split("&") if pair]
+    pairs = [pair for pair in url.query.split("&") if pair and not re.fullmatch(_TOKENS, _name(pair), re.IGNORECASE)]
     unsigned = [pair for pair in pairs if not re.fullmatch(_SIGNATURES, _name(pair), re.IGNORECASE)]
     if len(unsigned) < len(pairs):
         unsigned = [pair for pair in unsigned if not re.fullmatch(_SIGNED_WITH, _name(pair), re.IGNORECASE)]

@@ -51,7 +51,10 @@ def _ref(ref: str | ImageRef) -> ImageRef:
 
 
 class Host(msgspec.Struct, frozen=True):
-    """This machine's Underlay. Safe to share between threads and across forks; keeps sources open, but nothing of a cache."""
+    """This machine's Underlay. Keeps sources open, but nothing of a cache.
+
+    Safe to share between threads and across forks, except that who was forked after a fetch from an object store has none.
+    """
 
     parts: Parts
 

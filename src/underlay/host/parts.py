@@ -36,7 +36,9 @@ class Silent:
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """The parts of one host. Safe to share between threads and across forks; holds no file or lock of a cache between calls.
+    """The parts of one host. Holds no file or lock of a cache between calls.
+
+    Safe to share between threads and across forks, except that who was forked after a fetch from an object store has none.
 
     Attributes:
         sources: by scheme, in place of those that the configuration would open.

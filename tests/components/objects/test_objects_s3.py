@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -344,3 +347,64 @@ def test_a_version_is_fetched_once_by_whichever_ref_it_is_asked_for(s3: S3Place,
     by_version = parse_ref(f"{s3.ref('image.raw')}?versionId={version}")
     assert first.path == cache.ensure(by_version, s3.source, again).image.path
     assert "fetching" not in again.codes
+
+
+# ------------------------------------------------------------------------------------------------------------------- processes
+
+FORKS = textwrap.dedent(
+    """
+    import os, signal, sys
+    from underlay.errors import SourceRefused
+    from underlay.refs import parse_ref
+    from underlay.sources.objects.access import Keys, S3Access
+    from underlay.sources.objects.source import ObjectSource
+
+    url, ref, when = sys.argv[1:]
+    keys = Keys(access_key_id="admin", secret_access_key="geheim")
+    access = S3Access(endpoint=url, region="us-east-1", allow_http=True, keys=keys, machine_credentials=False)
+    source = ObjectSource(s3=access)
+    version = source.describe(parse_ref(ref)) if when != "before" else None
+    buffer = memoryview(bytearray(1000))
+    with source.open(version) if when == "meanwhile" else open(os.devnull) as stream:
+        child = os.fork()
+        signal.alarm(30)  # ends what hangs, in whichever of the two
+        try:
+            if when == "meanwhile":
+                told = f"{stream.readinto(buffer)} bytes"
+            else:
+                asking = ObjectSource(s3=access) if child == 0 and when == "another" else source
+                told = f"{asking.describe(parse_ref(ref)).size} bytes"
+        except SourceRefused as error:
+            told = f"{error}; {error.hint}"
+        if child == 0:
+            print("child:", told, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    print("parent:", told)
+    """
+)
+
+
+def forked(s3: S3Place, when: str) -> tuple[str, str]:
+    """What a process and its child are told, which both ask.
+
+    Args:
+        when: the fork comes ``before`` the first request, ``after`` one, ``meanwhile`` a body is read, or the child asks
+            ``another`` source than the one that was asked.
+    """
+    s3.put("image", CONTENT)
+    argv = [sys.executable, "-c", FORKS, s3.url, s3.ref("image"), when]
+    child, parent = subprocess.run(argv, check=True, timeout=60, capture_output=True, text=True).stdout.splitlines()
+    return child, parent
+
+
+@pytest.mark.parametrize(("when", "served"), [("after", 300_000), ("another", 300_000), ("meanwhile", 1000)])
+def test_a_child_that_is_forked_after_a_request_is_refused_at_once(s3: S3Place, when: str, served: int) -> None:
+    child, parent = forked(s3, when)
+    assert f"child: {s3.ref('image')}: this process was forked from one that has used obstore" in child
+    assert child.endswith("start a new process for it, or fork before the first fetch from an object store")
+    assert f"parent: {served} bytes" == parent
+
+
+def test_a_child_that_is_forked_before_the_first_request_asks_as_its_parent_does(s3: S3Place) -> None:
+    assert ("child: 300000 bytes", "parent: 300000 bytes") == forked(s3, "before")

@@ -17,7 +17,7 @@ from underlay.once import FileStamp, Once, file_stamp
 from underlay.refs import object_name
 from underlay.sources.objects.access import AzureAccess, GcsAccess, S3Access
 from underlay.sources.objects.failures import failures, is_unexplained, translated
-from underlay.sources.objects.stores import Bucket, library, open_azure, open_gcs, open_s3
+from underlay.sources.objects.stores import Bucket, check_process, library, open_azure, open_gcs, open_s3
 from underlay.web import Web
 from underlay.web.pace import Pace
 
@@ -39,8 +39,8 @@ class _Opened:
 class ObjectSource:
     """Buckets of S3, of Google Cloud Storage and of Azure.
 
-    Each request opens its bucket anew, which costs some milliseconds: keys that are renewed in a file are used at once, and
-    nothing is kept between requests.
+    A bucket is opened once, and anew when a file of its credentials changes or the service refuses them: keys that are renewed
+    in a file are used with the next request. A process that was forked from one that has asked cannot ask (`check_process`).
 
     Attributes:
         web: whose time-outs, proxies and certificates hold here as well, although the library makes the requests.
@@ -128,6 +128,7 @@ class ObjectSource:
     @contextmanager
     def _asking(self, ref: ImageRef) -> Iterator[Bucket]:
         """The bucket, opened once for as long as the files of its credentials stay as they are and nobody refuses them."""
+        check_process(str(ref))
         key, files = (ref.scheme, object_name(ref).bucket), file_stamp(self._files(ref.scheme))
         opened = self._buckets.get(key, lambda: _Opened(self._bucket(ref), files), holds=lambda one: one.files == files)
         try:
@@ -172,6 +173,7 @@ class _ObjectStream:
         return length
 
     def _next(self) -> bytes:
+        check_process(str(self.ref))
         asked = time.monotonic()
         with translated(self.ref, self.bucket):
             piece = next(self.pieces, b"")

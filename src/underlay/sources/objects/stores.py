@@ -1,8 +1,10 @@
 """Opening a bucket: which service is asked, how, and as whom. What we were not told, the library looks for by itself."""
 
+import os
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +56,28 @@ def library() -> ModuleType:
         return import_module("obstore")
     except ImportError as error:
         raise ExtraMissing("object stores need obstore", hint="pip install 'underlay[s3]'") from error
+
+
+def check_process(what: str) -> None:
+    """Make sure that the library can ask from this process. Called before each request.
+
+    The library asks by threads that all its stores share. They begin with a process's first request, and a child that is forked
+    afterwards has none of them: its requests would wait for ever. Whether the program itself used the library before it forked
+    cannot be told.
+
+    Raises:
+        SourceRefused
+    """
+    if _asking_process() != os.getpid():
+        hint = "start a new process for it, or fork before the first fetch from an object store"
+        raise SourceRefused(
+            f"{what}: this process was forked from one that has used obstore, which works there only", hint=hint
+        )
+
+
+@cache  # the first answer stays, in children too, as the library's threads stay with the process that began them
+def _asking_process() -> int:
+    return os.getpid()
 
 
 def open_s3(bucket: str, access: S3Access, web: Web) -> Bucket:

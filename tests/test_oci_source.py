@@ -501,6 +501,44 @@ def test_logins_are_not_looked_for_unless_a_registry_asks(server: Server, tmp_pa
     assert DISK == read(server, source_of(server, tmp_path / "config.json"))
 
 
+def test_a_login_that_ended_with_a_403_is_replaced_within_one_request(server: Server) -> None:
+    wanted = challenge(f'Bearer realm="{server.url("/token")}"')
+    server.serve("/token", [Served(b'{"token": "first"}'), Served(b'{"token": "second"}')])
+    content = encoded(layer())
+    server.serve(TAG, [wanted, manifest(content), Served(b"", status=403), wanted, manifest(content, token="second")])
+    source = source_of(server)
+    source.describe(ref(server))
+
+    version = source.describe(ref(server))
+
+    assert len(DISK) == version.size
+    assert 2 == server.count("GET", "/token")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_login_that_ends_before_the_blob_is_asked_for_is_replaced_too(server: Server, status: int) -> None:
+    wanted = challenge(f'Bearer realm="{server.url("/token")}"')
+    server.serve("/token", [Served(b'{"token": "first"}'), Served(b'{"token": "second"}')])
+    serve(server, encoded(layer()))
+    server.serve(TAG, [wanted, manifest(encoded(layer()), token="first")])
+    server.serve(blob(server), [Served(b"", status=status), wanted, Served(DISK, token="second"), Served(DISK, token="second")])
+
+    assert DISK == read(server)
+    assert 2 == server.count("GET", "/token")
+
+
+def test_who_may_not_pull_is_told_so_after_one_more_try(server: Server, tmp_path: Path) -> None:
+    file = write_login(tmp_path, server)
+    wanted, refused = challenge("Basic realm=r"), Served(b"", status=403)
+    server.serve(TAG, [wanted, manifest(encoded(layer())), refused, wanted, refused])
+    source = source_of(server, file)
+    source.describe(ref(server))
+
+    with pytest.raises(NotAuthorized, match=rf"answers 403 Forbidden to the login of {host(server)} in {file}"):
+        source.describe(ref(server))
+    assert 5 == len(server.requests)
+
+
 def test_a_token_that_ends_in_the_middle_of_a_body_is_worth_another_try(server: Server) -> None:
     serve(server, encoded(layer()))
     path = blob(server)

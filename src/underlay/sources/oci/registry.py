@@ -84,14 +84,19 @@ class Registries:
         Raises:
             ImageNotFound, NotAuthorized, SourceRefused, SourceUnavailable, UntrustedCertificate, ConfigError
         """
-        with self._asked(what, method, place, path, headers) as answer:
+        with ExitStack() as stack:
+            granted = self._kept(place)
+            answer = stack.enter_context(self._asked(what, method, place, path, headers))
+            if answer.status == 403 and granted is not None:
+                # Some registries answer so to a login that has ended; what they want now, who brings none is told.
+                stack.close()
+                self._drop(place, granted)
+                answer = stack.enter_context(self._asked(what, method, place, path, headers))
             challenges = _challenges(answer, self.url(place, path))
-            if challenges is None:
-                self._check(what, place, answer)
-                yield answer
-                return
-        self._convince(what, place, challenges)
-        with self._asked(what, method, place, path, headers) as answer:
+            if challenges is not None:
+                stack.close()
+                self._convince(what, place, challenges)
+                answer = stack.enter_context(self._asked(what, method, place, path, headers))
             self._check(what, place, answer)
             yield answer
 
@@ -117,10 +122,13 @@ class Registries:
         """
         path = f"blobs/{digest}"
         with ExitStack() as stack:
+            granted = self._kept(place)
             try:
                 body = stack.enter_context(self._body(what, place, path, size=size, offset=offset))
             except NotAuthorized:
-                # The token has ended since the manifest was asked for; what the registry wants now, a HEAD is told.
+                # The token has ended since the manifest was asked for; what the registry wants now, a HEAD is told that brings
+                # none: with an old one it may be answered 403, or 200 where only the blob itself is refused.
+                self._drop(place, granted)
                 with self.answer(what, "HEAD", place, path):
                     pass
                 body = stack.enter_context(self._body(what, place, path, size=size, offset=offset))
@@ -135,10 +143,17 @@ class Registries:
         return open_body(self.web, what, url, offset=offset, size=size, headers=headers, proves_itself=True)
 
     def _authorization(self, place: Place) -> Mapping[str, str]:
+        granted = self._kept(place)
+        return _NOTHING if granted is None else {"Authorization": granted.credential.header}
+
+    def _kept(self, place: Place) -> _Granted | None:
         granted = self._granted.get((place.host, place.repository))
-        if granted is None or granted.logins != file_stamp(self.auth_files):
-            return _NOTHING
-        return {"Authorization": granted.credential.header}
+        return None if granted is None or granted.logins != file_stamp(self.auth_files) else granted
+
+    def _drop(self, place: Place, granted: _Granted | None) -> None:
+        """Forget what does not convince any more, unless another thread has got something new."""
+        if self._granted.get((place.host, place.repository)) is granted:
+            self._granted.pop((place.host, place.repository), None)
 
     # ------------------------------------------------------------------------------------------------------- authentication
 

@@ -106,7 +106,7 @@ def test_the_first_file_with_a_login_counts(tmp_path: Path) -> None:
         ({"auths": {"host:5000": {}}, "credsStore": "absent"}, "the program is not installed"),
         ({"credHelpers": {"host:5000": "absent"}}, "the program is not installed"),
         ({"credHelpers": {"host:5000": "../../bin/sh"}}, "no program can be called so"),
-        ({"credHelpers": {"host:5000": ""}}, "no program can be called so"),
+        ({"credHelpers": {"host:5000": "absent"}, "auths": {"host:5000": encoded("written")}}, "the program is not installed"),
     ],
 )
 def test_a_login_that_is_there_and_cannot_be_used_says_why(tmp_path: Path, document: dict[str, Any], unusable: str) -> None:
@@ -117,7 +117,18 @@ def test_a_login_that_is_there_and_cannot_be_used_says_why(tmp_path: Path, docum
     assert unusable in login.unusable
 
 
-@pytest.mark.parametrize("document", [{}, {"auths": None}, {"auths": {"host:5000": {}}}, {"credsStore": "absent", "auths": {}}])
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"auths": None},
+        {"auths": {"host:5000": {}}},
+        {"credsStore": "absent", "auths": {}},
+        {"credsStore": ""},
+        {"credHelpers": {"host:5000": ""}},
+        {"credHelpers": {"host:5000": ""}, "credsStore": "absent", "auths": {"host:5000": {}}},
+    ],
+)
 def test_an_empty_entry_is_no_login(tmp_path: Path, document: dict[str, Any]) -> None:
     assert None is found(tmp_path, document)
 
@@ -173,14 +184,57 @@ def test_docker_hub_is_called_as_docker_calls_it(tmp_path: Path) -> None:
     assert "get https://index.docker.io/v1/" == noted(tmp_path)[0].rstrip()
 
 
-def test_a_login_that_stands_in_the_file_comes_before_a_program(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [{"credsStore": "test"}, {"credHelpers": {"host:5000": "test"}}])
+@pytest.mark.parametrize("name", ["host:5000", "https://host:5000/v2/", "host:5000/a/b"])
+def test_a_program_comes_before_a_login_that_stands_in_the_file(tmp_path: Path, program: dict[str, Any], name: str) -> None:
     install(tmp_path, "test", ANSWER)
 
-    login = found(tmp_path, {"auths": {"host:5000": encoded("written")}, "credsStore": "test"})
+    login = found(tmp_path, {"auths": {name: encoded("written")}, **program})
+
+    assert login is not None
+    assert "user" == login.user
+
+
+def test_the_program_for_one_registry_comes_before_that_for_all(tmp_path: Path) -> None:
+    install(tmp_path, "test", ANSWER)
+    install(tmp_path, "other", ANSWER.replace('"user"', '"other"'))
+
+    login = found(tmp_path, {"credHelpers": {"host:5000": "other"}, "credsStore": "test"})
+
+    assert login is not None
+    assert "other" == login.user
+
+
+def test_for_a_registry_without_a_program_the_file_alone_counts(tmp_path: Path) -> None:
+    install(tmp_path, "test", ANSWER)
+
+    login = found(
+        tmp_path, {"credHelpers": {"host:5000": ""}, "credsStore": "test", "auths": {"host:5000": encoded("written")}}
+    )
 
     assert login is not None
     assert "written" == login.user
     assert not (tmp_path / "noted").exists()
+
+
+def test_a_login_that_stands_in_the_file_counts_where_the_program_for_all_is_not_installed(tmp_path: Path) -> None:
+    login = found(tmp_path, {"credsStore": "absent", "auths": {"host:5000": encoded("written")}})
+
+    assert login is not None
+    assert ("written", None) == (login.user, login.unusable)
+
+
+@pytest.mark.parametrize(
+    ("program", "user"), [({"credsStore": "test"}, "written"), ({"credHelpers": {"host:5000": "test"}}, None)]
+)
+def test_only_a_registrys_own_program_keeps_the_file_from_being_asked(
+    tmp_path: Path, program: dict[str, Any], user: str | None
+) -> None:
+    install(tmp_path, "test", "echo 'credentials not found in native keychain'; exit 1")
+
+    login = found(tmp_path, {"auths": {"host:5000": encoded("written")}, **program})
+
+    assert user == (None if login is None else login.user)
 
 
 def test_a_program_may_keep_an_identity_token(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Logins to registries, from the files that docker, podman and their like keep them in; read when a registry asks who we are.
 
 The form is that of docker's ``config.json`` and of containers-auth.json(5): ``auths`` holds a login by registry, in the latter
-also by a registry's namespace, where the closest one counts. ``credHelpers`` and ``credsStore`` name programs that keep them.
+also by a registry's namespace, where the closest one counts. ``credHelpers`` names programs that keep them by registry, and
+``credsStore`` one for all others. A program of the former has the only say on its registry, with docker and with podman. One of
+the latter is not heeded by podman, so what stands in the file counts where the program has no login.
 """
 
 import base64
@@ -71,21 +73,33 @@ def _read(path: Path) -> _File | None:
 
 
 def _login(path: Path, file: _File, place: Place, environment: Mapping[str, str]) -> Login | None:
-    by_name = {_normal(name): (name, entry) for name, entry in (file.auths or {}).items()}
+    """A program is asked before the file itself, as docker does it."""
+    filed = {_normal(name): (name, entry) for name, entry in (file.auths or {}).items()}
     helpers = {_normal(name): (name, helper) for name, helper in (file.cred_helpers or {}).items()}
-    for name in _names(place):
-        if name in by_name and by_name[name][1].has_login:
-            return _decoded(path, *by_name[name])
-        if name in helpers:
-            written, program = helpers[name]
-            return keepers.ask(program, written, origin=f"of {written} in {path}", environment=environment)
-    if not file.creds_store:
-        return None
-    is_filed = place.host in by_name
-    if not is_filed and not keepers.is_installed(file.creds_store, environment):
+    written = _written(path, filed, place)
+    if (named := next((helpers[name] for name in _names(place) if name in helpers), None)) is None:
+        return _stored(path, file.creds_store or "", filed, place, environment) or written
+    server, program = named
+    if not program:
+        return written  # for this registry no program is asked
+    return keepers.ask(program, server, origin=f"of {server} in {path}", environment=environment)
+
+
+def _written(path: Path, filed: Mapping[str, tuple[str, _Entry]], place: Place) -> Login | None:
+    """The login that the file itself has."""
+    entries = (filed[name] for name in _names(place) if name in filed)
+    return next((_decoded(path, name, entry) for name, entry in entries if entry.has_login), None)
+
+
+def _stored(
+    path: Path, program: str, filed: Mapping[str, tuple[str, _Entry]], place: Place, environment: Mapping[str, str]
+) -> Login | None:
+    """What the program that is for all registries has for this one."""
+    name, entry = filed.get(place.host, (_named_for_programs(place.host), None))
+    is_elsewhere = entry is not None and not entry.has_login
+    if not program or (not is_elsewhere and not keepers.is_installed(program, environment)):
         return None  # nothing says that it has a login for this registry, of which everybody may be allowed to pull
-    written = by_name[place.host][0] if is_filed else _named_for_programs(place.host)
-    return keepers.ask(file.creds_store, written, origin=f"of {written} in {path}", environment=environment)
+    return keepers.ask(program, name, origin=f"of {name} in {path}", environment=environment)
 
 
 def _named_for_programs(host: str) -> str:

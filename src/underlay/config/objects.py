@@ -1,7 +1,7 @@
 """The tables of the object stores, ``[sources.s3]``, ``[sources.gs]`` and ``[sources.az]``, and what the environment adds.
 
-The variables are those of the services' own tools. Files of profiles are named here and read with each request, so that keys
-which are renewed in one are used at once.
+The variables are those of the services' own tools. Files of profiles are named here, and read again by the request after
+they change, so that keys which are renewed in one are used at once.
 """
 
 from collections.abc import Mapping

@@ -163,7 +163,7 @@ class Registries:
         by_scheme = {challenge.scheme: challenge.parameters for challenge in challenges}
         login = find_login(self.auth_files, place, environment=self.environment())
         if login is not None and login.unusable is not None:
-            hint = f"log in so that a file holds user and password; looked in {described(self.auth_files)}"
+            hint = f"log in to {place.host} again, or mend what keeps the login; looked in {described(self.auth_files)}"
             raise NotAuthorized(f"{what}: the login {login.origin} cannot be used: {login.unusable}", hint=hint)
         if "bearer" in by_scheme:
             credential = self._token(what, place, by_scheme["bearer"], login)

@@ -410,6 +410,20 @@ def test_a_layer_of_more_bytes_than_its_manifest_says_is_given_up(server: Server
         read(server)
 
 
+def test_a_layer_that_would_be_read_without_end_is_refused_before_it_is_asked_for(server: Server) -> None:
+    small, enormous = layer(mediaType=TAR), {**layer(b"enormous", mediaType=TAR), "size": (1 << 40) + 1}
+    serve(server, encoded(enormous, small, **IMAGE))
+
+    with pytest.raises(SourceRefused, match="a layer of 1099511627777 bytes is over the limit of 1099511627776 bytes"):
+        source_of(server).describe(ref(server))
+
+
+def test_a_large_layer_is_described(server: Server) -> None:
+    serve(server, encoded({**layer(mediaType=TAR), "size": 1 << 40}, **IMAGE))
+
+    assert source_of(server).describe(ref(server)).id is not None
+
+
 def test_a_container_image_without_layers_is_refused(server: Server) -> None:
     serve(server, encoded(**IMAGE))
 
@@ -489,8 +503,11 @@ def test_a_login_that_an_absent_program_keeps_is_told(server: Server, tmp_path: 
     file.write_text(json.dumps({"credHelpers": {host(server): "of-a-test"}}))
     server.serve(TAG, challenge("Basic realm=r"))
 
-    with pytest.raises(NotAuthorized, match="kept by docker-credential-of-a-test cannot be used: the program is not installed"):
+    with pytest.raises(
+        NotAuthorized, match="kept by docker-credential-of-a-test cannot be used: the program is not installed"
+    ) as told:
         source_of(server, file).describe(ref(server))
+    assert f"log in to {host(server)} again, or mend what keeps the login; looked in {file}" == told.value.hint
 
 
 def test_logins_are_not_looked_for_unless_a_registry_asks(server: Server, tmp_path: Path) -> None:

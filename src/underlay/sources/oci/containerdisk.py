@@ -19,6 +19,9 @@ from underlay.sources.oci.tar import Entry, TarReader
 
 _DIRECTORY = "disk"
 _DELETED = ".wh."  # what the names of a layer's deletions begin with (image specification, layer.md, "Whiteouts")
+LARGEST_LAYER = 1 << 40
+"""Bytes of a layer as it is served. All of a layer is read and hashed, whatever the size of the disk in it; this is far above
+any container image that is known, and ends what a manifest could have us read without end."""
 _BUFFER = 256 << 10
 _SCRATCH = 1 << 20
 
@@ -34,13 +37,16 @@ _COMPRESSIONS = {
 
 
 def check_layer(what: str, layer: Descriptor) -> None:
-    """Make sure that a layer is of a kind that is read here.
+    """Make sure that a layer is of a kind that is read here, and that reading it comes to an end.
 
     Raises:
         SourceRefused
     """
     if layer.media_type not in _COMPRESSIONS:
         raise SourceRefused(f"{what}: a layer is no tar archive in gzip, zstd or plain: {printable(layer.media_type[:80])}")
+    if layer.size > LARGEST_LAYER:
+        why = f"a layer of {layer.size} bytes is over the limit of {LARGEST_LAYER} bytes"
+        raise SourceRefused(f"{what}: {why}", hint="push a disk of that size as an artifact, whose layer is the disk itself")
 
 
 @dataclass(slots=True)

@@ -34,6 +34,7 @@ from underlay.sources.http import HttpSource
 from underlay.store import Store
 from underlay.testing.fakes import Recorder
 from underlay.testing.httpserver import Certificate, Served, Server, redirect, self_signed, serving
+from underlay.testing.relay import Fault, relaying
 from underlay.values import replace
 from underlay.web import Web
 
@@ -293,6 +294,15 @@ def test_whether_a_copy_may_be_kept_is_heard(header: str, *, answer: bool) -> No
         assert answer == asked_again(server, 'etag:"1"').no_store
         server.serve("/a.img", Served(BODY, etag='"1"', headers=kept, head_status=405))
         assert answer == describe(server.url("/a.img")).no_store
+
+
+def test_a_server_whose_kept_connection_was_reset_between_two_descriptions_is_asked_on_a_new_one() -> None:
+    with serving({"/a.img": Served(BODY, etag='"1"')}) as server, relaying(server.base) as relay:
+        source = HttpSource()
+        version = describe(relay.url("/a.img"), source)
+        relay.misbehave("/a.img", Fault(reset=True, times=1))
+        assert version == describe(relay.url("/a.img"), source)
+        assert [200, 0, 200] == [request.status for request in relay.ledger.requests]
 
 
 # ---------------------------------------------------------------------------------------------------- from the HEAD to the GET

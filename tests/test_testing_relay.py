@@ -207,6 +207,15 @@ def test_a_silent_relay_takes_the_request_and_asks_nobody(server: Server, relay:
     assert (1, 0) == (relay.ledger.count("HEAD", "/a.img"), server.count("HEAD", "/a.img"))
 
 
+def test_a_relay_that_resets_takes_the_request_and_asks_nobody(server: Server, relay: Relay) -> None:
+    relay.misbehave("/a.img", Fault(reset=True, times=1))
+    with pytest.raises(ConnectionResetError):
+        ask(relay, "/a.img")
+    assert 0 == server.count("GET", "/a.img")
+    assert 1 == relay.ledger.count("GET", "/a.img")
+    assert BODY == ask(relay, "/a.img").body
+
+
 def test_a_rate_is_kept(relay: Relay) -> None:
     relay.misbehave("/a.img", Fault(rate=600_000))
     started = time.monotonic()

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from underlay.errors import (
     UnderlayError,
     UntrustedCertificate,
 )
+from underlay.testing.connections import Listener, running
 from underlay.testing.httpserver import Certificate, Served, redirect, self_signed, serving
 from underlay.testing.relay import Fault, relaying
 from underlay.web import Credential, Web, open_body
@@ -285,6 +287,87 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         while piece := source.recv(65536):
             target.sendall(piece)
         target.shutdown(socket.SHUT_WR)
+
+
+# ------------------------------------------------------------------------------------------- connections that are kept
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_kept_connection_that_is_reset_is_replaced_by_a_new_one(method: str) -> None:
+    """As a balancer does that has forgotten it, which is told when it is used and not before."""
+    with serving({"/a": Served(BODY)}) as server, relaying(server.base) as relay:
+        web = Web()
+        document(web, relay.url("/a"))
+        relay.misbehave("/a", Fault(reset=True, times=1), method=method)
+        with web.answer(WHAT, method, relay.url("/a")) as answer:
+            assert 200 == answer.status
+        assert [0, 200] == [request.status for request in relay.ledger.requests][1:]
+
+
+def test_a_new_connection_that_is_reset_is_not_tried_again() -> None:
+    with serving({"/a": Served(BODY)}) as server, relaying(server.base) as relay:
+        relay.misbehave("/a", Fault(reset=True))
+        with pytest.raises(SourceUnavailable, match="Connection reset by peer"):
+            document(Web(), relay.url("/a"))
+        assert 1 == len(relay.ledger.requests)
+
+
+def test_a_server_that_resets_the_new_connection_as_well_is_unavailable() -> None:
+    with serving({"/a": Served(BODY)}) as server, relaying(server.base) as relay:
+        web = Web()
+        document(web, relay.url("/a"))
+        relay.misbehave("/a", Fault(reset=True))
+        with pytest.raises(SourceUnavailable, match="Connection reset by peer"):
+            document(web, relay.url("/a"))
+        assert [200, 0, 0] == [request.status for request in relay.ledger.requests]
+
+
+def test_a_form_is_never_sent_twice() -> None:
+    with serving({"/a": Served(BODY, form={})}) as server, relaying(server.base) as relay:
+        web = Web()
+        with web.submit(WHAT, relay.url("/a"), {"a": "b"}) as answer:
+            assert BODY == answer.read(1 << 20)
+        relay.misbehave("/a", Fault(reset=True, times=1))
+        with pytest.raises(SourceUnavailable), web.submit(WHAT, relay.url("/a"), {"a": "b"}):
+            pass
+        assert 2 == relay.ledger.count("POST", "/a")
+
+
+@pytest.mark.parametrize(("kept", "connections"), [(60.0, 1), (0.0, 2)])
+def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    kept: float, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("underlay.web.heads._KEPT", kept)
+    with counting() as (url, accepted):
+        web = Web()
+        assert [b"ok", b"ok"] == [document(web, url) for _ in range(2)]
+        assert connections == len(accepted)
+
+
+@contextmanager
+def counting() -> Iterator[tuple[str, list[int]]]:
+    """The URL of a server that keeps connections open, and the port of each one that it accepted."""
+    accepted: list[int] = []
+
+    class Connection(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            accepted.append(self.client_address[1])
+            super().setup()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Nothing."""
+
+        def do_GET(self) -> None:
+            self.send_response_only(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+    listener = Listener(Connection)
+    with running(listener):
+        yield f"http://127.0.0.1:{listener.port}/a", accepted
 
 
 # -------------------------------------------------------------------------------------------------- what comes by drips

@@ -15,7 +15,9 @@ The Host field goes on as the client sent it, so a server that names itself in a
 """
 
 import contextlib
+import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +33,7 @@ from underlay.testing.connections import Ledger, Listener, end_head, plain_path,
 _PATIENCE = 60.0  # seconds that the server behind may take for anything
 _PIECE = 256 << 10
 _RATE_STEPS = 20  # pieces a second under a rate limit
+_NO_LINGERING = struct.pack("ii", 1, 0)  # socket(7): on, for 0 seconds, so that closing resets
 _LAST_CHUNK = b"0\r\n\r\n"
 _NO_ANSWER = 0  # what the ledger has as the status of a request that was never answered
 
@@ -48,6 +51,7 @@ class Fault:
     Attributes:
         status: answered in place of the server, which is not asked.
         silent: the request is taken and never answered.
+        reset: the connection is reset when the request has come, as by a balancer that has forgotten it.
         cut_after: the connection closes after so many bytes of the body.
         stall_after: nothing more comes after so many bytes of the body.
         rate: bytes a second of the body. head_rate: of the head.
@@ -59,6 +63,7 @@ class Fault:
 
     status: int | None = None
     silent: bool = False
+    reset: bool = False
     cut_after: int | None = None
     stall_after: int | None = None
     rate: float | None = None
@@ -220,12 +225,21 @@ class _Connection(BaseHTTPRequestHandler):
         if fault.silent:
             self._begin(_NO_ANSWER)
             self._wait()
+        elif fault.reset:
+            self._begin(_NO_ANSWER)
+            self._reset()
         elif fault.status is not None:
             self._refuse(fault.status, fault.headers)
         else:
             self._ask_and_pass_on(fault)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _relay  # noqa: N815  # the library's names
+
+    def _reset(self) -> None:
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
+        # The streams of the handler hold the socket open, and what ends it later would take leave first.
+        os.close(self.connection.detach())
 
     def _ask_and_pass_on(self, fault: Fault) -> None:
         address = urlsplit(self.server.upstream)

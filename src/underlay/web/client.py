@@ -4,7 +4,7 @@ The library is imported with the first request, because a command that finds its
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
@@ -27,6 +27,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _URL_CHARACTERS = "".join(chr(code) for code in range(0x21, 0x7F))  # what a redirect's URL may hold as it stands
 _ALWAYS = MappingProxyType({"Accept-Encoding": "identity", "User-Agent": "underlay"})
 _PAST_CACHES = MappingProxyType({"Cache-Control": "no-cache", "Pragma": "no-cache"})  # RFC 9111, 5.2.1.4 and 5.4
+_REPEATABLE = frozenset({"GET", "HEAD"})
 _SECRET_FIELDS = frozenset({"authorization", "x-auth-token", "cookie"})
 _FORM = "application/x-www-form-urlencoded"
 _CONNECTIONS = 8  # kept open to one host
@@ -52,6 +53,25 @@ def _pool(web: "Web", proxy: str | None) -> "PoolManager":
     )
     pool.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
     return pool
+
+
+def _on_a_live_connection(ask: Callable[[], "BaseHTTPResponse"]) -> "BaseHTTPResponse":
+    """The answer to a request that may be repeated (RFC 9112, 9.3.1).
+
+    That a kept connection is broken says nothing of the server. It is kept no longer, so the next try is on a new one unless
+    another thread took that meanwhile.
+    """
+    from urllib3.exceptions import ProtocolError
+
+    from underlay.web.heads import Dropped
+
+    for _ in range(_CONNECTIONS):
+        try:
+            return ask()
+        except ProtocolError as error:
+            if not any(isinstance(cause, Dropped) for cause in error.args):
+                raise
+    return ask()
 
 
 def _through(proxy: str) -> dict[str, Any]:
@@ -166,7 +186,8 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
     ) -> "Answer":
         host = host_of(url)
         with translated(what, host, self):
-            response = self._connections(self._proxy_for(url)).request(
+            ask = partial(
+                self._connections(self._proxy_for(url)).request,
                 method,
                 without_userinfo(url),
                 body=content,
@@ -175,6 +196,7 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
                 preload_content=False,
                 decode_content=False,
             )
+            response = _on_a_live_connection(ask) if method in _REPEATABLE else ask()
         shown, pace = _shown(headers, credential), Pace(what, host, self.low_speed_limit, self.low_speed_time)
         return Answer(what=what, url=url, shown=shown, response=response, web=self, pace=pace)
 

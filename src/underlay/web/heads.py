@@ -1,22 +1,32 @@
 """Connections by urllib3 on which a step of an answer, its head or the next piece of its body, has one time-out as a whole.
 
 A socket's own time-out begins anew with each byte, so a server that sends a byte now and then would hold us for days: in the
-head, in a proxy's answer to CONNECT, or in what frames the chunks of a body. The library is extended by inheritance, which is
+head, in a proxy's answer to CONNECT, or in what frames the chunks of a body. A connection that is kept is used again within a
+minute only, and that it turns out to be broken then has an error of its own. The library is extended by inheritance, which is
 how it wants to be.
 """
 
 import io
 import socket
+import ssl
 import time
 from http.client import HTTPResponse
-from typing import cast
+from typing import Any, cast
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.response import HTTPResponse as Response
+
+_KEPT = 60.0  # seconds; balancers and address translation forget a silent connection after some minutes, and tell nobody
+_BROKEN = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class TooSlow(TimeoutError):
     """Something came again and again, and a step was not done in its time all the same."""
+
+
+class Dropped(ConnectionError):
+    """A connection that had brought an answer broke before the head of the next one was there."""
 
 
 class _Raw:
@@ -85,10 +95,41 @@ class _Answered(HTTPResponse):
 
 class _Plain(HTTPConnection):
     response_class = _Answered
+    answered: float | None = None  # when the last head came by this very connection
+
+    def connect(self) -> None:
+        self.answered = None
+        super().connect()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it may be used again, which is what the pool wants to know."""
+        is_young = self.answered is None or time.monotonic() - self.answered < _KEPT
+        return is_young and super().is_connected
+
+    def getresponse(self) -> Response:  # type: ignore[override]  # as the library's own
+        try:
+            response = super().getresponse()
+        except _BROKEN as error:
+            if self.answered is None:
+                raise
+            raise Dropped(*error.args) from error
+        self.answered = time.monotonic()
+        return response
+
+    def send(self, data: Any) -> None:
+        try:
+            super().send(data)
+        except BrokenPipeError:  # the library looks for an answer all the same
+            raise
+        except _BROKEN as error:
+            if self.answered is None:
+                raise
+            raise Dropped(*error.args) from error
 
 
-class _Secure(HTTPSConnection):
-    response_class = _Answered
+class _Secure(_Plain, HTTPSConnection):
+    """The same by TLS."""
 
 
 class PlainPool(HTTPConnectionPool):

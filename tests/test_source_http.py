@@ -573,6 +573,45 @@ def test_a_place_that_only_described_is_left_for_the_one_that_a_get_is_sent_to()
             assert BODY == contents(stream)
 
 
+@pytest.mark.parametrize("offset", [0, 1234])
+@pytest.mark.parametrize("parallel", [1, 2])
+@pytest.mark.parametrize("fault", [None, Fault(reset=True), Fault(silent=True), Fault(status=503)])
+def test_a_mirror_that_dies_is_left_for_the_one_that_the_server_names_then(
+    fault: Fault | None, parallel: int, offset: int
+) -> None:
+    source = HttpSource(web=Web(read_timeout=0.5, parallel=parallel, range_size=100_000))
+    served = Served(BODY, etag='"1"')
+    with serving({"/a.img": served}) as living, relaying(living.base) as mirror:
+        with serving({"/a.img": redirect(mirror.url("/a.img"))}) as server:
+            version = describe(server.url("/a.img"), source)
+            assert mirror.url("/a.img") == version.found_at
+            mirror.go_away() if fault is None else mirror.misbehave("*", fault)
+            server.serve("/a.img", redirect(living.url("/a.img")))
+            with source.open(version, offset=offset) as stream:
+                assert BODY[offset:] == contents(stream)
+            assert 1 == server.count("GET", "/a.img") == living.bodies("/a.img")
+
+
+def test_a_dead_mirror_that_is_still_named_is_unavailable() -> None:
+    with serving({"/a.img": Served(BODY, etag='"1"')}) as living, relaying(living.base) as mirror:
+        with serving({"/a.img": redirect(mirror.url("/a.img"))}) as server:
+            source = HttpSource()
+            version = describe(server.url("/a.img"), source)
+            mirror.go_away()
+            with pytest.raises(SourceUnavailable, match="Connection refused"), source.open(version):
+                pass
+            assert 1 == server.count("GET", "/a.img")
+
+
+def test_what_happens_while_a_body_is_read_does_not_begin_it_anew() -> None:
+    with serving({"/a.img": redirect("/b.img"), "/b.img": Served(BODY, etag='"1"')}) as server:
+        source = HttpSource()
+        version = describe(server.url("/a.img"), source)
+        with pytest.raises(SourceUnavailable, match="of another"), source.open(version):
+            raise SourceUnavailable("of another")
+        assert 0 == server.count("GET", "/a.img")
+
+
 # ------------------------------------------------------------------------------------------------------------------------ TLS
 
 

@@ -81,7 +81,7 @@ class HttpSource:
         """The body as sent, from ``offset`` on.
 
         It comes from where the image was described: a redirect may lead to another mirror each time. A place that served the
-        description only, as a link signed for HEAD does, is asked for anew.
+        description only, as a link signed for HEAD does, or that serves nothing any more is asked for anew.
 
         Raises:
             as `describe`; SourceChanged when the server now has other bytes.

@@ -4,12 +4,12 @@ Where a server does not serve from a byte on, the body is read from its beginnin
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from underlay.contracts import ByteStream
-from underlay.errors import SourceChanged
+from underlay.errors import SourceChanged, SourceUnavailable
 from underlay.values import replace
 from underlay.web.client import Answer, Web
 from underlay.web.ranges import Wanted, check_version, open_ranges, range_length
@@ -41,7 +41,7 @@ def open_body(
         size: bytes of the whole body, when they are known.
         validator: of the version that is wanted (`underlay.web.validators`), when there is one.
         headers, given_for: as for `Web.answer`.
-        otherwise: a URL to ask when ``url`` answers with an error.
+        otherwise: a URL to ask when ``url`` answers with an error, or not at all.
         proves_itself: the caller knows a digest of the whole, which tells bytes of two versions from those of one.
 
     Raises:
@@ -50,19 +50,23 @@ def open_body(
     """
     wanted = Wanted(what=what, url=url, size=size, validator=validator, headers=headers, given_for=given_for or url)
     is_one_version = proves_itself or validator is not None
-    if web.parallel > 1 and is_one_version and size is not None and size - offset > range_length(web):
-        with open_ranges(web, wanted, offset) as ranges:
-            if ranges is not None:
-                yield ranges
-                return
-    if otherwise is not None:
-        with _answered(web, wanted, offset) as answer:
-            if answer.status < 400 or answer.status == _NOT_SATISFIABLE:
-                yield _stream(wanted, answer, offset)
-                return
-        wanted = replace(wanted, url=otherwise)
-    with _answered(web, wanted, offset) as answer:
-        yield _stream(wanted, answer, offset)
+    by_ranges = web.parallel > 1 and is_one_version and size is not None and size - offset > range_length(web)
+    with ExitStack() as begun:
+        yield _begun(begun, web, wanted, offset, by_ranges=by_ranges, otherwise=otherwise)
+
+
+def _begun(begun: ExitStack, web: Web, wanted: Wanted, offset: int, *, by_ranges: bool, otherwise: str | None) -> ByteStream:
+    try:
+        if by_ranges and (ranges := begun.enter_context(open_ranges(web, wanted, offset))) is not None:
+            return ranges
+        answer = begun.enter_context(_answered(web, wanted, offset))
+        if otherwise is None or answer.status < 400 or answer.status == _NOT_SATISFIABLE:
+            return _stream(wanted, answer, offset)
+    except SourceUnavailable:
+        if otherwise is None:
+            raise
+    begun.close()
+    return _stream(wanted, begun.enter_context(_answered(web, replace(wanted, url=otherwise), offset)), offset)
 
 
 @contextmanager

@@ -280,4 +280,4 @@ def test_bash_takes_the_script_and_completes_commands() -> None:
     env = dict(os.environ) | {"_UNDERLAY_COMPLETE": "bash_complete", "COMP_WORDS": "underlay disk re", "COMP_CWORD": "2"}
     ended = run(command_line([]), env=env)
 
-    assert ["plain,remove", "plain,resize"] == sorted(ended.out.split())
+    assert ["plain,rebase", "plain,remove", "plain,resize"] == sorted(ended.out.split())

@@ -66,7 +66,7 @@ def test_what_a_listing_could_not_look_at_is_a_warning(machine: Machine) -> None
         ended = machine.run(*command)
         if command != ["show", "image"]:
             assert 0 == ended.status
-            assert ["disk-exists"] == codes(ended.err)
+            assert ["disk-unrecorded"] == codes(ended.err)
             assert f"path={odd}" in ended.err
 
 

@@ -557,7 +557,7 @@ EXPECTED: Mapping[str, str] = {
     "InvalidDigest": "ImageChecksumError",
     "DigestMismatch": "ImageChecksumError",
     "SignatureRefused": "ImageChecksumError",
-    **dict.fromkeys(["ImageRefused", "UnsafeImage", "FormatMismatch", "VirtualSizeRefused"], "InvalidImage"),
+    **dict.fromkeys(["ImageRefused", "UnsafeImage", "FormatMismatch", "VirtualSizeRefused", "ImageDamaged"], "InvalidImage"),
     **dict.fromkeys(["ToolError", "ToolMissing", "ToolFailed", "ToolTimedOut"], "ImageConvertFailed"),
     "InsufficientSpace": "InsufficientDiskSpace",
 }
@@ -566,6 +566,7 @@ ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
     "UnsafeImage": {"rule": "rule", "why": "our reason"},
     "InsufficientSpace": {"needed": 5, "free": 2, "reclaimable": {}},
     "DiskTooSmall": {"size": 1, "virtual_size": 2},
+    "Unsupported": {"what": "clone"},
 }
 
 

@@ -671,3 +671,34 @@ def _mount(kind: str, source: str, target: Path, *options: str) -> Iterator[None
         yield
     finally:
         subprocess.run(["umount", target], check=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- reading it all
+
+
+@pytest.fixture
+def in_short_answers() -> Iterator[int]:
+    """A file that answers each read with less than a page, as the kernel's own do (seq_file)."""
+    fd = os.open("/proc/kallsyms", os.O_RDONLY)
+    try:
+        assert len(os.pread(fd, BLOCK, 0)) < BLOCK
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def test_a_read_goes_on_after_a_short_answer(in_short_answers: int) -> None:
+    with open("/proc/kallsyms", "rb") as file:
+        expected = file.read(2 * BLOCK)[BLOCK + 7 :]
+    buffer = bytearray(len(expected))
+
+    assert len(expected) == files.read_full(in_short_answers, memoryview(buffer), BLOCK + 7)
+    assert expected == buffer == files.read_padded(in_short_answers, len(expected), BLOCK + 7)
+
+
+def test_only_behind_the_end_of_a_file_is_there_padding(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    with (tmp_path / "file").open("rb") as file:
+        assert b"tent\0\0" == files.read_padded(file.fileno(), 6, 3)
+        assert bytes(4) == files.read_padded(file.fileno(), 4, 7)
+        assert 4 == files.read_full(file.fileno(), memoryview(bytearray(6)), 3)

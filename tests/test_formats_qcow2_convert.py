@@ -21,6 +21,7 @@ from underlay.files import allocated_bytes
 from underlay.formats import qcow2
 from underlay.formats.qcow2.convert import convert, converting, obstacle
 from underlay.formats.qcow2.entries import COMPRESSED, OFFSET_MASK, compressed_range
+from underlay.formats.qcow2.hostclusters import read_refcounts
 from underlay.formats.qcow2.tables import read_table
 from underlay.stream import SparseWriter
 from underlay.values import replace
@@ -425,3 +426,15 @@ def test_a_full_file_system_is_its_own_error(mounted: Callable[..., Path], tmp_p
     )
     with opened(image, mounted("tmpfs", 4 * MIB) / "raw") as (source, raw), pytest.raises(OSError, match="No space left"):
         convert(source, raw, header_of(image))
+
+
+def test_a_table_is_read_to_its_end_in_however_many_answers_it_comes() -> None:
+    """A short answer is not the end of the file: what was taken for it would be read as clusters that are not allocated."""
+    with open("/proc/kallsyms", "rb") as file:  # which answers with less than a page (seq_file)
+        content = file.read(64 * KIB)
+        assert len(os.pread(file.fileno(), 64 * KIB, 0)) < 64 * KIB
+        table = read_table(file.fileno(), 0, 64 * KIB)
+        refcounts = read_refcounts(file.fileno(), 0, 64 * KIB, order=4)
+
+    assert [*struct.unpack(f">{8 * KIB}Q", content)] == [*table]
+    assert [*struct.unpack(f">{32 * KIB}H", content)] == [*refcounts]

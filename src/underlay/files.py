@@ -289,6 +289,32 @@ def write_at(fd: int, content: bytes | memoryview, offset: int) -> None:
         rest, offset = rest[written:], offset + written
 
 
+def read_full(fd: int, buffer: memoryview, position: int) -> int:
+    """Fill a buffer from an offset on; the bytes read, fewer only at the end of the file.
+
+    A file system may answer with less than was asked for, and the kernel does where a read fails halfway: the error comes with
+    the next one. Whoever took a short answer for the end would lose bytes and never hear of it.
+
+    Raises:
+        OSError
+    """
+    length = 0
+    while length < len(buffer) and (received := os.preadv(fd, [buffer[length:]], position + length)):
+        length += received
+    return length
+
+
+def read_padded(fd: int, length: int, position: int) -> bytearray:
+    """So many bytes from an offset on; behind the end of the file there are zeros.
+
+    Raises:
+        OSError
+    """
+    content = bytearray(length)
+    read_full(fd, memoryview(content), position)
+    return content
+
+
 @cache
 def _libc() -> "ctypes.CDLL":
     return ctypes.CDLL(None, use_errno=True)

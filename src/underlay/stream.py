@@ -14,7 +14,7 @@ from struct import Struct
 from typing import Protocol
 
 from underlay.contracts import ByteStream
-from underlay.files import data_extents, start_writeback
+from underlay.files import data_extents, read_full, start_writeback
 from underlay.model import Digest
 
 BUFFER_BYTES = 1 << 20
@@ -241,20 +241,6 @@ def stored_digest(fd: int) -> str:
         OSError
     """
     return StoredReader(fd).finish()
-
-
-def read_full(fd: int, buffer: memoryview, position: int) -> int:
-    """Fill a buffer from an offset on; the bytes read, fewer only at the end of the file.
-
-    A file system may answer with less than was asked for; a piece that is no whole number of blocks would shift the rest.
-
-    Raises:
-        OSError
-    """
-    length = 0
-    while length < len(buffer) and (received := os.preadv(fd, [buffer[length:]], position + length)):
-        length += received
-    return length
 
 
 def served_digest(fd: int, algorithm: str) -> Digest:

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from underlay import midstate
-from underlay.files import open_regular
+from underlay.files import open_regular, read_full
 from underlay.policy.scrub import Reading
 from underlay.scrub.pace import Pace
 from underlay.store.scrubs import Stopped
-from underlay.stream import BLOCK_BYTES, StoredDigest, block_ranges, filled_runs, read_full
+from underlay.stream import BLOCK_BYTES, StoredDigest, block_ranges, filled_runs
 
 _PIECE = 2 << 20
 _READERS = 2  # requests at a time, for which most drives are faster than for one (measured: by a third)

@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 from itertools import accumulate, count
 
 from underlay.errors import UnsafeImage
-from underlay.files import copy_range, write_sparse
+from underlay.files import copy_range, read_padded, write_sparse
 from underlay.formats.qcow2.entries import OFFSET_MASK, SECTOR, SUBCLUSTERS
 from underlay.formats.qcow2.header import (
     INCOMPATIBLE_COMPRESSION,
@@ -281,7 +281,7 @@ class Conversion:
     def _inflate(self, batch: Sequence[Piece], arrived: int) -> None:
         start, end = batch[0].host, min(max(piece.end for piece in batch), arrived)
         # Zeros at the end of a file that grows are not there yet, though they have arrived.
-        data = memoryview(os.pread(self.source, end - start, start).ljust(end - start, b"\0"))
+        data = memoryview(read_padded(self.source, end - start, start))
         for piece in batch:
             packed = data[piece.host - start : piece.end - start]
             # Written one by one, so that the next can be inflated into the memory of the last.

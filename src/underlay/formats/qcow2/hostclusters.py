@@ -1,6 +1,5 @@
 """Which clusters of the file are in use, and how often: none may be two things, and each must be counted by its refcount."""
 
-import os
 import sys
 from array import array
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from operator import add, gt
 
 from underlay.errors import UnsafeImage
+from underlay.files import read_padded
 from underlay.formats.qcow2.header import INCOMPATIBLE_DIRTY, Header
 from underlay.formats.qcow2.pieces import Piece
 from underlay.formats.qcow2.tables import TableFile
@@ -121,7 +121,7 @@ def read_refcounts(fd: int, offset: int, length: int, *, order: int) -> Sequence
     Raises:
         OSError
     """
-    content = os.pread(fd, length, offset)
+    content = read_padded(fd, length, offset)
     if order in _TYPES:
         table = array(_TYPES[order], content)
         if sys.byteorder == "little":

@@ -7,6 +7,7 @@ from array import array
 import msgspec
 
 from underlay.errors import UnsafeImage
+from underlay.files import read_padded
 from underlay.formats.qcow2.entries import ALL_ZEROS, ALLOCATED, COMPRESSED, OFFSET_MASK, SECTOR, SUBCLUSTERS, compressed_range
 from underlay.formats.qcow2.header import Header
 
@@ -77,7 +78,7 @@ def read_table(fd: int, offset: int, length: int) -> "array[int]":
     Raises:
         OSError
     """
-    table = array("Q", os.pread(fd, length, offset).ljust(length, b"\0"))
+    table = array("Q", read_padded(fd, length, offset))
     if sys.byteorder == "little":
         table.byteswap()
     return table

@@ -798,6 +798,30 @@ def test_a_verified_download_is_kept_when_its_raw_form_has_no_room(cramped: Stor
 
 
 @pytest.mark.component("root", "tmpfs", "qemu-img")
+def test_a_kept_download_that_has_rotted_is_fetched_again(cramped: Store, tmp_path: Path) -> None:
+    """What is made of it would have a digest that vouches for the rot."""
+    source = cramped_source(tmp_path)
+    fail_to_convert(cramped, source)
+    flip(staging_of(cramped).download)
+    make_room(cramped)
+    observer = Recorder()
+    image = fetch(cramped, source, observer=observer)
+    assert (tmp_path / "qcow2.raw").read_bytes() == image.path.read_bytes()
+    assert ("download-damaged" in observer.codes, "download-kept" in observer.codes) == (True, False)
+    assert 2 == source.opened(REF)
+    assert [] == list(cramped.paths.tmp.iterdir())
+
+
+def flip(path: Path) -> None:
+    """Change a byte in the midst of the data, as a failing disk does; what inspection reads stays."""
+    with path.open("r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.component("root", "tmpfs", "qemu-img")
 def test_a_kept_download_has_a_digest_that_is_asked_for_only_now(cramped: Store, tmp_path: Path) -> None:
     source = cramped_source(tmp_path)
     fail_to_convert(cramped, source)

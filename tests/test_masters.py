@@ -36,8 +36,9 @@ from underlay.errors import (
     UnsafeImage,
 )
 from underlay.host import Host
-from underlay.model import Event, Level
+from underlay.model import Damage, Event, Level
 from underlay.plan import Report
+from underlay.store import quarantine
 from underlay.testing.fakes import Recorder
 from underlay.testing.httpserver import Served, Server, redirect, serving
 
@@ -259,6 +260,39 @@ def test_an_image_as_served_that_goes_before_it_could_be_held_is_transferred_aga
     assert ("fetched", "raw") == (raw.reason.code, raw.image.format)
     assert same_disk(served, raw.image.path)
     assert [] == site.left()
+
+
+@pytest.mark.component("qemu-img")
+def test_raw_is_not_made_from_an_image_as_served_that_has_rotted(site: Site) -> None:
+    """Its raw form would have a digest of its own, which vouches for the rot."""
+    served, observer = site.qcow2(), Recorder()
+    host = site.host(observer=observer)
+    kept = host.fetch(site.url, cache="masters").image
+    before = kept.path.stat()
+    with kept.path.open("r+b") as file:
+        file.seek(before.st_size - 70_000)
+        file.write(b"rot")
+    os.utime(kept.path, ns=(before.st_atime_ns, before.st_mtime_ns))  # a disk that fails tells nobody
+    raw = host.fetch(site.url, cache="masters", raw=True)
+    assert ("fetched", "raw") == (raw.reason.code, raw.image.format)
+    assert "download-damaged" in observer.codes
+    assert same_disk(served, raw.image.path)
+    assert 2 == site.server.bodies(PATH)
+    assert [] == site.left()
+
+
+@pytest.mark.component("qemu-img")
+def test_an_image_as_served_that_a_scrub_finds_damaged_meanwhile_is_transferred_again(site: Site) -> None:
+    served, observer = site.qcow2(), OnEvent("staged")
+    host = site.host(observer=observer)
+    kept = host.fetch(site.url, cache="masters").image
+    inode, (store,) = kept.path.stat().st_ino, host.parts.stores("masters")
+    damage = Damage(code="content-differs", detail="its bytes differ", found_at=datetime.now(UTC))
+    observer.then = lambda: quarantine.put(store, kept.name, inode=inode, damage=damage)
+    raw = host.fetch(site.url, cache="masters", raw=True)
+    assert observer.then is None
+    assert ("fetched", "raw") == (raw.reason.code, raw.image.format)
+    assert same_disk(served, raw.image.path)
 
 
 @pytest.mark.component("qemu-img")

@@ -14,6 +14,7 @@ from underlay import signatures
 from underlay.claim import Claim
 from underlay.contracts import Observer
 from underlay.errors import (
+    ImageDamaged,
     ImageRefused,
     NotCached,
     SignatureRefused,
@@ -38,7 +39,7 @@ from underlay.policy.form import EXEMPT_FORMATS
 from underlay.rawform import RawForm, make_raw
 from underlay.store import images, refs, staging as stagings
 from underlay.store.staging import Journal, Staging
-from underlay.stream import served_digest
+from underlay.stream import served_digest, stored_digest
 from underlay.telling import tell
 from underlay.transfer import Received, transfer
 from underlay.values import replace
@@ -58,7 +59,7 @@ def ingest(order: Order, staging: Staging, observer: Observer) -> BaseImage:
     """
     left = stagings.begin(staging)
     tell(observer, order, "staged")
-    if left is not None and _still_serves(left, order, staging):
+    if left is not None and _still_serves(left, order, staging) and _is_as_verified(order, staging, left, observer):
         # The least disk may have changed since.
         received = Received(journal=replace(left, min_disk=order.version.min_disk))
         tell(observer, order, "download-kept", detail="a verified download of a former attempt is used")
@@ -77,8 +78,8 @@ def ingest(order: Order, staging: Staging, observer: Observer) -> BaseImage:
 def convert_kept(order: Order, staging: Staging, image: BaseImage, observer: Observer) -> BaseImage | None:
     """Bring the raw form of an image that the cache has as it was served; nothing is transferred.
 
-    The caller holds the ref's ingest lock. None when the image is gone, is another by now, or cannot be linked here: then it
-    has to be fetched. After a failure nothing is left.
+    The caller holds the ref's ingest lock. None when the image is gone, is another by now, is damaged, or cannot be linked
+    here: then it has to be fetched. After a failure nothing is left.
 
     Raises:
         InsufficientSpace, CacheError, ToolError
@@ -88,7 +89,7 @@ def convert_kept(order: Order, staging: Staging, image: BaseImage, observer: Obs
     try:
         journal = _linked(order, staging, image)
         converted = None
-        if journal is not None:
+        if journal is not None and _is_as_verified(order, staging, journal, observer):
             staged, record = _kept_form(order, staging, Received(journal=journal), observer)
             converted = _publish(order, staging, staged, record, observer)
     except BaseException:
@@ -107,7 +108,7 @@ def _linked(order: Order, staging: Staging, image: BaseImage) -> Journal | None:
             record = hold.image.record
             if record is None or record != image.record or not link(hold.image.path, staging.download):
                 return None
-    except NotCached:
+    except (NotCached, ImageDamaged):
         return None
     return Journal(
         layout=LAYOUT,
@@ -124,6 +125,27 @@ def _linked(order: Order, staging: Staging, image: BaseImage) -> Journal | None:
         compression=record.compression,
         min_disk=record.min_disk,
     )
+
+
+def _is_as_verified(order: Order, staging: Staging, journal: Journal, observer: Observer) -> bool:
+    """Whether bytes that have lain here are still those that were verified; what cannot be read is not.
+
+    What is made of them gets digests of its own, which would vouch for whatever has become of them meanwhile.
+    """
+    try:
+        fd = open_regular(staging.download)
+        try:
+            found = stored_digest(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        why = f"cannot be read any more: {error.strerror or error}"
+    else:
+        if found == journal.stored:
+            return True
+        why = "are not any more those that were verified"
+    tell(observer, order, "download-damaged", level=Level.WARNING, detail=f"its bytes on disk {why}; they are fetched anew")
+    return False
 
 
 def _still_serves(journal: Journal, order: Order, staging: Staging) -> bool:

@@ -31,7 +31,7 @@ _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 _FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _AT_FDCWD = -100
-_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+_SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE = 1, 2  # linux/fs.h
 _COPY_CHUNK = 64 << 20
 _BUFFER = 1 << 20
 _BLOCK = 64 << 10
@@ -261,9 +261,29 @@ def _replacing(path: Path, content: bytes, mode: int) -> Iterator[int]:
 
 
 def start_writeback(fd: int, start: int, length: int) -> None:
-    """Have the kernel begin to write out these bytes; nothing is waited for, and nothing is promised (sync_file_range(2))."""
+    """Have the kernel begin to write out these bytes; nothing is waited for, and nothing is promised (sync_file_range(2)).
+
+    That it cannot is no error here: what fails to be written is noted with the file, and `check_writeback` or an fsync tells.
+    """
     if call := getattr(_libc(), "sync_file_range", None):
         call(fd, ctypes.c_int64(start), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
+
+
+def check_writeback(fd: int) -> None:
+    """Have an error told that the kernel met since the file was opened as it wrote some of it out; nothing more is written.
+
+    A page that could not be written may have been given up since, and is read as a hole or as what was there before.
+
+    Raises:
+        OSError
+    """
+    call = getattr(_libc(), "sync_file_range", None)
+    if call is not None and call(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WAIT_BEFORE) == 0:
+        return
+    code = ctypes.get_errno() if call is not None else errno.ENOSYS
+    if code not in _UNSUPPORTED:
+        raise OSError(code, os.strerror(code))
+    os.fdatasync(fd)  # which tells as well, and writes all of it first
 
 
 def write_all(fd: int, content: bytes) -> None:

@@ -24,7 +24,7 @@ from underlay.errors import (
     SourceUnavailable,
     UnderlayError,
 )
-from underlay.files import create, open_regular, translated
+from underlay.files import check_writeback, create, open_regular, translated
 from underlay.formats.compressed import MAGIC_BYTES
 from underlay.intake import Intake, fetch, replay
 from underlay.model import LAYOUT, Digest, ImageFacts, Level
@@ -133,7 +133,10 @@ def _received(order: Order, staging: Staging, tries: Tries, observer: Observer) 
             facts = images.prove_whole(order.store, staging.download, fd, facts, what=order.what)
         tell(observer, order, "verified", level=Level.INFO, size=intake.size, format=facts.label)
         journal = _journal(intake.order, facts, size=content.writer.size, digests=served, stored=stored)
-        return Received(journal=replace(journal, compression=content.compression), raw=follower.finish())
+        raw = follower.finish()
+        if raw is not None:
+            check_writeback(fd)  # it was made of what could be read back, and nobody will fsync the download any more
+        return Received(journal=replace(journal, compression=content.compression), raw=raw)
 
 
 def _take_in(intake: Intake, tries: Tries, observer: Observer) -> None:

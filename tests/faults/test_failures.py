@@ -101,6 +101,20 @@ def test_a_failed_fsync_is_told_and_what_may_not_last_is_discarded(tmp_path: Pat
     assert {BROKEN} == _errors(outcomes)
 
 
+def test_a_spool_that_could_not_be_written_out_is_told_and_its_raw_form_is_discarded(tmp_path: Path, workers: Jobs) -> None:
+    """What is read back of it may not be what was verified, and no fsync follows that would tell."""
+    outcomes = _fail_at_each(_scene(tmp_path, workers, "converted"), "sync_file_range", "EIO")
+    assert [BROKEN] == [outcome.answer["error"] for outcome in outcomes]
+
+
+def test_a_kernel_that_does_not_tell_of_writeback_is_asked_to_write_the_spool_out(tmp_path: Path, workers: Jobs) -> None:
+    scene = _scene(tmp_path, workers, "converted")
+    scene.set_up()
+    outcome = scene.run("sync_file_range:error=ENOSYS")
+    assert (True, True) == (outcome.failed, "path" in outcome.answer)
+    scene.check_whole()
+
+
 def test_a_name_that_may_not_last_is_taken_back(tmp_path: Path, workers: Jobs) -> None:
     scene = _scene(tmp_path, workers, "served")
     present = []

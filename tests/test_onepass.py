@@ -3,8 +3,11 @@
 import gzip
 import hashlib
 import os
+import struct
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +22,13 @@ from qcow2_layouts import Kind, Layout, build
 from qcow2_strategies import layouts
 from storing import laid_out, staging_of
 from underlay.cache import Cache
+from underlay.claim import Claim
 from underlay.errors import DigestMismatch, InsufficientSpace, SourceUnavailable, UnsafeImage
 from underlay.files import allocated_bytes, data_extents
 from underlay.formats.inspect import BEGINNING_BYTES
-from underlay.model import BaseImage, Digest, Event, Progress
-from underlay.onepass import MOST_WAITING
+from underlay.model import BaseImage, Digest, Event, ImageFacts, ImageVersion, Progress
+from underlay.onepass import MOST_WAITING, following
+from underlay.order import Order
 from underlay.policy.form import Want
 from underlay.policy.retry import Retries
 from underlay.refs import parse_ref
@@ -240,6 +245,86 @@ def test_one_that_may_need_more_memory_than_is_taken_is_converted_when_it_is_who
     assert "from the finished file" == told(observer, "converted").detail
     assert [1 * MIB, size - 64 * KIB] == [start for start, _ in data_of(raw.path)]
     subprocess.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", image, raw.path], check=True)
+
+
+class Failing(Recorder):
+    """Raises an error where the following thread tells how far it is, and nowhere else."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self._error = error
+
+    def progress(self, progress: Progress) -> None:
+        super().progress(progress)
+        if threading.current_thread().name.startswith("underlay-follow"):
+            raise self._error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_what_the_machine_is_short_of_costs_time_and_nothing_else(store: Store, tmp_path: Path, error: Exception) -> None:
+    served, disk = an_image(tmp_path)
+    observer = Failing(error)
+
+    assert_raw(fetch(store, served, observer), disk)
+
+    assert "short of something" in told(observer, "converted-later").detail
+    assert "from the finished file" == told(observer, "converted").detail
+    assert [] == os.listdir(store.paths.tmp)
+
+
+def test_a_fault_of_the_program_is_not_hidden_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    served, _ = an_image(tmp_path)
+
+    with pytest.raises(ZeroDivisionError):
+        fetch(store, served, Failing(ZeroDivisionError()))
+
+    assert_nothing_left(store)
+
+
+def test_how_far_a_download_is_is_not_told_any_more_to_who_has_left_off(store: Store, tmp_path: Path) -> None:
+    order = Order(store=store, source=FakeSource({}), version=ImageVersion(ref=REF), want=Want())
+    staging, observer = staging_of(store, REF), Recorder()
+    served = tmp_path / "image"
+    served.write_bytes(changed(tmp_path, BROKEN["two-plain-clusters-in-one"][0]).read_bytes())
+    stagings.restart(staging)
+    os.link(served, staging.download)
+    facts = ImageFacts(format="qcow2", label="qcow2", virtual_size=MIB)
+    with following(order, staging, Claim(order, staging, observer), observer) as follower:
+        follower.follow(facts, served.stat().st_size)
+        deadline = time.monotonic() + 30
+        while follower.is_at_work:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert "converted-later" in observer.codes
+        left = follower._sizes.qsize()
+        for size in range(100):
+            follower.follow(facts, size)
+
+        assert left == follower._sizes.qsize()
+        assert follower.finish() is None
+
+
+def test_of_many_tables_that_have_come_at_once_no_more_are_taken_than_there_is_memory_for(store: Store, tmp_path: Path) -> None:
+    """Each maps 512 clusters that lie apart, behind all that has come."""
+    cluster, tables = 4 * KIB, MOST_WAITING // 512 + 2
+    header = struct.pack(
+        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 3, 0, 0, 12, tables * 512 * cluster, 0, tables, cluster, 2 * cluster, 1, 0, 0
+    )
+    header += struct.pack(">QQQII", 0, 0, 0, 4, 104)
+    l1_table = struct.pack(f">{tables}Q", *(cluster * (3 + index) for index in range(tables)))
+    l2_tables = struct.pack(f">{tables * 512}Q", *(cluster * (1000 + 2 * index) for index in range(tables * 512)))
+    content = header.ljust(cluster, b"\0") + l1_table.ljust(2 * cluster, b"\0") + l2_tables
+    order = Order(store=store, source=FakeSource({}), version=ImageVersion(ref=REF), want=Want())
+    staging, observer = staging_of(store, REF), Recorder()
+    stagings.restart(staging)
+    staging.download.write_bytes(content)
+    facts = ImageFacts(format="qcow2", label="qcow2", virtual_size=tables * 512 * cluster)
+    with following(order, staging, Claim(order, staging, observer), observer) as follower:
+        follower.follow(facts, len(content))
+
+        assert follower.finish() is None
+
+    assert f"more than {MOST_WAITING} clusters wait" in told(observer, "converted-later").detail
 
 
 def data_of(path: Path) -> list[tuple[int, int]]:

@@ -29,6 +29,11 @@ MOST_WAITING = 1 << 16
 """Clusters, or runs of them, whose table is known and whose bytes have not come, and L2 tables: about 16 MiB of memory each."""
 
 
+# Memory, and threads (RuntimeError, "can't start new thread"): when the transfer has given back its own, there may be enough.
+# Other errors are faults of the program, which the finished file would meet again: to leave off would only hide them.
+_SHORT_OF = (MemoryError, RuntimeError)
+
+
 class _Stopped(Exception):
     """The transfer has failed."""
 
@@ -58,7 +63,8 @@ class Follower:
             if facts is None or facts.format != "qcow2" or self.order.form(facts)[0] is not Form.RAW:
                 return
             self._work = self._pool.submit(self._follow, facts)
-        self._sizes.put(size)
+        if self.is_at_work:
+            self._sizes.put(size)
 
     def finish(self) -> RawForm | None:
         """The raw form, now that the download is whole and verified; None: it is to be made of the finished file.
@@ -90,6 +96,8 @@ class Follower:
             raise
         except UnderlayError as error:  # whatever is wrong with the image, the finished file will show it
             made = str(error)
+        except _SHORT_OF as error:
+            made = f"the machine is short of something: {str(error) or type(error).__name__}"
         if isinstance(made, RawForm):
             return made
         self._leave_off(made)
@@ -111,6 +119,8 @@ class Follower:
                     if why := obstacle(header, size) or _overtaxed(conversion):
                         return why
                     for settled in self._steps(conversion, facts, size):
+                        if why := _overtaxed(conversion):  # much may have arrived at once, with many tables in it
+                            return why
                         settling.advance(settled)
                         if self._has_ended and settled < header.disk_bytes:  # before that, how much has arrived is told
                             meter.advance("convert", settled)

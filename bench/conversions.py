@@ -16,7 +16,7 @@ _PLAIN_GOALS = {
     "xfs": Goal(wall=0.3, why="blocks are shared, and nothing is copied"),
     "btrfs": Goal(wall=0.1, why="blocks are shared, and nothing is copied"),
 }
-_COMPRESSED_GOAL = Goal(wall=0.6, cpu=0.65, why="isal in two threads, where qemu-img has zlib")
+_COMPRESSED_GOAL = Goal(wall=0.6, cpu=0.65, why="libdeflate in two threads, where qemu-img has zlib")
 
 
 def conversions(setting: Setting) -> Things:

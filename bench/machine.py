@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.results import Machine
 
-_LIBRARIES = ("isal", "msgspec", "urllib3", "zstandard")
+_LIBRARIES = ("deflate", "isal", "msgspec", "urllib3", "zstandard")
 _PROGRAMS = ("curl", "qemu-img", "sha256sum", "find", "openssl")
 
 

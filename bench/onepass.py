@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 from bench.hosts import configuration
@@ -89,7 +90,7 @@ class _Fetch:
     def __init__(self, directory: Path, url: str) -> None:
         self._directory = directory
         self._url = url
-        self._thread: threading.Thread | None = None
+        self._fetched: Future[None] | None = None
         self._last_byte = threading.Event()
 
     def begin(self) -> None:
@@ -98,20 +99,26 @@ class _Fetch:
         shutil.rmtree(self._directory / "tail-host", ignore_errors=True)
         os.sync()
         self._last_byte.clear()
-        self._thread = threading.Thread(target=self._fetch)
-        self._thread.start()
+        self._fetched = Future()
+        threading.Thread(target=self._fetch, args=[self._fetched]).start()
 
     def wait_for_the_last_byte(self) -> None:
         assert self._last_byte.wait(_WAIT)
 
     def end(self) -> None:
-        """Wait until the image is published."""
-        if self._thread is not None:
-            self._thread.join()
+        """Wait until the image is published; raises what the fetch has raised."""
+        if self._fetched is not None:
+            self._fetched.result()
 
-    def _fetch(self) -> None:
-        host = Host.open(configuration(self._directory, "tail-host"), observer=self)
-        host.ensure(self._url)
+    def _fetch(self, fetched: "Future[None]") -> None:
+        try:
+            host = Host.open(configuration(self._directory, "tail-host"), observer=self)
+            host.ensure(self._url)
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the fetch gets it
+            fetched.set_exception(error)
+            self._last_byte.set()  # it will not come, and nobody is to wait for it
+        else:
+            fetched.set_result(None)
 
     def event(self, event: Event) -> None:
         assert event.code != "converted-later", event.detail

@@ -225,7 +225,7 @@ def test_along_a_curve_a_side_that_would_take_too_long_does_not_run_and_says_why
     terms = replace(TERMS, rounds=1, limit=2.0)
     run = sit(_group(_rows(*points)), tuple(point.name for point in points), terms)
     assert [True, False, False] == [row.peer is not None for row in run.rows]
-    assert "slow would take about 2 s a round, by what it took at 1" in str(run.rows[1].alone)
+    assert re.search("slow would take about [0-9]+ s a round, by what it took at 1", str(run.rows[1].alone))
     assert run.rows[1].alone is not None
     assert run.rows[1].alone in tables.table(run)
     ours = [_row(f"tried, {at}", ours=slow, at=at) for at in (1, 10)]

@@ -1,11 +1,13 @@
 """Images are read from their medium, judged by two readings, and put into quarantine; a scrub stops and goes on."""
 
+import errno
 import hashlib
 import math
 import mmap
 import os
 import random
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +28,7 @@ from underlay.scrub.outcome import Scrubbed, ScrubReport
 from underlay.scrub.pace import Pace
 from underlay.scrub.passes import ScrubOrder, scrub
 from underlay.scrub.reading import ImageReader, opened
+from underlay.scrub.verify import Meter, verify
 from underlay.store import Store, images, locking, quarantine, scrubs
 from underlay.stream import stored_digest
 
@@ -235,6 +238,63 @@ def test_an_image_on_a_failing_device_is_damaged_as_well(tmp_path: Path) -> None
     assert all("Input/output error" in one.detail for one in report.damaged)
 
 
+@pytest.mark.component("strace")
+@pytest.mark.parametrize("call", ["preadv2:error=EINVAL:when=1", "preadv2:retval=1000:when=1", "preadv2:retval=0:when=1"])
+def test_what_a_file_system_does_not_give_past_the_page_cache_is_read_through_it(tmp_path: Path, call: str) -> None:
+    """Some take the flag and refuse the reading, and some give less than whole sectors in the middle of a file."""
+    path = tmp_path / "image"
+    path.write_bytes(CONTENT)
+    with path.open("rb") as file:
+        expected = stored_digest(file.fileno())
+    # Each thread's first reading is tampered with; its second one is that of the same piece.
+    assert f"None {expected}" == _read_under_strace(path, call)
+
+
+@pytest.mark.component("strace")
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("preadv2:error=EIO", "Input/output error"),
+        ("preadv2:error=ENODATA", "No data available"),
+        ("preadv2:error=EILSEQ", "Invalid or incomplete"),
+        ("preadv2:error=EUCLEAN", "Structure needs cleaning"),
+        ("preadv2:error=EBADMSG", "Bad message"),
+    ],
+)
+def test_the_mediums_own_failures_are_the_reading(tmp_path: Path, call: str, told: str) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(CONTENT)
+    assert _read_under_strace(path, call).startswith(told)
+
+
+@pytest.mark.component("strace")
+@pytest.mark.parametrize("name", ["ESTALE", "ETIMEDOUT", "ENOMEM", "ENOTCONN"])
+def test_any_other_failure_says_nothing_of_the_medium(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(CONTENT)
+    assert f"OSError {name}" == _read_under_strace(path, f"preadv2:error={name}")
+
+
+def _read_under_strace(path: Path, call: str) -> str:
+    """Read a file in a process whose calls fail as it is said."""
+    program = (
+        "import errno, sys; from pathlib import Path\n"
+        "from underlay.scrub.pace import Pace; from underlay.scrub.reading import ImageReader, opened\n"
+        "with opened(Path(sys.argv[1])) as image:\n"
+        "    assert image.direct\n"
+        "    try:\n"
+        "        reading = ImageReader(image, Pace()).finish(lambda: True)\n"
+        "        print(reading.failure, reading.stored)\n"
+        "    except OSError as error:\n"
+        "        print('OSError', errno.errorcode[error.errno])\n"
+    )
+    trace: list[str | Path] = ["strace", "-f", "-o", os.devnull, "-P", path, "-e", f"inject={call}"]
+    ended = subprocess.run(
+        [*trace, sys.executable, "-c", program, path], capture_output=True, text=True, check=True, timeout=60
+    )
+    return str(ended.stdout).strip()
+
+
 def _cut_off(device: Path, *images: Path) -> None:
     """End a device before the last of the images' bytes."""
     ends = []
@@ -393,6 +453,22 @@ def test_an_image_that_is_gone_before_its_turn_is_told_so(store: Store, image: B
     heard = Heard(when={"sound": lambda: last.path.unlink(missing_ok=True)})
     report = run(store, heard=heard)
     assert [(first.name, "sound"), (last.name, "changed")] == [(one.subject.name, one.outcome) for one in report.images]
+
+
+def test_an_observer_that_fails_condemns_nothing(store: Store, image: BaseImage) -> None:
+    """As one does whose output is on a full disk, whenever it is told something."""
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    subject = everything(store)[0]
+    meter = Meter(Heard(when={"progress": fail}), "1 image", subject.size)
+
+    scrubbed = verify(store, subject, Pace(), meter, Heard())
+
+    assert "failed" == scrubbed.outcome
+    assert frozenset() == quarantine.names(store)
+    assert images.find(store, image.name) is not None
 
 
 def test_who_makes_a_disk_does_not_wait_for_a_reading(store: Store, image: BaseImage) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from underlay import midstate
+from underlay.errors import StorageFailed
 from underlay.files import open_regular, read_full
 from underlay.policy.scrub import Reading
 from underlay.scrub.pace import Pace
@@ -28,6 +29,15 @@ _PIECE = 2 << 20
 _READERS = 2  # requests at a time, for which most drives are faster than for one (measured: by a third)
 _AHEAD = 6  # pieces that are read before they are hashed
 _SECTOR = 512
+
+# What the medium's own failures come as: a sector that cannot be read, and a checksum of the drive's or the file system's that
+# does not match (Linux, block/blk-core.c, blk_errors; ext4, xfs and btrfs give the last two). Any other error is of the way to
+# it, such as a server that does not answer, and says nothing of what is there.
+_DAMAGE = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EBADMSG, errno.EUCLEAN})
+
+
+class _BadMedium(Exception):
+    """The medium does not give what it holds. Never leaves this module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +113,24 @@ class ImageReader:
 
         Args:
             advance: is called after each piece, and says whether to go on.
+
+        Raises:
+            OSError, StorageFailed: the file could not be read, and that is not to be blamed on what the medium holds.
         """
         size = os.fstat(self.image.fd).st_size
         if not self.image.direct:
             self._drop_pages()
         try:
             with ThreadPoolExecutor(_READERS, "underlay-scrub") as reading:
-                for offset, piece in self._pieces(reading, size):
+                for offset, piece in _telling_damage(self._pieces(reading, size)):
                     for start, end in filled_runs(piece):
                         self._digest.add(offset + start, piece[start:end])
                     self.done = min(size, offset + len(piece))
                     self.read += len(piece)
                     if not advance():
                         return None
-        except OSError as error:
-            return Reading(failure=f"{error.strerror or error} at byte {self.done} or soon after it")
+        except _BadMedium as error:
+            return Reading(failure=f"{error} at byte {self.done} or soon after it")
         finally:
             if not self.image.direct:
                 self._drop_pages()
@@ -135,7 +148,7 @@ class ImageReader:
                 start, end = next_range
                 self.pace.spend(end - start)
                 buffer = free.pop()
-                ahead.append((start, buffer, reading.submit(_read, self.image, buffer, start, end)))
+                ahead.append((start, buffer, reading.submit(read_piece, self.image, buffer, start, end)))
             if not ahead:
                 return
             offset, buffer, piece = ahead.popleft()
@@ -152,15 +165,66 @@ def _ranges(fd: int, begin: int, size: int) -> Iterator[tuple[int, int]]:
             yield piece, min(piece + _PIECE, end)
 
 
-def _read(image: OpenedImage, buffer: memoryview, start: int, end: int) -> int:
-    """Read a piece; fewer bytes than asked for only at the end of the file."""
-    if not image.direct:
-        return read_full(image.fd, buffer[: end - start], start)
-    # Past the page cache nothing but whole sectors can be asked for, so what is no whole number of them was the end.
+def _telling_damage(pieces: Iterator[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
+    """The pieces; what goes wrong between them, in whoever takes them, is none of the medium's failures."""
+    while True:
+        try:
+            piece = next(pieces, None)
+        except OSError as error:
+            if error.errno not in _DAMAGE:
+                raise
+            raise _BadMedium(error.strerror) from error
+        if piece is None:
+            return
+        yield piece
+
+
+def read_piece(image: OpenedImage, buffer: memoryview, start: int, end: int) -> int:
+    """Read a piece; fewer bytes than asked for only at the end of the file.
+
+    Args:
+        buffer: aligned to pages, with room for whole blocks.
+
+    Raises:
+        OSError
+        StorageFailed: the file ends before its size.
+    """
+    if image.direct:
+        length = _read_direct(image.fd, buffer, start, end)
+        if length is None:
+            length = _read_without_pages(image.fd, buffer[: end - start], start)
+    else:
+        length = read_full(image.fd, buffer[: end - start], start)
+    if start + length < min(end, os.fstat(image.fd).st_size):
+        raise StorageFailed(f"{image.path}: reading it ended at byte {start + length}, before its end")
+    return length
+
+
+def _read_direct(fd: int, buffer: memoryview, start: int, end: int) -> int | None:
+    """The bytes that came past the page cache; None where the file system has no such reading of this piece."""
+    # Nothing but whole sectors can be asked for, so what is no whole number of them was the end, or the file system gives less.
     room, length = -(-(end - start) // BLOCK_BYTES) * BLOCK_BYTES, 0
     while length < room and length % _SECTOR == 0:
-        received = os.preadv(image.fd, [buffer[length:room]], start + length)
+        try:
+            received = os.preadv(fd, [buffer[length:room]], start + length)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return None
         if received == 0:
             break
         length += received
-    return min(length, end - start)
+    length = min(length, end - start)
+    return length if start + length >= min(end, os.fstat(fd).st_size) else None
+
+
+def _read_without_pages(fd: int, buffer: memoryview, start: int) -> int:
+    """Read through the page cache, from the medium all the same: the pages are dropped before and after."""
+    buffered = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # this very file, whatever has its name by now
+    try:
+        os.posix_fadvise(buffered, start, len(buffer), os.POSIX_FADV_DONTNEED)
+        length = read_full(buffered, buffer, start)
+        os.posix_fadvise(buffered, start, len(buffer), os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(buffered)
+    return length

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 
 from storing import MIB, laid_out, published
 from underlay import locks
-from underlay.errors import ImageDamaged, LockTimeout
+from underlay.errors import CacheNotWritable, ImageDamaged, LockTimeout
 from underlay.model import BaseImage, Event, Progress, Reason
 from underlay.naming import CacheKind
 from underlay.policy.scrub import ScrubSubject, plan_scrub
@@ -61,14 +62,16 @@ def everything(*stores: Store) -> list[ScrubSubject]:
     return [one for store in stores for one in scrubs.subjects(store, store.root.name)[0]]
 
 
-def run(*stores: Store, heard: Heard | None = None, pace: Pace | None = None, only: Sequence[str] = ()) -> ScrubReport:
-    """Scrub all images of some caches; damaged ones have one user, and nothing is fetched."""
+def run(
+    *stores: Store, heard: Heard | None = None, pace: Pace | None = None, only: Sequence[str] = (), repair: bool = False
+) -> ScrubReport:
+    """Scrub all images of some caches; damaged ones have one user, and nothing is really fetched."""
     order = ScrubOrder(
         stores={store.root: store for store in stores},
         pace=pace or Pace(),
         observer=heard or Heard(),
         users=lambda subject: (Reason("backing-file", f"a disk on {subject.name}"),),
-        repair=None,
+        repair=(lambda _: Reason("refetched", "")) if repair else None,
     )
     subjects = [one for one in everything(*stores) if not only or one.name in only]
     return scrub(order, plan_scrub(subjects, older_than=0, now=datetime.now(UTC)), [])
@@ -502,13 +505,61 @@ def test_an_image_that_is_held_is_condemned_once_it_is_let_go(store: Store, imag
     assert "damaged" == one(report).outcome
 
 
-def test_an_image_that_is_held_for_long_is_left_and_told(store: Store, image: BaseImage) -> None:
+def test_an_image_that_is_held_for_long_is_told_to_be_damaged_all_the_same(store: Store, image: BaseImage) -> None:
     flip(image.path)
     with images.held(store, image.name):
-        report = run(store)
-    assert ("failed", LockTimeout.exit_code) == (one(report).outcome, report.exit_code)
+        report = run(store, repair=True)
+    scrubbed = one(report)
+    assert ("damaged", ImageDamaged.exit_code) == (scrubbed.outcome, report.exit_code)
+    assert isinstance(scrubbed.error, LockTimeout)
+    assert "not-noted" == (scrubbed.repair or Reason("", "")).code
+    assert "still served" in scrubbed.detail
     [subject] = everything(store)
     assert subject.read_at is None  # so the next scrub comes to it first
+    assert "damaged" == one(run(store)).outcome
+    assert [image.name] == list(quarantine.names(store))
+
+
+@pytest.mark.component("ext4")
+def test_damage_that_cannot_be_noted_is_told(mounted: Callable[..., Path]) -> None:
+    """The file system becomes read-only in the middle, as one does whose medium fails."""
+    root = mounted("ext4", 64 * MIB)
+    store = laid_out(root / "cache")
+    flip(published(store, CONTENT).path)
+
+    [subject] = everything(store)
+    heard = Heard(when={"suspect": lambda: subprocess.run(["mount", "-o", "remount,ro", root], check=True)})
+    meter = Meter(heard, "1 image", subject.size)
+    scrubbed = verify(store, subject, Pace(), meter, heard)
+
+    assert ("damaged", "content-differs") == (scrubbed.outcome, scrubbed.damage and scrubbed.damage.code)
+    assert isinstance(scrubbed.error, CacheNotWritable)
+
+
+@pytest.mark.component("ext4")
+def test_damage_is_noted_in_a_cache_that_is_full_to_the_last_block(mounted: Callable[..., Path]) -> None:
+    root = mounted("ext4", 64 * MIB)
+    store = laid_out(root / "cache")
+    image = published(store, CONTENT)
+    run(store)
+    flip(image.path)
+    heard = Heard(when={"suspect": lambda: _fill(root)})
+
+    report = run(store, heard=heard)
+
+    assert ("damaged", None) == (one(report).outcome, one(report).error)
+    assert not store.paths.ballast.exists()
+    with pytest.raises(ImageDamaged):
+        images.find(store, image.name)
+
+
+def _fill(root: Path) -> None:
+    """Take every block that is left."""
+    with (root / "filler").open("wb") as file:
+        for size in (1 << 20, 4096):
+            with suppress(OSError):
+                while True:
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, size)
 
 
 # ---------------------------------------------------------------------------------------------- pace, stopping, going on

@@ -17,7 +17,7 @@ class Scrubbed:
         read: bytes that were read of it. damage: its code and what is told of it.
         users: who needs an image that is damaged, and what could not be told of that.
         repair: what became of a damaged one: ``refetched``, or why it was not.
-        error: why it could not be scrubbed.
+        error: why it could not be scrubbed, or why what was found of a damaged one could not be noted.
     """
 
     subject: ScrubSubject

@@ -103,10 +103,18 @@ def _each(order: ScrubOrder, verdicts: Sequence[ScrubVerdict], meter: Meter) -> 
 def _looked_after(order: ScrubOrder, scrubbed: Scrubbed) -> Scrubbed:
     """A damaged image with its users, who are looked for before another file has its name, and with what it could be done."""
     users = order.users(scrubbed.subject)
-    repair = Reason("not-asked", "it was not to be fetched again") if order.repair is None else order.repair(scrubbed.subject)
+    repair = _repaired(order, scrubbed)
     if repair.code == "refetched" and any(user.code in _OPEN for user in users):
         repair = Reason(repair.code, f"{repair.detail}; who has the damaged file open reads it until it is closed")
     return replace(scrubbed, users=users, repair=repair)
+
+
+def _repaired(order: ScrubOrder, scrubbed: Scrubbed) -> Reason:
+    if order.repair is None:
+        return Reason("not-asked", "it was not to be fetched again")
+    if scrubbed.error is not None and scrubbed.subject.damage is None:  # nothing takes the place of what counts as sound
+        return Reason("not-noted", "it is fetched again once its damage is noted")
+    return order.repair(scrubbed.subject)
 
 
 def _tell(observer: Observer, one: Scrubbed) -> None:

@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 
 from underlay.attributes import decode_image_record
 from underlay.contracts import Observer
-from underlay.errors import UnderlayError
+from underlay.errors import CacheError, InsufficientSpace, UnderlayError
 from underlay.files import open_regular, read_attribute, translated
-from underlay.model import LAYOUT, Damage, Event, Level, Progress
+from underlay.model import LAYOUT, Damage, Event, Level, Progress, Reason
 from underlay.policy.scrub import Finding, Reading, ScrubSubject, judge
 from underlay.scrub.outcome import Scrubbed
 from underlay.scrub.pace import Pace
 from underlay.scrub.reading import ImageReader, OpenedImage, opened
-from underlay.store import Store, locking, quarantine, scrubs
+from underlay.store import Store, ballast, locking, quarantine, scrubs
 from underlay.store.scrubs import ScrubRecord, Stopped
 
 _SAVED = 10.0  # seconds of reading that a killed scrub has to do again
@@ -145,7 +145,8 @@ def _first_reading(work: _Work, reader: ImageReader) -> Reading | None:
         nonlocal saved
         work.meter.advance(reader.read)
         if time.monotonic() - saved >= _SAVED:
-            _save(work, reader, record)
+            with suppress(CacheError):  # a full cache is read all the same
+                _save(work, reader, record)
             saved = time.monotonic()
         # Where a reading cannot be gone on with it is not stopped either: else no image would ever be read to its end.
         return not (work.pace.is_over and reader.can_stop)
@@ -200,16 +201,47 @@ def _condemned(work: _Work, finding: Finding, read: int) -> Scrubbed:
     """Put the image into quarantine, if it is still the one that was read."""
     subject = work.subject
     assert finding.damage is not None
-    found_at = subject.damage.found_at if subject.damage else _now()
-    damage = Damage(code=finding.damage.code, detail=finding.damage.detail, found_at=found_at)
-    with locking.exclusive(work.store, subject.name):
-        if not _is_still_there(work, size_differs=damage.code == "size-differs"):
-            return _changed(subject)
-        quarantine.put(work.store, subject.name, inode=subject.inode, damage=damage)
-    work.record(read_at=_now(), stopped=None)
+    try:
+        is_noted = _noted_with_room(work, finding.damage)
+    except UnderlayError as error:
+        return _found_only(work, finding, read, error)
+    if not is_noted:
+        return _changed(subject)
+    with suppress(UnderlayError):  # nothing but the order of the next scrub hangs on it
+        work.record(read_at=_now(), stopped=None)
     if subject.damage is None:
         work.tell("quarantined", finding.detail)
     return Scrubbed(subject=subject, outcome="damaged", detail=finding.detail, read=read, damage=finding.damage)
+
+
+def _noted_with_room(work: _Work, damage: Reason) -> bool:
+    """Note the damage, also where the file system is full to the last block; False when the image is another by now."""
+    try:
+        return _noted(work, damage)
+    except InsufficientSpace:
+        if not ballast.throw_off(work.store.paths):
+            raise
+        return _noted(work, damage)
+
+
+def _noted(work: _Work, damage: Reason) -> bool:
+    subject = work.subject
+    found_at = subject.damage.found_at if subject.damage else _now()
+    with locking.exclusive(work.store, subject.name):
+        if not _is_still_there(work, size_differs=damage.code == "size-differs"):
+            return False
+        noted = Damage(code=damage.code, detail=damage.detail, found_at=found_at)
+        quarantine.put(work.store, subject.name, inode=subject.inode, damage=noted)
+    return True
+
+
+def _found_only(work: _Work, finding: Finding, read: int, error: UnderlayError) -> Scrubbed:
+    """What is damaged is told so, though it could not be noted; it does not count as read, so the next scrub finds it again."""
+    if not os.path.lexists(work.subject.path):
+        return _changed(work.subject)
+    served = "" if work.subject.damage else ", so it is still served"
+    detail = f"{finding.detail}; that could not be noted{served}: {error.message}"
+    return Scrubbed(subject=work.subject, outcome="damaged", detail=detail, read=read, damage=finding.damage, error=error)
 
 
 def _is_still_there(work: _Work, *, size_differs: bool) -> bool:

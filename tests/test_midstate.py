@@ -1,6 +1,7 @@
 """sha256 that is put down and taken up gives hashlib's answers, and a state that is none is refused."""
 
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -94,6 +95,27 @@ def test_a_library_that_hashes_otherwise_is_not_used() -> None:
         "import ctypes, _hashlib; found = ctypes.CDLL(_hashlib.__file__)\n"
         "class Other: SHA256_Init, SHA256_Update, SHA256_Final = found.SHA224_Init, found.SHA224_Update, found.SHA224_Final\n"
         "ctypes.CDLL = lambda place: Other\n"
+        "from underlay import midstate; assert midstate.new() is None\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_library_whose_context_is_larger_is_not_used_and_overruns_nothing() -> None:
+    # SHA-512's context has 216 bytes where SHA-256's has 112; the allocator looks at what is behind each block.
+    code = (
+        "import ctypes, _hashlib; found = ctypes.CDLL(_hashlib.__file__)\n"
+        "class Other: SHA256_Init, SHA256_Update, SHA256_Final = found.SHA512_Init, found.SHA512_Update, found.SHA512_Final\n"
+        "ctypes.CDLL = lambda place: Other\n"
+        "from underlay import midstate; assert midstate.new() is None\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONMALLOC": "debug"})
+
+
+def test_a_python_with_openssl_built_in_looks_for_its_functions_nowhere_else() -> None:
+    code = (
+        "import ctypes, hashlib, _hashlib; del _hashlib.__file__\n"
+        "def never(place): raise AssertionError(place)\n"
+        "ctypes.CDLL = never\n"
         "from underlay import midstate; assert midstate.new() is None\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,6 +18,9 @@ import msgspec
 
 _BLOCK = 64
 _WORDS = 8
+_SPARE = (
+    512  # bytes: the functions may be another library's of that name, whose context or digest is larger, until it was tried
+)
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +44,7 @@ class _Context(ctypes.Structure):  # openssl/sha.h, SHA256state_st
         ("block", ctypes.c_uint8 * _BLOCK),
         ("filled", ctypes.c_uint),
         ("digest_length", ctypes.c_uint),
+        ("spare", ctypes.c_uint8 * _SPARE),
     )
 
 
@@ -66,9 +70,9 @@ class Sha256:
 
     def digest(self) -> bytes:
         """The digest of all that came so far."""
-        finished, digest = _Context.from_buffer_copy(self.context), ctypes.create_string_buffer(_WORDS * 4)
+        finished, digest = _Context.from_buffer_copy(self.context), ctypes.create_string_buffer(_SPARE)
         self.library.final(digest, ctypes.byref(finished))
-        return digest.raw
+        return digest.raw[: _WORDS * 4]
 
     def copy(self) -> "Sha256":
         """Another that goes on from here."""
@@ -114,17 +118,16 @@ def resumed(state: State) -> Sha256 | None:
 @cache
 def _library() -> _Library | None:
     """OpenSSL's functions, where they are and do as hashlib does."""
-    hashing = sys.modules.get("_hashlib")
-    for place in (getattr(hashing, "__file__", None), None):  # the extension, whose libraries come along, or Python itself
-        try:
-            found = ctypes.CDLL(place)
-            library = _Library(found.SHA256_Init, found.SHA256_Update, found.SHA256_Final)
-        except (OSError, AttributeError):
-            continue
-        library.update.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)  # type: ignore[attr-defined]
-        if _does_as_hashlib(library):
-            return library
-    return None
+    extension = getattr(sys.modules.get("_hashlib"), "__file__", None)
+    if extension is None:  # a Python with it built in: what the process has under these names may be anybody's
+        return None
+    try:
+        found = ctypes.CDLL(extension)  # its libraries come along
+        library = _Library(found.SHA256_Init, found.SHA256_Update, found.SHA256_Final)
+    except (OSError, AttributeError):
+        return None
+    library.update.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)  # type: ignore[attr-defined]
+    return library if _does_as_hashlib(library) else None
 
 
 def _does_as_hashlib(library: _Library) -> bool:

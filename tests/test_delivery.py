@@ -1,8 +1,10 @@
 """Images at paths of their users' own: linked where a link can be, else copied; in one step, and remembered."""
 
+import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,6 +16,7 @@ import pytest
 
 from children import start, tell
 from machine import MIB, Machine
+from test_scrub import flip
 from underlay.delivery import Delivered
 from underlay.errors import CacheMissing, ImageNotFound, InvalidName
 from underlay.host import Host
@@ -144,6 +147,36 @@ def test_where_no_link_can_be_it_is_a_copy_that_is_known_again(
     machine.raw_image(size=4 * MIB, message="a newer version")
     assert ("fetched", "copied") == how(host.deliver(ref, path))
     assert host.find(ref)[0].path.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.component("root", "tmpfs")
+def test_a_copy_of_an_image_that_had_gone_bad_is_replaced_once_the_image_is_repaired(
+    host: Host, ref: str, mounted: Mounted
+) -> None:
+    master = host.deliver(ref, mounted("tmpfs", 64 * MIB) / "first").image
+    good = master.path.read_bytes()
+    flip(master.path, 600)
+    path = mounted("tmpfs", 64 * MIB) / "disk"
+    assert "copied" == host.deliver(ref, path).reason.code
+    assert good != path.read_bytes()
+    time.sleep(1)  # when an image came is recorded to the second
+    assert ["refetched"] == [one.repair.code for one in host.scrub().damaged if one.repair]
+
+    assert "copied" == host.deliver(ref, path).reason.code
+
+    assert good == path.read_bytes()
+    assert "delivered" == host.deliver(ref, path).reason.code
+
+
+@pytest.mark.component("root", "tmpfs")
+def test_the_record_of_a_copy_that_an_older_version_wrote_counts(host: Host, ref: str, mounted: Mounted) -> None:
+    path = mounted("tmpfs", 64 * MIB) / "disk"
+    host.deliver(ref, path)
+    [record] = store_of(host).paths.copies.iterdir()
+    told = json.loads(record.read_bytes())
+    del told["fetched_at"]
+    record.write_text(json.dumps(told))
+    assert "delivered" == host.deliver(ref, path).reason.code
 
 
 @pytest.mark.component("root", "xfs")

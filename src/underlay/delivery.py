@@ -121,9 +121,7 @@ def _is_right(store: Store, hold: Hold, path: Path, there: os.stat_result) -> bo
     if os.path.samestat(mine, there):
         return True
     copy = copies.recorded(store, path)
-    if copy is None or not copy.is_of(there):
-        return False
-    return (copy.name, copy.version_id) == (hold.image.name, _version_id(hold.image))
+    return copy is not None and copy.is_of(there) and copy.is_from(hold.image)
 
 
 def _link(hold: Hold, path: Path) -> Reason | None:
@@ -150,7 +148,7 @@ def _copy(store: Store, hold: Hold, path: Path) -> Reason:
                 os.close(target)
         finally:
             os.close(source)
-        copies.record(store, path=path, status=status, name=hold.image.name, version_id=_version_id(hold.image))
+        copies.record(store, path=path, status=status, image=hold.image)
         os.rename(temporary, path)  # crash: what was there, or the image; the record is of the image's own file
         sync_directory(path.parent)  # crash: the image for good
     return Reason("copied", "no link can be made there, so it is a copy")

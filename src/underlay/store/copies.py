@@ -6,12 +6,13 @@ a file that is another than the record says is no copy of ours.
 
 import os
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
 from underlay.files import keep_directory, sync_directory, translated, write_durably
-from underlay.model import LAYOUT, Problem
+from underlay.model import LAYOUT, BaseImage, Problem
 from underlay.naming import path_key
 from underlay.store.layout import Store
 from underlay.store.locking import writing_records
@@ -25,6 +26,8 @@ class CopyRecord:
         path: where.
         inode, size, mtime_ns: which file it is.
         name, version_id: of the image; a master's content may change under its name.
+        fetched_at: of the image that it was made from, to the second; one that is fetched again, as a damaged one is, has
+            another. None: the image is unrecorded, or this was written before that was kept.
     """
 
     layout: int
@@ -34,13 +37,21 @@ class CopyRecord:
     mtime_ns: int
     name: str
     version_id: str | None
+    fetched_at: datetime | None = None
 
     def is_of(self, status: os.stat_result) -> bool:
         """Whether a file is this copy, unchanged."""
         return (status.st_ino, status.st_size, status.st_mtime_ns) == (self.inode, self.size, self.mtime_ns)
 
+    def is_from(self, image: BaseImage) -> bool:
+        """Whether it was made from this image, as far as was recorded, and not from what had its name before."""
+        version_id, fetched_at = (image.record.version_id, image.record.fetched_at) if image.record else (None, None)
+        if (self.name, self.version_id) != (image.name, version_id):
+            return False
+        return self.fetched_at is None or self.fetched_at == fetched_at
 
-def record(store: Store, *, path: Path, status: os.stat_result, name: str, version_id: str | None) -> None:
+
+def record(store: Store, *, path: Path, status: os.stat_result, image: BaseImage) -> None:
     """Record a copy that is about to appear at a path, durably. The caller holds the image's lock and the path's.
 
     Raises:
@@ -52,8 +63,9 @@ def record(store: Store, *, path: Path, status: os.stat_result, name: str, versi
         inode=status.st_ino,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
-        name=name,
-        version_id=version_id,
+        name=image.name,
+        version_id=image.record.version_id if image.record else None,
+        fetched_at=image.record.fetched_at if image.record else None,
     )
     file = store.paths.copy(path_key(path))
     with writing_records(store), translated(file):

@@ -22,8 +22,10 @@ from underlay.errors import (
     UnsafeImage,
 )
 from underlay.model import BaseImage
+from underlay.store import images
 from underlay.testing.httpserver import Served, serving
 
+AGES_AGO = 10**18  # nanoseconds since the epoch
 MASTERS = '[caches.masters]\nkind = "masters"\npath = "{root}/masters"\n'
 
 
@@ -442,6 +444,16 @@ def test_fetches_deliveries_and_prunes_go_on_while_images_break_and_are_repaired
             assert good == host.ensure(ref, cache="masters").path.read_bytes()
             known.clear()
     assert [] == failed
+
+
+def test_the_repair_of_an_image_that_nobody_needs_is_no_use_of_it(machine: Machine, image: BaseImage) -> None:
+    damage(image)
+    images.mark_used(machine.host().config.caches["base"], image.name, at_ns=AGES_AGO)
+
+    assert "refetched" == repair(machine.host().scrub(instances=()))
+
+    [found] = machine.host().find(image.name)
+    assert AGES_AGO == found.last_used.timestamp() * 10**9
 
 
 @pytest.mark.component("qemu-img", "qemu-io")

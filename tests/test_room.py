@@ -13,6 +13,7 @@ import pytest
 from aging import HOUR, aged, original
 from children import start, tell, told
 from machine import MIB, Ended, command_line, run
+from test_scrub import flip
 from underlay.errors import InsufficientSpace
 from underlay.filesystems import free_bytes
 from underlay.host import Host
@@ -355,3 +356,18 @@ def test_a_cache_that_cannot_be_looked_at_gives_nothing_and_stops_nobody(place: 
     place.leave(3 * MIB)
     assert "fetched" == place.host.fetch(place.url("a"), cache="first").reason.code
     assert not old.exists()
+
+
+def test_the_repair_of_a_damaged_image_that_nobody_needs_makes_no_room(tmp_path: Path, mounted: Mounted) -> None:
+    with serving({}) as server:
+        place = Place(tmp_path, mounted("ext4", 64 * MIB), server)
+        image = place.host.fetch(place.url("a"), cache="first").image
+        flip(image.path)
+        place.age(image.path)
+        other = place.put(place.second, age=9 * HOUR)
+        place.leave(3 * MIB)
+
+        [damaged] = place.host.scrub([image.name], instances=()).damaged
+
+        assert ((), "refetch-failed") == (damaged.users, damaged.repair and damaged.repair.code)
+        assert {image.path, other} == place.images()

@@ -71,7 +71,7 @@ def run(
         pace=pace or Pace(),
         observer=heard or Heard(),
         users=lambda subject: (Reason("backing-file", f"a disk on {subject.name}"),),
-        repair=(lambda _: Reason("refetched", "")) if repair else None,
+        repair=(lambda _subject, _users: Reason("refetched", "")) if repair else None,
     )
     subjects = [one for one in everything(*stores) if not only or one.name in only]
     return scrub(order, plan_scrub(subjects, older_than=0, now=datetime.now(UTC)), [])

@@ -3,23 +3,26 @@
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from datetime import UTC, datetime
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from underlay import lookup
+from underlay.cache import Cache
 from underlay.errors import InvalidSize, UnderlayError
 from underlay.hits import ASKED_NOW
 from underlay.host import bring
 from underlay.host.parts import Parts
-from underlay.model import ImageRecord, InstanceRecord, Problem, Reason
+from underlay.model import BaseImage, ImageRecord, InstanceRecord, Problem, Reason
 from underlay.policy.scrub import ScrubSubject, ScrubVerdict, plan_scrub
 from underlay.refs import parse_ref
 from underlay.scrub import repair
 from underlay.scrub.outcome import ScrubReport
 from underlay.scrub.pace import Pace
 from underlay.scrub.passes import ScrubOrder, scrub as scrub_images
-from underlay.store import images, scrubs
+from underlay.store import Store, images, scrubs
+
+_BROUGHT = frozenset({"fetched", "made-raw"})  # by us; of a hit it was somebody else, who wants it
 
 
 def plan(parts: Parts, texts: Sequence[str], *, cache: str | None, older_than: float) -> list[ScrubVerdict]:
@@ -81,7 +84,7 @@ def _pace(rate: int | None, seconds: float | None) -> Pace:
     return Pace(rate=math.inf if rate is None else rate, until=until)
 
 
-def _fetched_again(parts: Parts, subject: ScrubSubject) -> Reason:
+def _fetched_again(parts: Parts, subject: ScrubSubject, users: tuple[Reason, ...]) -> Reason:
     """Bring a damaged image again, and say what came of it. Whatever fails leaves things as they were."""
     store = parts.config.caches[subject.cache]
     try:
@@ -90,17 +93,25 @@ def _fetched_again(parts: Parts, subject: ScrubSubject) -> Reason:
             return Reason("not-needed", "somebody has removed it or brought it again")
         if image.record is None:
             return Reason("unrecorded", "nothing tells where it came from")
-        return _brought(parts, subject, image.record)
+        return _brought(parts, parts.cache(subject.cache), image, image.record, is_needed=bool(users))
     except UnderlayError as error:
         return repair.failed(error)
 
 
-def _brought(parts: Parts, subject: ScrubSubject, record: ImageRecord) -> Reason:
-    ref, cache = parse_ref(record.ref), parts.cache(subject.cache)
+def _keep_age(store: Store, before: BaseImage) -> None:
+    """Let the image be as old as the one whose place it takes: it was mended, which is no use of it."""
+    used_ns = (before.last_used - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+    with suppress(UnderlayError), images.held(store, before.name):
+        images.mark_used(store, before.name, at_ns=used_ns)
+
+
+def _brought(parts: Parts, cache: Cache, image: BaseImage, record: ImageRecord, *, is_needed: bool) -> Reason:
+    """Bring it; other images go for it only where somebody needs it."""
+    ref = parse_ref(record.ref)
     source = parts.source(ref.scheme)
     if (obstacle := repair.obstacle(source, cache.store, record)) is not None:
         return obstacle
-    want = repair.want_of(subject.name, record, kind=cache.store.kind)
+    want = repair.want_of(image.name, record, kind=cache.store.kind)
     with ExitStack() as holding:
         ensure = partial(
             cache.ensure,
@@ -112,7 +123,9 @@ def _brought(parts: Parts, subject: ScrubSubject, record: ImageRecord) -> Reason
             retries=parts.config.retries,
             freshness=ASKED_NOW,
         )
-        ensured = bring.with_room(parts, ensure, cache.store, ref)
-    if ensured.image.name != subject.name:
+        ensured = bring.with_room(parts, ensure, cache.store, ref) if is_needed else ensure()
+    if ensured.image.name != image.name:
         return Reason("refetch-failed", f"it came as {ensured.image.name}")
+    if not is_needed and ensured.reason.code in _BROUGHT:
+        _keep_age(cache.store, image)
     return Reason("refetched", f"the same bytes are here again ({ensured.reason.detail})")

@@ -34,14 +34,15 @@ class ScrubOrder:
 
     Attributes:
         stores: the caches by directory. pace: how fast, and for how long.
-        users: who needs a damaged image. repair: brings it again, and says what came of that; None: nothing is brought.
+        users: who needs a damaged image. repair: brings it again for these users, and says what came of that; None: nothing
+            is brought.
     """
 
     stores: dict[Path, Store]
     pace: Pace
     observer: Observer
     users: Callable[[ScrubSubject], tuple[Reason, ...]]
-    repair: Callable[[ScrubSubject], Reason] | None
+    repair: Callable[[ScrubSubject, tuple[Reason, ...]], Reason] | None
 
 
 def scrub(order: ScrubOrder, verdicts: Sequence[ScrubVerdict], problems: Sequence[Problem]) -> ScrubReport:
@@ -103,18 +104,18 @@ def _each(order: ScrubOrder, verdicts: Sequence[ScrubVerdict], meter: Meter) -> 
 def _looked_after(order: ScrubOrder, scrubbed: Scrubbed) -> Scrubbed:
     """A damaged image with its users, who are looked for before another file has its name, and with what it could be done."""
     users = order.users(scrubbed.subject)
-    repair = _repaired(order, scrubbed)
+    repair = _repaired(order, scrubbed, users)
     if repair.code == "refetched" and any(user.code in _OPEN for user in users):
         repair = Reason(repair.code, f"{repair.detail}; who has the damaged file open reads it until it is closed")
     return replace(scrubbed, users=users, repair=repair)
 
 
-def _repaired(order: ScrubOrder, scrubbed: Scrubbed) -> Reason:
+def _repaired(order: ScrubOrder, scrubbed: Scrubbed, users: tuple[Reason, ...]) -> Reason:
     if order.repair is None:
         return Reason("not-asked", "it was not to be fetched again")
     if scrubbed.error is not None and scrubbed.subject.damage is None:  # nothing takes the place of what counts as sound
         return Reason("not-noted", "it is fetched again once its damage is noted")
-    return order.repair(scrubbed.subject)
+    return order.repair(scrubbed.subject, users)
 
 
 def _tell(observer: Observer, one: Scrubbed) -> None:

@@ -330,6 +330,50 @@ def test_the_environment_configures_a_cloud_as_for_every_client(
     assert b"content" == fetched(GlanceSource(), alice.image(b"content"))
 
 
+def without_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud: Cloud, kind: str, **auth: str) -> None:
+    """A clouds.yaml with one cloud ``other``, in which alice is known by something else than her password."""
+    auth["auth_url"] = f"{cloud.keystone}/v3"
+    text = json.dumps({"clouds": {"other": {"auth_type": kind, "auth": auth, "region_name": "RegionOne"}}})
+    (tmp_path / "clouds.yaml").write_text(text)
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", os.fspath(tmp_path / "clouds.yaml"))
+
+
+def test_an_application_credential_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alice: Person, cloud: Cloud
+) -> None:
+    place = f"{cloud.keystone}/v3/users/{alice.session.get_user_id()}/application_credentials"
+    made = alice.session.post(place, json={"application_credential": {"name": f"underlay {uuid.uuid4()}"}})
+    credential = made.json()["application_credential"]
+    image, kind = alice.image(b"content"), "v3applicationcredential"
+    told = {"application_credential_id": credential["id"], "application_credential_secret": credential["secret"]}
+
+    without_password(tmp_path, monkeypatch, cloud, kind, **told)
+    assert b"content" == fetched(GlanceSource(cloud="other"), image)
+
+    without_password(tmp_path, monkeypatch, cloud, kind, **told | {"application_credential_secret": "guessed-secret"})
+    with pytest.raises(NotAuthorized) as refusal:
+        GlanceSource(cloud="other").describe(parse_ref(image))
+    assert "guessed-secret" not in f"{refusal.value} {refusal.value.hint}"
+
+
+def test_a_token_is_enough_until_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alice: Person, admin: Person, cloud: Cloud
+) -> None:
+    auth = json.loads(cloud.clouds_yaml.read_text())["clouds"]["alice"]["auth"]
+    alice.session.invalidate()  # or the token that ends here would be hers for what follows
+    token = alice.session.get_token()
+    without_password(tmp_path, monkeypatch, cloud, "v3token", token=token, project_name=auth["project_name"],
+                     project_domain_name=auth["project_domain_name"])  # fmt: skip
+    image, source = alice.image(b"content"), GlanceSource(cloud="other")
+    assert b"content" == fetched(source, image)
+
+    admin.session.delete(f"{cloud.keystone}/v3/auth/tokens", headers={"X-Subject-Token": token})
+    alice.session.invalidate()
+    with pytest.raises(NotAuthorized) as refusal:
+        GlanceSource(cloud="other").describe(parse_ref(image))
+    assert token not in f"{refusal.value} {refusal.value.hint}"
+
+
 def test_an_interface_of_the_configuration_comes_before_the_clouds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cloud: Cloud, alice: Person
 ) -> None:

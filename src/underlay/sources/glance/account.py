@@ -3,6 +3,7 @@
 What a library says of an error is not repeated: it may hold a URL, and that a password.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def _meaning(what: str, library: Library, account: Account | None, error: Except
     errors = library.errors
     if account is None or isinstance(error, library.sdk.exceptions.ConfigException):
         return ConfigError(f"{what}: {_configuration_fault(library, error)}", hint=_CONFIGURED)
-    if isinstance(error, (errors.Unauthorized, errors.Forbidden)):
+    if isinstance(error, (errors.Unauthorized, errors.Forbidden)) or _is_ended_token(library, error):
         return NotAuthorized(f"{what}: Keystone at {account.keystone} does not accept {account.credential}", hint=_CONFIGURED)
     if isinstance(error, errors.SSLError):
         why = f"the certificate of {account.keystone} is not trusted"
@@ -88,6 +89,11 @@ def _meaning(what: str, library: Library, account: Account | None, error: Except
         f"{what}: Keystone does not answer at {account.keystone} ({type(error).__name__})",
         hint="check auth_url in the cloud's configuration, or try again later",
     )
+
+
+def _is_ended_token(library: Library, error: Exception) -> bool:
+    """Keystone does not find a token that has ended or was revoked, and says so; of a wrong URL nobody speaks of tokens."""
+    return isinstance(error, library.errors.NotFound) and re.search(r"\btoken\b", str(error)) is not None
 
 
 def _configuration_fault(library: Library, error: Exception) -> str:

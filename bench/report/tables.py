@@ -64,7 +64,7 @@ def machine(runs: Mapping[str, Run]) -> str:
         groups.setdefault(_described(run.machine), []).append(name)
     if len(groups) == 1:
         return f"All groups were measured on one machine: {next(iter(groups))}\n{_busy(runs)}"
-    listed = "\n".join(f"- {', '.join(f'`{name}`' for name in names)}: {where}" for where, names in groups.items())
+    listed = "\n".join(f"- *{', '.join(names)}*: {where}" for where, names in groups.items())
     return f"{listed}\n\n{_busy(runs)}"
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from storing import laid_out
 from underlay.files import reflink
-from underlay.footprint import Footprint, files_of, footprints, own_bytes_of
+from underlay.footprint import Footprint, files_of, footprints
 from underlay.naming import CacheKind
+from underlay.store.eviction import freed_by_removal
 
 MIB = 1 << 20
 SHA1 = 40 * "a"
@@ -67,7 +68,7 @@ def test_an_inode_is_counted_once_with_the_first_group_that_has_it(tmp_path: Pat
     assert {"first": Footprint(2, size, size), "second": Footprint(1, 0, size)} == footprints(
         {"first": [file, tmp_path / "b"], "second": [file]}
     )
-    assert 0 == own_bytes_of(file)
+    assert 0 == freed_by_removal(file)
 
 
 def test_what_is_gone_or_not_a_plain_file_counts_as_it_can(tmp_path: Path) -> None:
@@ -97,8 +98,8 @@ def test_shared_blocks_are_counted_once(kind: str, mounted: Callable[..., Path])
     assert Footprint(1, occupied(original), 0) == told["cache"]
     assert (3, MIB) == (told["disks"].count, told["disks"].allocated)
     assert sum(map(occupied, copies)) - MIB == told["disks"].shared
-    assert MIB == own_bytes_of(copies[0])
-    assert 0 == own_bytes_of(copies[1])
+    assert MIB == freed_by_removal(copies[0])
+    assert 0 == freed_by_removal(copies[1])
 
 
 @pytest.mark.component("root", "xfs")

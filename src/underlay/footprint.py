@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from underlay.extents import extents, own_bytes
+from underlay.extents import extents
 from underlay.files import allocated_bytes, is_regular, open_regular
 from underlay.filesystems import FileSystem, file_system
 from underlay.naming import kind_of_name
@@ -81,19 +81,6 @@ def files_of(store: Store) -> Iterator[tuple[str, Path]]:
             yield kind_of_name(name, kind=store.kind) or OTHER, path
     if os.access(store.paths.trash, os.R_OK | os.X_OK):
         yield from (("leftover", path) for path in sorted(store.paths.trash.iterdir()) if _is_file(path))
-
-
-def own_bytes_of(path: Path) -> int:
-    """Bytes that its file system would have more without this name of a file; 0 when the file has other names.
-
-    Raises:
-        OSError
-    """
-    fd = open_regular(path)
-    try:
-        return own_bytes(fd) if os.fstat(fd).st_nlink == 1 else 0
-    finally:
-        os.close(fd)
 
 
 def _is_file(path: Path) -> bool:

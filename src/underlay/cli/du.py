@@ -14,10 +14,11 @@ from underlay.cli.session import Session
 from underlay.errors import UnderlayError
 from underlay.files import allocated_bytes, translated
 from underlay.filesystems import free_bytes
-from underlay.footprint import OTHER, Footprint, files_of, footprints, own_bytes_of
+from underlay.footprint import OTHER, Footprint, files_of, footprints
 from underlay.host import Host
 from underlay.naming import CacheKind
 from underlay.store import Store
+from underlay.store.eviction import freed_by_removal
 from underlay.store.staging import allocated, ingests
 
 _KINDS: Mapping[CacheKind, Sequence[str]] = {
@@ -113,7 +114,7 @@ def _one(kind: str, path: Path) -> dict[str, Any] | None:
         return None
     try:
         with translated(path):
-            own = own_bytes_of(path)
+            own = freed_by_removal(path)
     except UnderlayError:
         own = None
     return {

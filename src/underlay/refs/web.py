@@ -1,13 +1,15 @@
 """Refs to web servers: ``https://…`` and ``http://…``."""
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from underlay.errors import InvalidRef
 from underlay.model import ImageRef
 from underlay.refs.text import without_signature
 
-DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS: Mapping[str, int] = MappingProxyType({"http": 80, "https": 443})
 
 
 def web_ref(scheme: str, text: str) -> ImageRef:

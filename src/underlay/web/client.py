@@ -15,8 +15,9 @@ import msgspec
 
 from underlay.errors import ConfigError, SourceRefused, SourceUnavailable
 from underlay.once import Once
+from underlay.refs.web import DEFAULT_PORTS
 from underlay.values import hiding
-from underlay.web.credentials import DEFAULT_PORTS, Credential, credential_for, is_same_server, without_userinfo
+from underlay.web.credentials import Credential, credential_for, is_same_server, without_userinfo
 from underlay.web.pace import Pace
 from underlay.web.status import check_status, printable, translated
 

@@ -6,9 +6,8 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from underlay.refs.web import DEFAULT_PORTS
 from underlay.values import hiding
-
-DEFAULT_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,6 @@
 A contract that is broken is an AssertionError, whose message says what the contract wants.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from underlay.errors import DiskNotFound, UnderlayError
 from underlay.host import Host
 from underlay.model import BaseImage, DiskSpec, Extraction, InstanceDisk
 from underlay.testing.disk_suite.stage import Stage
+from underlay.testing.expecting import expect as expect, expect_equal as expect_equal
 from underlay.testing.fakes import FakeImage, FakeSource
 
 MIB = 1 << 20
@@ -154,18 +154,6 @@ def content(seed: int, *, size: int = 2 * MIB) -> bytes:
 # ------------------------------------------------------------------------------------------------------------ expectations
 
 
-def expect(claim: object, what: str) -> None:
-    """The contract wants this."""
-    if not claim:
-        raise AssertionError(what)
-
-
-def expect_equal(expected: object, actual: object, what: str) -> None:
-    """The contract wants these to be equal."""
-    if expected != actual:
-        raise AssertionError(f"{what}: expected {_shown(expected)}, found {_shown(actual)}")
-
-
 def expect_content(scene: Scene, disk: InstanceDisk, expected: bytes, what: str) -> None:
     """A disk's guest sees these bytes, and zeros behind them up to the disk's size."""
     found = scene.read(disk)
@@ -208,9 +196,3 @@ def facts(disk: InstanceDisk) -> Mapping[str, object]:
     """What tells a disk from others, without what its guest changes."""
     names = ("instance", "name", "path", "backend", "format", "size", "base", "base_path", "parent")
     return {name: getattr(disk, name) for name in names}
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes with sha256:{hashlib.sha256(value).hexdigest()[:12]}…"
-    return repr(value)

@@ -29,6 +29,7 @@ _STRAGGLES = 3.0  # times as long as the others
 _PATIENCE = 0.5  # seconds at least before a range is called a straggler
 MEMORY = 12 << 20
 """Bytes that all ranges under way may hold together; the pipeline behind them has 4 MiB more."""
+_READ = 128 << 10  # bytes at once: the client makes bytes of them before they get to where they belong
 _REMEMBERED = 16  # ranges whose durations tell how long one takes
 
 
@@ -220,7 +221,7 @@ def _read(wanted: Wanted, attempt: _Attempt, answer: Answer) -> _Piece:
     done = 0
     try:
         while done < len(content):
-            received = answer.readinto(content[done:])
+            received = answer.readinto(content[done : done + _READ])
             if attempt.is_over:
                 raise SourceUnavailable(f"{wanted.what}: the transfer was given up")
             if not received:

@@ -4,16 +4,17 @@ import json
 import os
 import re
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from underlay.errors import ConfigError, InvalidInventory, InventoryUnavailable, UnderlayError
-from underlay.inventory import within
 from underlay.inventory.file import FileInventory, read_file
 from underlay.model import Ephemeral, InstanceRecord
 from underlay.registry import open_inventory
+from underlay.waiting import within
 
 ONE = {"uuid": "3f9c", "name": "instance-00000001"}
 
@@ -171,7 +172,7 @@ def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> Non
 
     for path in (tmp_path, tmp_path / "fifo", tmp_path / "link", Path("/dev/zero")):
         with pytest.raises(InvalidInventory, match="not a plain file"):
-            within(10, lambda one=path: read_file(one))  # type: ignore[misc]
+            within(10, partial(read_file, path))
 
 
 def test_a_symlink_to_a_plain_file_is_followed(tmp_path: Path) -> None:

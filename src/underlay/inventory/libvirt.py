@@ -13,8 +13,8 @@ from typing import Any
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from underlay.errors import ExtraMissing, InvalidInventory, InventoryUnavailable
-from underlay.inventory import within
 from underlay.model import Ephemeral, InstanceRecord, KnownDisk
+from underlay.waiting import within
 
 # Elements with a <source>, in the XML of domains and of their snapshots (https://libvirt.org/formatdomain.html#hard-drives…).
 _LAYERS = frozenset({"disk", "backingStore", "dataStore", "mirror", "filesystem"})

@@ -18,8 +18,8 @@ from msgspec import UNSET, UnsetType
 
 from underlay.clouds import Library, imported, region_of
 from underlay.errors import InventoryUnavailable
-from underlay.inventory import within
 from underlay.model import Ephemeral, InstanceRecord
+from underlay.waiting import within
 
 # Nova's own version of its API, of April 2019 (Stein): the first that tells of cells out of reach.
 _MICROVERSION = "2.69"

@@ -340,19 +340,46 @@ def remove(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_close
         assume_closed: as for `resize`.
 
     Raises:
-        DiskNotFound, DiskInUse, DiskUnrecorded: the directory's record cannot be read, so nothing was removed.
+        DiskNotFound: also when it was being made or removed by who was killed; then what is left of it goes.
+        DiskInUse, DiskUnrecorded: the directory's record cannot be read, so nothing was removed.
     """
+    if not backend.traits.on_host_filesystem:
+        return _remove_elsewhere(config, backend, want, assume_closed=assume_closed)
     with closed(config, backend, want, assume_closed=assume_closed) as disk:
-        if not backend.traits.on_host_filesystem:
-            backend.remove(disk)  # crash: a record of a disk that is gone, which says nothing wrong
-            volumes.forget(config, called(config, backend, want))
-            return disk
         with translated(disk.path):
             diskinfo.recorded_format(disk.path)
-            backend.remove(disk)  # crash: the same
+            backend.remove(disk)  # crash: records of a disk that is gone, which say nothing wrong
             recorded, scanned = roots_of(config, disk), is_scanned(config, disk.path)
             _forget(_home(config), disk.path, rooted=recorded, with_directory=scanned)
     return disk
+
+
+def _remove_elsewhere(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_closed: bool) -> InstanceDisk:
+    try:
+        with closed(config, backend, want, assume_closed=assume_closed) as disk:
+            backend.remove(disk)  # crash: a record of a disk that is gone, which says nothing wrong
+            volumes.forget(config, called(config, backend, want))
+        return disk
+    except DiskNotFound:
+        with locked(config, backend, want):
+            backend.remove(_nothing(backend, want))
+            volumes.forget(config, called(config, backend, want))
+        raise
+
+
+def _nothing(backend: DiskBackend, want: DiskSpec) -> InstanceDisk:
+    """A disk that is not there, of which something may be left."""
+    return InstanceDisk(
+        instance=want.instance,
+        name=want.name,
+        path=want.path,
+        backend=backend.traits.name,
+        format=None,
+        size=None,
+        allocated=0,
+        base=None,
+        base_path=None,
+    )
 
 
 def locked(config: Config, backend: DiskBackend, want: DiskSpec) -> AbstractContextManager[None]:

@@ -11,11 +11,13 @@ TEST_PROGRAMS=(
     gzip=gzip pigz=pigz xz=xz-utils pixz=pixz zstd=zstd bzip2=bzip2 pbzip2=pbzip2
     libvirtd=libvirt-daemon gcc=gcc pkg-config=pkg-config
     gpgv=gpgv gpg=gnupg npm=npm
+    ceph=ceph-common ceph-mon=ceph-mon ceph-osd=ceph-osd ceph-mgr=ceph-mgr
 )
-# What they use besides, as FILE=PACKAGE: libvirt's driver for QEMU, and what its Python module is built with.
+# What they use besides, as FILE=PACKAGE: libvirt's driver for QEMU, what its Python module is built with, and Ceph's modules.
 TEST_FILES=(
     "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu"
     "/usr/lib/*/pkgconfig/libvirt.pc=libvirt-dev"
+    "/usr/lib/python3/dist-packages/rados.*.so=python3-rados" "/usr/lib/python3/dist-packages/rbd.*.so=python3-rbd"
 )
 
 die() {
@@ -90,6 +92,16 @@ need_libvirt_module() {
     "$VENV/bin/python" -c 'import libvirt' 2>/dev/null && return
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "libvirt-python==$(pkg-config --modversion libvirt)" \
         || die "pip could not build libvirt-python"
+}
+
+# need_ceph_modules: the distribution's Python modules of Ceph, which no package index has, where the Python is of its release
+need_ceph_modules() {
+    local suffix modules=$VENV/lib/ceph
+    suffix=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+    [ -e "/usr/lib/python3/dist-packages/rbd$suffix" ] || return 0
+    mkdir -p "$modules"
+    ln -sfn "/usr/lib/python3/dist-packages/rados$suffix" "/usr/lib/python3/dist-packages/rbd$suffix" "$modules"
+    echo "$modules" >"$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ceph.pth"
 }
 
 # install_packages PACKAGE…: by apt, as root

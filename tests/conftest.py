@@ -86,6 +86,11 @@ def _service(program: str) -> Callable[[], str | None]:
     return missing
 
 
+def _ceph() -> str | None:
+    missing = [name for name in ("ceph-mon", "ceph-osd", "ceph-mgr", "ceph", "rbd") if not shutil.which(name)]
+    return f"{missing[0]} is not installed (apt-get install ceph-mon ceph-osd ceph-mgr ceph-common)" if missing else None
+
+
 COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "root": _root,
     "strace": _strace,
@@ -107,6 +112,8 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "qemu-storage-daemon": _program("qemu-storage-daemon", "qemu-system-common"),
     "qemu-system-x86_64": _program("qemu-system-x86_64", "qemu-system-x86"),
     "libvirt": _program("libvirtd", "libvirt-daemon libvirt-daemon-driver-qemu"),
+    "ceph": _ceph,
+    "rbd-python": _module("rbd", "nothing: apt-get install python3-rbd python3-rados, see scripts/lib.sh"),
     "libvirt-python": _module("libvirt", "libvirt-python"),
     "openstacksdk": _module("openstack", "openstacksdk"),
     "gzip": _program("gzip", "gzip"),

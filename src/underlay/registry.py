@@ -29,6 +29,7 @@ _DISKS: Mapping[str, str] = MappingProxyType(
     {
         "flat": "underlay.disks.flat:FlatBackend",
         "qcow2": "underlay.disks.qcow2:Qcow2Backend",
+        "rbd": "underlay.disks.rbd:RbdBackend",
     }
 )
 _INVENTORIES: Mapping[str, str] = MappingProxyType(

@@ -1,7 +1,9 @@
 """The ``[disks]`` tables: each backend's options as they are written, and the arguments that they are to its adapter."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+from uuid import UUID
 
 import msgspec
 
@@ -10,6 +12,7 @@ from underlay.formats.qcow2 import CLUSTER_SIZES
 
 _CACHE_MODES = frozenset({"none", "writethrough", "writeback", "directsync", "unsafe"})
 _LEAST_PREALLOCATED = 16 << 10  # bytes of a cluster that has subclusters
+_CEPH_NAME = re.compile(r"[A-Za-z0-9_.+-]+", re.ASCII)
 _ATTACHED_AS = frozenset({"file", "block", "network"})
 
 
@@ -26,6 +29,19 @@ class Qcow2Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cluster_size: str | int = "64KiB"
 
 
+class RbdTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Images in a pool of a Ceph."""
+
+    pool: str = "rbd"
+    data_pool: str | None = None
+    snapshot_pool: str | None = None
+    user: str | None = None
+    ceph_conf: str | None = None
+    secret_uuid: str | None = None
+    connect_timeout: str | int = "5s"
+    operation_timeout: str | int = "30s"
+
+
 class DisksTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How disks are made, and what a hypervisor is told of them; a table for each backend that has options of its own."""
 
@@ -37,10 +53,14 @@ class DisksTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk_cachemodes: list[str] = []
     flat: FlatTable = FlatTable()
     qcow2: Qcow2Table = Qcow2Table()
+    rbd: RbdTable = RbdTable()
 
 
-def backend_arguments(table: DisksTable) -> dict[str, Mapping[str, Any]]:
+def backend_arguments(table: DisksTable, *, host: str) -> dict[str, Mapping[str, Any]]:
     """For each backend, the arguments of its adapter.
+
+    Args:
+        host: this one's name.
 
     Raises:
         WrongValue
@@ -55,7 +75,51 @@ def backend_arguments(table: DisksTable) -> dict[str, Mapping[str, Any]]:
             "cluster_bytes": _cluster_bytes(table.qcow2, usual),
             **of_files,
         },
+        "rbd": {
+            **_rbd(table.rbd),
+            "host": host,
+            "cache_mode": modes.get("network"),
+            "discard": table.hw_disk_discard,
+        },
     }
+
+
+def _rbd(table: RbdTable) -> Mapping[str, Any]:
+    return {
+        "pool": _ceph_name(table.pool, "disks.rbd.pool"),
+        "data_pool": _optional_ceph_name(table.data_pool, "disks.rbd.data_pool"),
+        "snapshot_pool": _optional_ceph_name(table.snapshot_pool, "disks.rbd.snapshot_pool"),
+        "user": _ceph_user(table.user),
+        "ceph_conf": values.optional_path(table.ceph_conf, "disks.rbd.ceph_conf"),
+        "secret": _uuid(table.secret_uuid, "disks.rbd.secret_uuid"),
+        "connect_timeout": values.positive(table.connect_timeout, "disks.rbd.connect_timeout"),
+        "operation_timeout": values.positive(table.operation_timeout, "disks.rbd.operation_timeout"),
+    }
+
+
+def _ceph_name(text: str, key: str) -> str:
+    if not _CEPH_NAME.fullmatch(text):
+        raise values.WrongValue(key, f"{text!r} is no name in a Ceph", hint="use letters, digits and ._+-")
+    return text
+
+
+def _optional_ceph_name(text: str | None, key: str) -> str | None:
+    return None if text is None else _ceph_name(text, key)
+
+
+def _ceph_user(text: str | None) -> str | None:
+    if text is not None and text.startswith("client."):
+        raise values.WrongValue("disks.rbd.user", f"{text!r} has its type in it", hint=f"write {text[7:]!r}")
+    return _optional_ceph_name(text, "disks.rbd.user")
+
+
+def _uuid(text: str | None, key: str) -> str | None:
+    if text is None:
+        return None
+    try:
+        return str(UUID(text))
+    except ValueError as error:
+        raise values.WrongValue(key, f"{text!r} is no UUID", hint="virsh secret-list shows them") from error
 
 
 def _cluster_bytes(table: Qcow2Table, usual: str) -> int:

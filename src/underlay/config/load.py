@@ -162,6 +162,7 @@ def _config(document: Document, origin: Path | None) -> Config:
     _check_distinct(caches, instances)
     _check_locks(caches, [instances, *(Path(path) for path in document.instances.extra_roots)])
     web = web_of(document.sources.http)
+    host = values.name(document.host or os.uname().nodename, "host", what="a host")
     return Config(
         origin=origin,
         caches=caches,
@@ -172,8 +173,8 @@ def _config(document: Document, origin: Path | None) -> Config:
         require_signature=document.checksums.require_signature,
         instances=instances,
         use_cow_images=document.disks.use_cow_images,
-        disks=backend_arguments(document.disks),
-        host=values.name(document.host or os.uname().nodename, "host", what="a host"),
+        disks=backend_arguments(document.disks, host=host),
+        host=host,
         hosts=tuple(values.name(host, "instances.hosts", what="a host") for host in document.instances.hosts),
         inventory=_inventory(document.instances.inventory),
         extra_roots=tuple(values.absolute(path, "instances.extra_roots") for path in document.instances.extra_roots),

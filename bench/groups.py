@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from bench.ceph import ceph_disks
 from bench.conversions import conversions
 from bench.decompression import decompression
 from bench.deliveries import deliveries
@@ -64,6 +65,7 @@ GROUPS = (
     ),
     Group("flat", flat, _named("flat", "xfs, the copy alone", "xfs, copy over FICLONE", "xfs", "ext4, the copy alone", "ext4")),
     Group("disk", changes, _named("disk", "preallocated overlay", "swap", "extracted as raw", "flattened")),
+    Group("rbd", ceph_disks, _named("rbd", "cloned", "a large image cloned", "imported")),
     Group("one-pass", one_pass, _named("one-pass", "at 200 MB/s", "after the last byte")),
     Group("scrub", scrubs, _named("scrub", "dense", "dense, over memory", "a third full")),
     Group("start-up", starts, _named("start-up", "list", "list --json", "show", "disk create")),

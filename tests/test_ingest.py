@@ -676,7 +676,7 @@ def test_the_space_of_a_dead_ingest_is_free_for_others_at_once(mounted: Mounted)
     other = FakeSource({"fake:other": FakeImage(os.urandom(14 * MIB))})
     with start(ingest_half_way, store.root) as child:
         assert "half-way" == child.hear()
-        assert stagings.allocated(staging_of(store)) >= 5 * MIB
+        assert stagings.allocated(staging_of(store)) >= 3 * MIB  # what was received is written a little later
         with pytest.raises(InsufficientSpace) as caught:
             fetch(store, other, ref="fake:other")
         assert {str(store.root): 0} == caught.value.reclaimable  # it is alive

@@ -353,6 +353,36 @@ def test_a_file_system_that_knows_no_such_rename_is_served_too(mounted: Mounted)
     assert b"one" == (directory / "target").read_bytes()
 
 
+@pytest.mark.component("fuse2fs")
+def test_where_no_such_rename_is_known_a_directory_replaces_neither_a_file_nor_a_directory(mounted: Mounted) -> None:
+    directory = mounted("fuse2fs", 16 << 20)
+    for name in ("one", "two"):
+        (directory / name).mkdir()
+        (directory / name / name).touch()
+    (directory / "file").touch()
+    files.rename_no_replace(directory / "one", directory / "target")
+    for taken in ("target", "file"):
+        with pytest.raises(FileExistsError):
+            files.rename_no_replace(directory / "two", directory / taken)
+    assert {"target", "two", "file"} == set(os.listdir(directory)) - {"lost+found"}
+    assert ["one"] == os.listdir(directory / "target")
+
+
+def test_a_directory_of_ours_is_removed_and_what_a_symlink_leads_to_is_not(tmp_path: Path) -> None:
+    for name in ("ours", "theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / "link").symlink_to("theirs")
+
+    files.remove_tree(tmp_path / "ours")
+    files.remove_tree(tmp_path / "absent")
+    with pytest.raises(OSError, match="link"):
+        files.remove_tree(tmp_path / "link")
+
+    assert {"theirs", "link"} == set(os.listdir(tmp_path))
+    assert ["file"] == os.listdir(tmp_path / "theirs")
+
+
 # -------------------------------------------------------------------------------------------------------------- attributes
 
 

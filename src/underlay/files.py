@@ -353,8 +353,21 @@ def rename_no_replace(source: Path, target: Path) -> None:
         return
     if code not in (errno.ENOSYS, errno.EINVAL):
         raise OSError(code, os.strerror(code), os.fspath(source), None, os.fspath(target))
+    if source.is_dir() and not source.is_symlink():
+        _rename_directory(source, target)
+        return
     os.link(source, target, follow_symlinks=False)  # crash: both names; the source lies in tmp/ and is swept
     os.unlink(source)
+
+
+def _rename_directory(source: Path, target: Path) -> None:
+    """As `rename_no_replace`, of a directory, which has no second name: rename(2) replaces nothing but an empty directory."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target)) from error
+        raise
 
 
 # What link(2) answers where a link cannot be, as opposed to where nothing can be written: another file system, one without
@@ -388,13 +401,19 @@ def _renameat2(source: Path, target: Path) -> int:
 def remove_tree(path: Path) -> None:
     """Remove a directory of our own with the files in it (one level); what is gone already is a success.
 
+    A symlink is not followed: what has the directory's name may have been put there by who owns the one above.
+
     Raises:
         OSError
     """
     with suppress(FileNotFoundError):
-        for name in os.listdir(path):
-            with suppress(FileNotFoundError):
-                os.unlink(path / name)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for name in os.listdir(fd):
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=fd)
+        finally:
+            os.close(fd)
         os.rmdir(path)
 
 

@@ -12,6 +12,7 @@ TEST_PROGRAMS=(
     libvirtd=libvirt-daemon gcc=gcc pkg-config=pkg-config
     gpgv=gpgv gpg=gnupg npm=npm
     ceph=ceph-common ceph-mon=ceph-mon ceph-osd=ceph-osd ceph-mgr=ceph-mgr
+    ploop=ploop
 )
 # What they use besides, as FILE=PACKAGE: libvirt's driver for QEMU, what its Python module is built with, and Ceph's modules.
 TEST_FILES=(

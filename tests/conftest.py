@@ -113,6 +113,7 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "qemu-system-x86_64": _program("qemu-system-x86_64", "qemu-system-x86"),
     "libvirt": _program("libvirtd", "libvirt-daemon libvirt-daemon-driver-qemu"),
     "ceph": _ceph,
+    "ploop": _program("ploop", "ploop"),
     "rbd-python": _module("rbd", "nothing: apt-get install python3-rbd python3-rados, see scripts/lib.sh"),
     "libvirt-python": _module("libvirt", "libvirt-python"),
     "openstacksdk": _module("openstack", "openstacksdk"),

@@ -400,9 +400,9 @@ def test_a_disk_of_a_backend_that_is_gone_is_told_as_such(machine: Machine, host
     disk = machine.instances / "web-1" / "disk"
     disk.parent.mkdir()
     disk.touch()
-    (disk.parent / "disk.info").write_text(f'{{"{disk}": "ploop"}}')
+    (disk.parent / "disk.info").write_text(f'{{"{disk}": "vhdx"}}')
 
-    with pytest.raises(UnknownBackend, match="ploop"):
+    with pytest.raises(UnknownBackend, match="vhdx"):
         host.remove_disk("web-1")
 
     assert disk.exists()

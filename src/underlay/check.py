@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from underlay import instances
+from underlay import instances, registry
 from underlay.config import Config
 from underlay.errors import CacheMissing, UnderlayError
 from underlay.files import keeps_attributes, translated
@@ -100,18 +100,26 @@ def _instances(config: Config) -> Iterator[Finding]:
         if not any(problem.path.is_relative_to(root) for root in caches):  # what is wrong in a cache is told with it
             yield Finding(code=problem.code, level=Level.WARNING, path=problem.path, detail=problem.detail)
     for disk in found:
-        yield from _disk(disk)
+        yield from _disk(config, disk)
 
 
-def _disk(disk: InstanceDisk) -> Iterator[Finding]:
+def _disk(config: Config, disk: InstanceDisk) -> Iterator[Finding]:
     if disk.format is None:
         detail = "nothing says what format it has, so no tool may open it"
         hint = f"note its format in {disk.path.parent / 'disk.info'}, as Nova does"
         yield Finding(code="disk-unrecorded", level=Level.WARNING, path=disk.path, detail=detail, hint=hint)
-    elif disk.format != "raw" and disk.base_path is not None and not os.path.exists(disk.base_path):
+    elif disk.base_path is not None and not os.path.exists(disk.base_path) and _reads_from_base(config, disk):
         detail = f"its base image {disk.base_path} is not there"
         hint = "restore that file, else the disk cannot be used"
         yield Finding(code="base-missing", level=Level.PROBLEM, path=disk.path, detail=detail, hint=hint)
+
+
+def _reads_from_base(config: Config, disk: InstanceDisk) -> bool:
+    """Whether a disk cannot be used without its base image; one of a backend that is not here may be so."""
+    try:
+        return registry.open_backend(disk.backend, config.disks).traits.overlays
+    except UnderlayError:
+        return True
 
 
 def _not_there(config: Config, path: Path, *, code: str, level: Level, what: str) -> Finding:

@@ -14,17 +14,20 @@ from underlay.errors import DiskUnrecorded
 from underlay.files import create, sync_directory, write_all
 
 NAME = "disk.info"
+_NOVAS = {"parallels": "ploop"}  # what Nova, and libvirt, call formats that QEMU calls otherwise
+_QEMUS = {theirs: ours for ours, theirs in _NOVAS.items()}
 _MODE = 0o644
 _USUAL_BYTES = 16 << 10
 
 
 def recorded_format(disk: Path) -> str | None:
-    """The format that the directory records for a disk, or None.
+    """The format that the directory records for a disk, in QEMU's word, or None.
 
     Raises:
         DiskUnrecorded: the record cannot be read, so nothing may be concluded from it.
     """
-    return _read(disk.parent).get(os.fspath(disk))
+    noted = _read(disk.parent).get(os.fspath(disk))
+    return None if noted is None else _QEMUS.get(noted, noted)
 
 
 def mentions_raw(directory: str) -> bool:
@@ -46,9 +49,9 @@ def record(disk: Path, disk_format: str) -> None:
     Raises:
         DiskUnrecorded, OSError
     """
-    formats = _read(disk.parent)
-    if formats.get(os.fspath(disk)) != disk_format:
-        _write(disk.parent, formats | {os.fspath(disk): disk_format})
+    formats, noted = _read(disk.parent), _NOVAS.get(disk_format, disk_format)
+    if formats.get(os.fspath(disk)) != noted:
+        _write(disk.parent, formats | {os.fspath(disk): noted})
 
 
 def forget(disk: Path) -> None:

@@ -24,6 +24,7 @@ from underlay.files import (
     fill_holes,
     open_regular,
     read_attribute,
+    remove_tree,
     rename_no_replace,
     sync_directory,
     translated,
@@ -39,39 +40,47 @@ else:
 
 _MODE = 0o640
 _SECTOR = 512
-_BACKENDS = {"raw": "flat"}  # which backend a disk has that only Nova recorded; other formats are called as their backends
+# Which backend a disk has that only Nova recorded. Other formats are called as their backends.
+_BACKENDS = {"raw": "flat", "parallels": "ploop"}
+_DIRECTORIES = frozenset({"parallels"})  # the formats whose disks are directories of files
 LONGEST_NAME = 255 - len("..underlay")
 """Bytes of a disk's file name: its temporary has a longer one."""
 
 
-def size_for(base: BaseImage, want: DiskSpec) -> int:
-    """Bytes that the guest is to see: whole sectors, as QEMU rounds them.
+def size_for(base: BaseImage, want: DiskSpec, *, unit: int = _SECTOR) -> int:
+    """Bytes that the guest is to see: whole sectors, as QEMU rounds them, or whole units of the backend's own.
 
     Who asks for no size gets the image's own, whatever its min_disk, as Nova has it for a flavor without a root disk's size.
 
     Raises:
         DiskTooSmall
     """
-    return size_of(want, virtual_size=base.virtual_size, min_disk=base.record.min_disk if base.record else 0, ref=base.ref)
+    min_disk = base.record.min_disk if base.record else 0
+    return size_of(want, virtual_size=base.virtual_size, min_disk=min_disk, ref=base.ref, unit=unit)
 
 
-def size_of(want: DiskSpec, *, virtual_size: int, min_disk: int, ref: str | None) -> int:
+def size_of(want: DiskSpec, *, virtual_size: int, min_disk: int, ref: str | None, unit: int = _SECTOR) -> int:
     """As `size_for`, of an image that is in no cache.
 
     Raises:
         DiskTooSmall
     """
     if want.size is None:
-        return whole_sectors(virtual_size)
+        return whole(virtual_size, unit)
     if want.size < max(virtual_size, min_disk):
         what, image = f"the disk {want.path}", ref if min_disk > virtual_size and ref else "the image"
         raise DiskTooSmall(what, size=want.size, virtual_size=virtual_size, min_disk=min_disk, image=image)
-    return whole_sectors(want.size)
+    return whole(want.size, unit)
 
 
 def whole_sectors(size: int) -> int:
     """The size, rounded up."""
-    return -(-size // _SECTOR) * _SECTOR
+    return whole(size, _SECTOR)
+
+
+def whole(size: int, unit: int) -> int:
+    """The size, rounded up to whole units of so many bytes."""
+    return -(-size // unit) * unit
 
 
 def existing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> InstanceDisk | None:
@@ -81,10 +90,7 @@ def existing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Instance
         DiskExists: something else is there, or a disk of which it cannot be told what it was made from.
         DiskTooSmall; Unsupported: it is to be encrypted, and files are not.
     """
-    if want.key is not None:
-        raise Unsupported(traits.name, "encrypt a disk")
-    if want.grow_filesystem and traits.disk_format != "raw":
-        raise Unsupported(traits.name, "grow a file system: only a raw disk's is reached", hint="leave it to the guest")
+    refuse_unsupported(want, traits)
     size_for(base, want)
     try:
         found = describe(want)
@@ -92,29 +98,47 @@ def existing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Instance
     except DiskNotFound:
         return None
     except PermissionError as error:
-        raise _exists(f"{want.path} exists and may not be read") from error
+        raise name_taken(f"{want.path} exists and may not be read") from error
     check_wanted(found, record, base, want, traits)
     with suppress(OSError):  # where a rename is a link and an unlink, a crash between them leaves the disk two names
-        _temporary(want.path).unlink()
+        clear_away(temporary_of(want.path))
     return found
 
 
+def refuse_unsupported(want: DiskSpec, traits: BackendTraits) -> None:
+    """Refuse what no disk of files has.
+
+    Raises:
+        Unsupported
+    """
+    if want.key is not None:
+        raise Unsupported(traits.name, "encrypt a disk")
+    if want.grow_filesystem and traits.disk_format != "raw":
+        raise Unsupported(traits.name, "grow a file system: only a raw disk's is reached", hint="leave it to the guest")
+
+
 def check_wanted(
-    found: InstanceDisk, record: DiskRecord | None, base: BaseImage, want: DiskSpec, traits: BackendTraits
+    found: InstanceDisk,
+    record: DiskRecord | None,
+    base: BaseImage,
+    want: DiskSpec,
+    traits: BackendTraits,
+    *,
+    unit: int = _SECTOR,
 ) -> None:
     """Make sure that a disk which is there is the one that is wanted.
 
     Args:
-        found: the disk. record: what it says of itself.
+        found: the disk. record: what it says of itself. unit: as for `size_for`.
 
     Raises:
         DiskExists: it is another. DiskTooSmall: none such can be wanted.
     """
-    size = size_for(base, want)
+    size = size_for(base, want, unit=unit)
     if (found.format, found.size) == (traits.disk_format, size) and _is_made_from(base, found, record):
         return
     made_from = found.base_path or "a base that is not recorded"
-    raise _exists(
+    raise name_taken(
         f"the disk {want.path} exists: {_spoken(found)} from {made_from}, "
         f"wanted {traits.disk_format} of {size} bytes from {base.path}"
     )
@@ -134,7 +158,8 @@ def _spoken(disk: InstanceDisk) -> str:
     return f"{disk.format or 'unrecorded'} of {size}"
 
 
-def _exists(message: str) -> DiskExists:
+def name_taken(message: str) -> DiskExists:
+    """The error that something else in the disk's place is."""
     return DiskExists(message, hint="remove it, or choose another name")
 
 
@@ -148,19 +173,19 @@ def publishing(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> Iterat
         DiskExists: somebody without our lock made one meanwhile.
         CacheMissing, CacheNotWritable, InsufficientSpace, StorageFailed
     """
-    temporary, record = _temporary(want.path), record_of(base, want, traits)
+    temporary, record = temporary_of(want.path), record_of(base, want, traits)
     with translated(want.path.parent):
-        temporary.unlink(missing_ok=True)  # what a crash left; the lock is ours
+        clear_away(temporary)  # what a crash left; the lock is ours
         fd = create(temporary, _MODE)  # crash: a temporary, removed by the next attempt
         try:
             yield fd  # crash: the same
             write_attribute(fd, encode_record(record))
             os.fsync(fd)  # crash: the same
-            _put(temporary, want.path, fd)
+            put(temporary, want.path, fd)
         finally:
             os.close(fd)
             with suppress(OSError):
-                temporary.unlink()
+                clear_away(temporary)
 
 
 def record_of(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> DiskRecord:
@@ -177,22 +202,44 @@ def record_of(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> DiskRec
     )
 
 
-def _temporary(path: Path) -> Path:
+def temporary_of(path: Path) -> Path:
+    """Where a disk is made, before it gets its name."""
     return path.with_name(f".{path.name}.underlay")
 
 
-def _put(temporary: Path, path: Path, fd: int) -> None:
+def clear_away(path: Path) -> None:
+    """Remove a file, or a directory of files, of whichever backend; one that is gone is a success.
+
+    Raises:
+        OSError
+    """
+    with suppress(FileNotFoundError):
+        try:
+            path.unlink()
+        except IsADirectoryError:
+            remove_tree(path)
+
+
+def put(temporary: Path, path: Path, fd: int) -> None:
+    """Give what was made its name, durably: a file, or a directory of files.
+
+    Args:
+        fd: of it.
+
+    Raises:
+        DiskExists: somebody without our lock made one meanwhile. OSError
+    """
     try:
         rename_no_replace(temporary, path)  # crash: the whole disk
     except FileExistsError as error:
-        raise _exists(f"the disk {path} appeared while it was made") from error
+        raise name_taken(f"the disk {path} appeared while it was made") from error
     if not os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
-        raise _exists(f"the disk {path} was replaced while it was made")
+        raise name_taken(f"the disk {path} was replaced while it was made")
     try:
         sync_directory(path.parent)  # crash: there for good
     except OSError:
         with suppress(OSError):  # a name that may not last is not handed out; nobody uses it yet
-            path.unlink()
+            clear_away(path)
         raise
 
 
@@ -210,12 +257,12 @@ def describe(want: DiskSpec) -> InstanceDisk:
                 return _described(want, fd)
         except PermissionError:
             status = os.stat(want.path, follow_symlinks=False)
-            return _disk(want, status, record=None, disk_format=_noted_format(want.path), size=None, backing=None)
+            return _disk(want, status, record=None, disk_format=noted_format(want.path), size=None, backing=None)
 
 
 def _described(want: DiskSpec, fd: int) -> InstanceDisk:
     record = decode_disk_record(read_attribute(fd))
-    disk_format = record.format if record else _noted_format(want.path)
+    disk_format = record.format if record else noted_format(want.path)
     size, backing = _size_and_backing(fd, want.path, disk_format)
     return _disk(want, os.fstat(fd), record=record, disk_format=disk_format, size=size, backing=backing)
 
@@ -250,7 +297,7 @@ def base_path_of(record: DiskRecord | None) -> Path | None:
     return Path(record.cache) / record.base
 
 
-def _noted_format(path: Path) -> str | None:
+def noted_format(path: Path) -> str | None:
     """What ``disk.info`` says; one that cannot be read says nothing, and `grow` tells why."""
     try:
         return diskinfo.recorded_format(path)
@@ -275,6 +322,19 @@ def recorded_directory(path: Path) -> DiskRecord | None:
         OSError
     """
     return decode_disk_record(read_attribute(path))
+
+
+def backend_of_directory(path: Path) -> str | None:
+    """Which backend a directory has as a disk, by its attribute or by Nova's record; None: nothing says that it is one.
+
+    Raises:
+        OSError
+    """
+    with suppress(PermissionError):
+        if record := recorded_directory(path):
+            return record.backend
+    noted = noted_format(path)
+    return _BACKENDS[noted] if noted in _DIRECTORIES else None
 
 
 def grow(disk: InstanceDisk, size: int) -> None:
@@ -341,9 +401,9 @@ def rewriting(disk: InstanceDisk, record: DiskRecord | None) -> Iterator[Path]:
     Raises:
         DiskNotFound, DiskExists; CacheNotWritable, InsufficientSpace, StorageFailed
     """
-    temporary = _temporary(disk.path)
+    temporary = temporary_of(disk.path)
     with translated(disk.path), _opened(disk.path) as old:
-        temporary.unlink(missing_ok=True)  # what a crash left; the lock is ours
+        clear_away(temporary)  # what a crash left; the lock is ours
         status = os.fstat(old)
         fd = create(temporary, stat.S_IMODE(status.st_mode))  # crash: a temporary, removed by the next change
         try:
@@ -353,13 +413,13 @@ def rewriting(disk: InstanceDisk, record: DiskRecord | None) -> Iterator[Path]:
             yield Path(f"/proc/{os.getpid()}/fd/{fd}")  # crash: the same
             os.fsync(fd)
             if not os.path.samestat(os.stat(temporary, follow_symlinks=False), os.fstat(fd)):
-                raise _exists(f"the disk {disk.path} was replaced while it was changed")
+                raise name_taken(f"the disk {disk.path} was replaced while it was changed")
             os.rename(temporary, disk.path)  # crash: the disk as it was, or as it is to be
             sync_directory(disk.path.parent)
         finally:
             os.close(fd)
             with suppress(OSError):
-                temporary.unlink()
+                clear_away(temporary)
 
 
 def _take_on(fd: int, old: int, status: os.stat_result) -> None:
@@ -416,7 +476,7 @@ def attachment(disk: InstanceDisk, preallocation: str, *, cache: str | None, dis
 def remove(disk: InstanceDisk) -> None:
     """Remove the disk's file, durably; one that is gone is a success."""
     with translated(disk.path), suppress(FileNotFoundError):
-        _temporary(disk.path).unlink(missing_ok=True)  # a crash may have left it the second name of the disk
+        clear_away(temporary_of(disk.path))  # a crash may have left it the second name of the disk
         disk.path.unlink()
         sync_directory(disk.path.parent)
 
@@ -429,7 +489,7 @@ def _opened(path: Path) -> Iterator[int]:
         raise DiskNotFound(f"there is no disk {path}", hint="'underlay disk list' shows those that are there") from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO):
-            raise _exists(f"{path} is not a plain file") from error
+            raise name_taken(f"{path} is not a plain file") from error
         raise
     try:
         yield fd

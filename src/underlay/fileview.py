@@ -23,7 +23,15 @@ def extract(disk: InstanceDisk, target: Path, want: Extraction) -> None:
     Raises:
         DiskUnrecorded, ToolMissing, ToolFailed, ToolTimedOut, InsufficientSpace
     """
-    node = chain(disk)
+    write_out(chain(disk), target, want)
+
+
+def write_out(node: Node, target: Path, want: Extraction) -> None:
+    """As `extract`, of a file or a chain whose formats are known.
+
+    Raises:
+        ToolMissing, ToolFailed, ToolTimedOut, InsufficientSpace, StorageFailed
+    """
     with translated(target):
         qemuimg.convert(node, target, format=want.format, compressed=want.compressed)
         if want.format != "raw":

@@ -303,6 +303,8 @@ def _backend_of_file(config: Config, spec: DiskSpec, *, must_be_recorded: bool) 
     with translated(spec.path):
         if os.path.isdir(spec.path) and not os.path.islink(spec.path):
             record = filedisk.recorded_directory(spec.path)
+            if record is None and not must_be_recorded and (noted := filedisk.backend_of_directory(spec.path)):
+                return registry.open_backend(noted, config.disks)
         else:
             found = filedisk.describe(spec)
             record = filedisk.recorded(spec.path) if must_be_recorded else None
@@ -506,7 +508,7 @@ def _may_be_disk(entry: os.DirEntry[str]) -> bool:
     if entry.is_file(follow_symlinks=False):
         return True
     with suppress(OSError):
-        return entry.is_dir(follow_symlinks=False) and filedisk.recorded_directory(Path(entry.path)) is not None
+        return entry.is_dir(follow_symlinks=False) and filedisk.backend_of_directory(Path(entry.path)) is not None
     return False
 
 
@@ -535,7 +537,8 @@ def _rooted(config: Config, problems: list[Problem]) -> Iterator[DiskSpec]:
 def _owner(path: Path) -> tuple[str, str]:
     """The instance and the name that a disk says it has; one that does not say is still listed, by its file's name."""
     with suppress(UnderlayError, OSError):
-        if record := filedisk.recorded(path):
+        is_directory = path.is_dir() and not path.is_symlink()
+        if record := filedisk.recorded_directory(path) if is_directory else filedisk.recorded(path):
             return record.instance, record.name
     return "?", path.name
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from machine import MIB, Machine
+from underlay.errors import DiskInUse
 from underlay.inventory.libvirt import LibvirtInventory
 from underlay.model import InstanceRecord
 
@@ -179,3 +181,19 @@ def test_the_disks_that_a_saved_domain_will_go_on_with_count(uri: str, domain: A
 
 def test_no_domain_is_an_answer(uri: str, connection: Any) -> None:
     assert [] == LibvirtInventory(uri, host="node1", hosts=["node1"]).instances()
+
+
+def test_a_domain_starts_with_a_ploop_disk_as_a_hypervisor_is_told(connection: Any, tmp_path: Path) -> None:
+    machine = Machine.make(tmp_path)
+    machine.host().create_disk("web-1", machine.raw_image(), backend="ploop")
+    told = machine.host().attachment("web-1")
+    text = DOMAIN.format(name=f"ul-ploop-{os.getpid()}", disk=told.source).replace("type='qcow2'", f"type='{told.format}'")
+
+    domain = connection.createXML(text, import_module("libvirt").VIR_DOMAIN_START_PAUSED)
+    try:
+        assert 16 * MIB == domain.blockInfo("vda")[0]
+        with pytest.raises(DiskInUse):
+            machine.host().remove_disk("web-1")
+    finally:
+        domain.destroy()
+    machine.host().remove_disk("web-1")

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ from types import MappingProxyType
 from typing import ClassVar
 from uuid import uuid4
 
+from underlay import qemuimg
 from underlay.contracts import DiskBackend
 from underlay.model import ImageVersion, InstanceDisk
 from underlay.refs import parse_ref
 from underlay.testing.disk_suite import Away, Cloned, Full, Killed, Trouble, guest_bytes, guest_writes
 from underlay.testing.fakedisks import FakeBackend
+from underlay.values import replace
 
 _FILL = 1 << 20
 
@@ -109,6 +112,33 @@ class FilesStage:
 
 @dataclass(slots=True)
 class SmallFilesStage(FilesStage):
+    """As the other, on a file system of its own."""
+
+    cannot: ClassVar[Mapping[type, str]] = _FILES
+
+
+@dataclass(slots=True)
+class DirectoriesStage(FilesStage):
+    """Directories with a Parallels image each, which QEMU reads and writes as it does a guest's."""
+
+    granularity: int = 1 << 20
+
+    def read(self, disk: InstanceDisk) -> bytes:
+        with tempfile.TemporaryDirectory() as directory:
+            target = Path(directory) / "raw"
+            qemuimg.convert(qemuimg.node(disk.path / "root.hds", format="parallels"), target, format="raw")
+            return target.read_bytes()
+
+    def write(self, disk: InstanceDisk, offset: int, content: bytes) -> None:
+        guest_writes(replace(disk, path=disk.path / "root.hds"), offset, content)
+
+    def left(self) -> frozenset[str]:
+        root = self.directory / "instances"
+        return frozenset(os.fspath(path.relative_to(root)) for path in root.glob("*/*"))
+
+
+@dataclass(slots=True)
+class SmallDirectoriesStage(DirectoriesStage):
     """As the other, on a file system of its own."""
 
     cannot: ClassVar[Mapping[type, str]] = _FILES

@@ -4,10 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disk_stages import FakeStage, FilesStage, SmallFilesStage, small_file_system
+from disk_stages import (
+    DirectoriesStage,
+    FakeStage,
+    FilesStage,
+    SmallDirectoriesStage,
+    SmallFilesStage,
+    small_file_system,
+)
 
 from underlay.contracts import DiskBackend
 from underlay.disks.flat import FlatBackend
+from underlay.disks.ploop import PloopBackend
 from underlay.disks.qcow2 import Qcow2Backend
 from underlay.testing.disk_suite import CASES, Case, Full, cases, impossible
 
@@ -46,6 +54,11 @@ def test_disks_that_are_laid_out_otherwise_keep_the_contract(case: Case, name: s
     case.run(FilesStage(VARIANTS[name], tmp_path))
 
 
+@pytest.mark.parametrize("case", cases(DirectoriesStage), ids=str)
+def test_disks_that_are_directories_keep_the_contract(case: Case, tmp_path: Path) -> None:
+    case.run(DirectoriesStage(PloopBackend(), tmp_path))
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     with small_file_system(tmp_path) as directory:
@@ -59,7 +72,13 @@ def test_disks_on_a_full_file_system_keep_the_contract(case: Case, name: str, sm
     case.run(SmallFilesStage(BACKENDS[name], small))
 
 
-@pytest.mark.parametrize("stage", [FakeStage, FilesStage, SmallFilesStage])
+@pytest.mark.component("ext4")
+@pytest.mark.parametrize("case", [case for case in cases(SmallDirectoriesStage) if Full in case.needs], ids=str)
+def test_directories_on_a_full_file_system_keep_the_contract(case: Case, small: Path) -> None:
+    case.run(SmallDirectoriesStage(PloopBackend(), small))
+
+
+@pytest.mark.parametrize("stage", [FakeStage, FilesStage, SmallFilesStage, DirectoriesStage, SmallDirectoriesStage])
 def test_every_case_is_run_or_is_impossible_for_a_reason(stage: type[FakeStage | FilesStage]) -> None:
     left_out = impossible(stage)
     assert set(CASES) == {*cases(stage), *left_out}

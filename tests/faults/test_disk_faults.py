@@ -34,10 +34,12 @@ EVERYWHERE = ["fsync", "fchmod", "linkat", "renameat2", "fsetxattr", "utimensat"
 SCANNED = ["mkdir", "write", "rename"]
 ELSEWHERE = ["mkdir", "symlink"]
 COPYING = ["ftruncate", "copy_file_range"]
+OF_A_DIRECTORY = ["fsync", "linkat", "renameat2", "fsetxattr", "mkdir", "write", "copy_file_range"]
 CASES = [
     *(("flat", False, call) for call in EVERYWHERE + SCANNED + COPYING),
     *(("qcow2", False, call) for call in EVERYWHERE + SCANNED),
     *(("qcow2", True, call) for call in EVERYWHERE + ELSEWHERE),
+    *(("ploop", False, call) for call in OF_A_DIRECTORY),
 ]
 
 
@@ -134,11 +136,16 @@ def check(host: Host, disk: InstanceDisk) -> None:
     if disk.format == "qcow2":
         assert 0 == qemu_img_json("check", "-f", "qcow2", disk.path)["check-errors"]
         assert str(disk.base_path) == qemu_img_json("info", "-f", "qcow2", disk.path)["backing-filename"]
+    elif disk.backend == "ploop":
+        assert ["DiskDescriptor.xml", "root.hds"] == sorted(path.name for path in disk.path.iterdir())
+        compare = ["qemu-img", "compare", "-q", "-f", "raw", "-F", "parallels", str(disk.base_path), f"{disk.path}/root.hds"]
+        subprocess.run(compare, check=True, timeout=PATIENCE)
     else:
         with disk.path.open("rb") as file:
             assert disk.base_path.read_bytes() == file.read(disk.base_path.stat().st_size)
     if disk.path.parent.parent == host.config.instances:
-        assert {str(disk.path): disk.format} == json.loads((disk.path.parent / "disk.info").read_text())
+        noted = {"parallels": "ploop"}.get(disk.format or "", disk.format)
+        assert {str(disk.path): noted} == json.loads((disk.path.parent / "disk.info").read_text())
     else:
         roots = (disk.base_path.parent / ".underlay" / "disks" / disk.base_path.name).iterdir()
         assert [str(disk.path)] == [os.readlink(root) for root in roots]

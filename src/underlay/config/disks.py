@@ -75,6 +75,7 @@ def backend_arguments(table: DisksTable, *, host: str) -> dict[str, Mapping[str,
             "cluster_bytes": _cluster_bytes(table.qcow2, usual),
             **of_files,
         },
+        "ploop": of_files,
         "rbd": {
             **_rbd(table.rbd),
             "host": host,

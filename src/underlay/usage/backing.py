@@ -207,16 +207,17 @@ class _Look:
     def _recorded_disk(self, root: Path, name: str, path: Path) -> None:
         """A disk of ours; while it cannot be read, its base is what was recorded when it was made."""
         try:
-            file = DiskFile(os.fspath(path), plain_header(os.fspath(path)))
+            files = [DiskFile(part, plain_header(part)) for part in _parts(os.fspath(path))]
         except OSError as error:
             self.uses.append(Use(root, name, "recorded-base", printable(os.fspath(path))))
             if isinstance(error, FileNotFoundError):
                 why = "it is recorded, and not there; if it is gone for good, 'underlay disk forget' says so"
                 self._problem("disk-missing", os.fspath(path), why)
             return
-        if file.references is not None and (file.references.names or file.references.malformed is not None):
-            self.uses.append(Use(root, name, "recorded-base", printable(file.path)))
-            self._file(file, None)
+        for file in files:
+            if file.references is not None and (file.references.names or file.references.malformed is not None):
+                self.uses.append(Use(root, name, "recorded-base", printable(file.path)))
+                self._file(file, None)
 
     def _file(self, file: DiskFile, record: InstanceRecord | None) -> None:
         who = printable(file.path)
@@ -266,6 +267,15 @@ class _Look:
 
     def _problem(self, code: str, path: str, why: str) -> None:
         self.problems.append(Problem(code, Path(path), f"{printable(path)}: {why}"))
+
+
+def _parts(path: str) -> list[str]:
+    """The files of a disk, which may be a directory of them.
+
+    Raises:
+        OSError
+    """
+    return [f"{path}/{name}" for name in os.listdir(path)] if os.path.isdir(path) else [path]
 
 
 def _made_from(name: str) -> frozenset[str]:

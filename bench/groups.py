@@ -14,6 +14,7 @@ from bench.locking import locking
 from bench.measure import Things
 from bench.misses import misses
 from bench.onepass import one_pass
+from bench.ploop import ploop_disks
 from bench.prunes import prunes
 from bench.scans import scans
 from bench.scrubs import scrubs
@@ -66,6 +67,7 @@ GROUPS = (
     Group("flat", flat, _named("flat", "xfs, the copy alone", "xfs, copy over FICLONE", "xfs", "ext4, the copy alone", "ext4")),
     Group("disk", changes, _named("disk", "preallocated overlay", "swap", "extracted as raw", "flattened")),
     Group("rbd", ceph_disks, _named("rbd", "cloned", "a large image cloned", "imported")),
+    Group("ploop", ploop_disks, _named("ploop", "made on xfs", "made on ext4", "grown")),
     Group("one-pass", one_pass, _named("one-pass", "at 200 MB/s", "after the last byte")),
     Group("scrub", scrubs, _named("scrub", "dense", "dense, over memory", "a third full")),
     Group("start-up", starts, _named("start-up", "list", "list --json", "show", "disk create")),

@@ -5,6 +5,8 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from underlay.errors import (
     DiskTooSmall,
     DiskUnrecorded,
     FormatMismatch,
+    InsufficientSpace,
     InvalidSize,
     ShrinkRefused,
     UnderlayError,
@@ -272,6 +275,49 @@ def test_a_growth_that_was_cut_off_before_the_description_is_completed(host: Hos
     assert 40 * MIB == host.resize_disk("web-1", "40MiB").size
 
     assert 40 * MIB == descriptor.parse((disk.path / DESCRIPTOR).read_bytes(), where=disk.path).size
+
+
+@pytest.mark.component("root", "tmpfs")
+def test_without_room_for_its_description_a_disk_does_not_grow(tmp_path: Path, mounted: Callable[..., Path]) -> None:
+    machine, small = Machine.make(tmp_path), mounted("tmpfs", 8 * MIB)
+    machine.config.write_text(machine.config.read_text().replace(f'"{machine.instances}"', f'"{small}"'))
+    host = machine.host()
+    disk = host.create_disk("web-1", machine.raw_image(), backend="ploop")
+    for path in (small / "ballast", small / "more"):
+        with suppress(OSError), path.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    with pytest.raises(InsufficientSpace):
+        host.resize_disk("web-1", "40MiB")
+
+    assert disk == host.disk("web-1")
+    assert {IMAGE, DESCRIPTOR} == set(os.listdir(disk.path))
+    (small / "ballast").unlink()
+    assert 40 * MIB == host.resize_disk("web-1", "40MiB").size
+
+
+@pytest.mark.component("root", "tmpfs")
+def test_a_full_file_system_leaves_nothing(tmp_path: Path, mounted: Callable[..., Path]) -> None:
+    machine, small = Machine.make(tmp_path), mounted("tmpfs", 4 * MIB)
+    machine.config.write_text(machine.config.read_text().replace(f'"{machine.instances}"', f'"{small}"'))
+    free = os.statvfs(small).f_bavail
+
+    with pytest.raises(InsufficientSpace, match=str(small)):
+        machine.host().create_disk("web-1", machine.raw_image(payload=12 * MIB), backend="ploop")
+
+    assert [] == os.listdir(small)
+    assert free == os.statvfs(small).f_bavail
+
+
+def test_several_who_ask_for_one_disk_at_once_get_it(machine: Machine, host: Host) -> None:
+    base = host.ensure(machine.raw_image())
+
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda _: host.create_disk("web-1", base, backend="ploop", size=20 * MIB), range(6)))
+
+    assert [host.disk("web-1")] * 6 == made
+    expect_content(machine.root / "image.raw", made[0])
 
 
 def test_what_else_a_description_says_stays_when_the_disk_grows(host: Host, disk: InstanceDisk) -> None:

@@ -611,6 +611,29 @@ def test_an_instances_directory_with_something_else_in_it_stays(host: Host, base
     assert [log.parent, log] == left_in(machine)
 
 
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_is_left_of_a_disk_that_is_not_there_goes_with_the_next_removal(host: Host, machine: Machine, kind: str) -> None:
+    directory = machine.instances / "web-1"
+    directory.mkdir()
+    left, other = directory / ".disk.underlay", directory / ".disk.local.underlay"
+    if kind == "file":
+        left.write_bytes(b"half a disk")
+    else:
+        left.mkdir()
+        (left / "root.hds").write_bytes(b"half a disk")
+    other.write_bytes(b"half of another")
+    (directory / "disk.info").write_text(f'{{"{directory}/disk": "raw", "{directory}/disk.local": "raw"}}')
+
+    with pytest.raises(DiskNotFound):
+        host.remove_disk("web-1")
+
+    assert {other.name, "disk.info"} == set(os.listdir(directory))
+    assert {f"{directory}/disk.local": "raw"} == json.loads((directory / "disk.info").read_text())
+    with pytest.raises(DiskNotFound):
+        host.remove_disk("web-1", name="disk.local")
+    assert not directory.exists()
+
+
 def test_another_disks_record_stays(host: Host, base: BaseImage, machine: Machine) -> None:
     host.create_disk("web-1", base)
     other = host.create_disk("web-1", base, name="disk.local", backend="flat")

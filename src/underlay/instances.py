@@ -356,6 +356,23 @@ def remove(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_close
     return disk
 
 
+def take_away_left(config: Config, instance: str, name: str) -> None:
+    """Take away what a maker or a remover that was killed left of a disk below the instances path that is not there.
+
+    Raises:
+        InvalidName, CacheNotWritable, DiskUnrecorded
+    """
+    spec = disk_spec(config, instance, name)
+    left = filedisk.temporary_of(spec.path)
+    if not os.path.lexists(left) and filedisk.noted_format(spec.path) is None:
+        return
+    home = _home(config)
+    with _disk_lock(home, spec.path), translated(spec.path):
+        if not os.path.lexists(spec.path):
+            filedisk.clear_away(left)
+            _forget(home, spec.path, rooted=[], with_directory=True)
+
+
 def _remove_elsewhere(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_closed: bool) -> InstanceDisk:
     try:
         with closed(config, backend, want, assume_closed=assume_closed) as disk:

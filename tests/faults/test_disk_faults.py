@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from machine import GIB, PATIENCE, Machine, qemu_img_json
+from underlay.errors import DiskNotFound
 from underlay.host import Host
 from underlay.model import BaseImage, InstanceDisk
+from underlay.values import replace
 
 pytestmark = [pytest.mark.component("strace"), pytest.mark.component("qemu-img")]
 
@@ -26,6 +28,21 @@ host = Host.open(sys.argv[1])
 path = Path(sys.argv[4]) if sys.argv[4] else None
 try:
     host.create_disk("web-1", base, size="1GiB", backend=sys.argv[3], path=path)
+except UnderlayError as error:
+    sys.exit(error.exit_code)
+"""
+
+_REMOVE = """
+import sys
+from underlay.host import Host
+Host.open(sys.argv[1]).remove_disk("web-1")
+"""
+_CHANGE = """
+import sys
+from underlay.errors import UnderlayError
+from underlay.host import Host
+try:
+    Host.open(sys.argv[1]).resize_disk("web-1", "600GiB")
 except UnderlayError as error:
     sys.exit(error.exit_code)
 """
@@ -105,6 +122,55 @@ def test_a_process_killed_there_leaves_the_whole_disk_or_none(
     assert 1 < number < _MOST
     check(machine.host(), machine.host().disk("web-1", path=path))
     assert left_by_a_success(disk, elsewhere=elsewhere) == sorted(disk.parent.iterdir())
+
+
+def change_with(fault: str, machine: Machine, script: str) -> int:
+    """The exit status of a process that changes the disk while strace does this to its system calls."""
+    call = fault.partition(":")[0]
+    strace = ["strace", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={fault}"]
+    child = [sys.executable, "-B", "-c", script, str(machine.config)]
+    return subprocess.run([*strace, *child], capture_output=True, timeout=PATIENCE, check=False).returncode
+
+
+@pytest.mark.parametrize("call", ["rename", "unlinkat", "rmdir", "fsync"])
+def test_a_process_killed_while_it_removes_a_directory_leaves_the_whole_disk_or_none(
+    machine: Machine, base: BaseImage, call: str
+) -> None:
+    host = machine.host()
+    for number in range(1, _MOST):
+        disk = host.create_disk("web-1", base, size="1GiB", backend="ploop")
+        status = change_with(f"{call}:signal=KILL:when={number}", machine, _REMOVE)
+        if status == 0:
+            break
+        assert -9 == status, f"{call} {number}"
+        if disk.path.exists():
+            check(host, host.disk("web-1"))
+            host.remove_disk("web-1")
+        else:
+            with pytest.raises(DiskNotFound):
+                host.remove_disk("web-1")  # and takes away what is left, but for an empty directory, which is any instance's
+        assert {machine.instances / "web-1"} >= set(left_of_the_disk(machine, None)), f"{call} {number}"
+    assert 1 < number < _MOST
+
+
+@pytest.mark.parametrize("fault", ["signal=KILL", "error=EIO"])
+@pytest.mark.parametrize("call", ["pwrite64", "write", "rename", "fsync", "linkat"])
+def test_a_directory_whose_growth_was_stopped_is_a_whole_disk(machine: Machine, base: BaseImage, call: str, fault: str) -> None:
+    host = machine.host()
+    for number in range(1, _MOST):
+        host.create_disk("web-1", base, size="1GiB", backend="ploop")
+        status = change_with(f"{call}:{fault}:when={number}", machine, _CHANGE)
+        if status == 0:
+            break
+        assert status in (-9, 48), f"{call} {number}"
+        found = host.disk("web-1")
+        assert found.size in (GIB, 600 * GIB), f"{call} {number}"
+        assert 600 * GIB == host.resize_disk("web-1", 600 * GIB).size
+        check(host, replace(found, size=GIB))
+        host.remove_disk("web-1")
+    assert 600 * GIB == host.disk("web-1").size
+    assert {"DiskDescriptor.xml", "root.hds"} == set(os.listdir(host.disk("web-1").path))
+    assert 1 < number < _MOST
 
 
 def as_never_used(machine: Machine) -> None:

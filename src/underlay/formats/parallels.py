@@ -39,7 +39,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         cluster: bytes of one. entries: of the table. size: bytes that a guest sees.
-        first: where the data begin, in clusters. is_old: written before 2012, with a table that is not grown here.
+        first: where the data begin, in clusters. is_old: of the older form, whose table counts sectors; it is not grown here.
         extension: where there is more, such as bitmaps of changed blocks, in sectors; 0: nowhere.
         in_use, flags: as they are.
     """

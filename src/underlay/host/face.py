@@ -13,6 +13,7 @@ import msgspec
 from underlay import instances, later, lookup
 from underlay.config import Config, load_config
 from underlay.contracts import BackendTraits, ImageSource, Observer
+from underlay.errors import DiskNotFound
 from underlay.host import bring, disks
 from underlay.host.parts import Parts, Silent
 from underlay.model import Attachment, BaseImage, Digest, Extraction, ImageRef, InstanceDisk, InstanceRecord, Lease, Problem
@@ -384,9 +385,15 @@ class Host(msgspec.Struct, frozen=True):
             assume_closed: as for `resize_disk`.
 
         Raises:
-            DiskNotFound, DiskInUse, DiskUnrecorded, BackendUnavailable
+            DiskNotFound: also when it was being made or removed by who was killed; then what is left of it goes.
+            DiskInUse, DiskUnrecorded, BackendUnavailable
         """
-        spec, adapter = instances.find(self.config, instance, name, path=path)
+        try:
+            spec, adapter = instances.find(self.config, instance, name, path=path)
+        except DiskNotFound:
+            if path is None:
+                instances.take_away_left(self.config, instance, name)
+            raise
         return instances.remove(self.config, adapter, spec, assume_closed=assume_closed)
 
     def extract_disk(

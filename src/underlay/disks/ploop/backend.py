@@ -11,7 +11,7 @@ from underlay.contracts import BackendTraits
 from underlay.disks.ploop import descriptor, directory, tool
 from underlay.disks.ploop.directory import IMAGE, Content
 from underlay.errors import DiskNotFound, DiskUnrecorded, FormatMismatch, Unsupported
-from underlay.files import open_regular, translated, write_durably
+from underlay.files import open_regular, translated
 from underlay.formats import parallels
 from underlay.formats.parallels import CLUSTER_BYTES
 from underlay.model import Attachment, BaseImage, DiskSpec, Extraction, ImageVersion, InstanceDisk
@@ -167,8 +167,8 @@ def _grow(path: Path, content: Content, size: int) -> None:
     said = descriptor.resized(directory.read_descriptor(path), size, where=path / descriptor.NAME)
     fd = open_regular(path / content.descriptor.files[0], os.O_RDWR)
     try:
-        if size > content.size:
-            parallels.grow(fd, content.header, size, what=os.fspath(path))  # crash: a descriptor that says less; see `content`
+        with directory.replacing_descriptor(path, said):
+            if size > content.size:
+                parallels.grow(fd, content.header, size, what=os.fspath(path))
     finally:
         os.close(fd)
-    write_durably(path / descriptor.NAME, said, mode=directory.FILE_MODE)

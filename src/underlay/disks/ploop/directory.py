@@ -99,6 +99,27 @@ def write_descriptor(directory: Path, *, size: int, cluster: int) -> None:
         write_all(fd, descriptor.render(size=size, cluster=cluster, file=IMAGE))
 
 
+@contextmanager
+def replacing_descriptor(path: Path, said: bytes) -> Iterator[None]:
+    """Describe a disk that the context changes: what it is described as then is written before, and takes its place after.
+
+    So there is room for it, or nothing is changed.
+
+    Raises:
+        OSError
+    """
+    temporary = path / f".{descriptor.NAME}.new"
+    temporary.unlink(missing_ok=True)  # what a crash left
+    try:
+        with new_file(temporary) as fd:
+            write_all(fd, said)
+        yield  # crash: a file that the next change removes, and a description that says less than there is; see `content`
+        os.rename(temporary, path / descriptor.NAME)
+        sync_directory(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def describe(want: DiskSpec, *, backend: str, disk_format: str) -> InstanceDisk:
     """The disk at ``want.path``: a directory that its attribute or Nova's record call a disk.
 

@@ -1,15 +1,13 @@
 """From where the drop-in fetches: the web and files by our own sources, all else by the image services of Ironic itself."""
 
-import socket
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from threading import Semaphore
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 from urllib.parse import quote, urlsplit
 
 from underlay.contracts import ByteStream, ImageSource
@@ -26,6 +24,7 @@ from underlay.model import Digest, ImageRef, ImageVersion
 from underlay.naming import content_version_id
 from underlay.openstack.ironic.exceptions import exception_class, failure
 from underlay.openstack.ironic.options import Options
+from underlay.openstack.piped import piped
 from underlay.sources.file import FileSource
 from underlay.sources.http import HttpSource
 from underlay.values import replace
@@ -33,7 +32,6 @@ from underlay.web import Web
 
 _TRUE = frozenset({"1", "t", "true", "on", "y", "yes"})
 _FALSE = frozenset({"0", "f", "false", "off", "n", "no"})
-_PIECE = 1 << 20
 
 # Which of Ironic's exceptions is which of ours; the first that fits. One that this release does not have is passed over.
 _MEANINGS: Sequence[tuple[str, type[SourceError]]] = (
@@ -191,22 +189,12 @@ class ServiceSource:
         Raises:
             as `describe`
         """
-        # A pair of sockets and no pipe: a service may use sendfile(2), which stops at what a pipe takes at a time.
-        reader, writer = socket.socketpair()
-        with ThreadPoolExecutor(1, "underlay-ironic") as pool, reader:  # the reader is closed first, which ends the writer
-            stream = _ServiceStream(version.ref, reader, pool.submit(self._write, version.ref, writer))
-            stream.skip(offset)
-            yield stream
 
-    def _write(self, ref: ImageRef, writer: socket.socket) -> None:
-        with writer:
-            try:
-                with writer.makefile("wb") as file:
-                    self._service(ref).download(ref.location, file)
-            finally:
-                # A process that was forked meanwhile has the socket too; the end is told whoever has it.
-                with suppress(OSError):
-                    writer.shutdown(socket.SHUT_WR)
+        def write(file: BinaryIO) -> None:
+            self._service(version.ref).download(version.ref.location, file)
+
+        with piped(write, partial(_translated, version.ref), offset=offset) as stream:
+            yield stream
 
     def _service(self, ref: ImageRef) -> Any:
         try:
@@ -238,25 +226,6 @@ def _validator(shown: Mapping[str, Any]) -> str | None:
     """What tells that an image has changed, of those that may: when it was modified, and how long it is."""
     modified = shown.get("updated_at")
     return None if modified is None else f"updated:{modified.isoformat()};length:{shown.get('size')}"
-
-
-@dataclass(frozen=True, slots=True)
-class _ServiceStream:
-    ref: ImageRef
-    reader: socket.socket
-    transfer: "Future[None]"
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        length = self.reader.recv_into(buffer)
-        if length == 0:
-            with _translated(self.ref):
-                self.transfer.result()
-        return length
-
-    def skip(self, length: int) -> None:
-        buffer = memoryview(bytearray(min(length, _PIECE)))
-        while length and (read := self.readinto(buffer[:length])):
-            length -= read
 
 
 @contextmanager

@@ -252,6 +252,18 @@ def test_a_tree_is_removed_and_one_that_is_gone_is_a_success(tmp_path: Path) -> 
     assert [] == os.listdir(tmp_path)
 
 
+def test_a_tree_goes_with_its_directories_and_not_with_what_its_links_lead_to(tmp_path: Path) -> None:
+    tree, elsewhere = tmp_path / "tree", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    (tree / "one/two").mkdir(parents=True)
+    (tree / "one/two/file").touch()
+    (tree / "one/link").symlink_to(elsewhere)
+    files.remove_tree(tree)
+    assert ["elsewhere"] == os.listdir(tmp_path)
+    assert ["kept"] == os.listdir(elsewhere)
+
+
 # ------------------------------------------------------------------------------------------------------------------ renames
 
 

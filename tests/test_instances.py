@@ -31,11 +31,13 @@ from underlay.errors import (
     LockLost,
     NotCached,
     UnderlayError,
+    Unsupported,
 )
 from underlay.host import Host
 from underlay.model import BaseImage, Digest, DiskSpec, Event, InstanceDisk, Progress
 from underlay.testing.bootimage import write_qcow2
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
+from underlay.values import replace
 
 
 @pytest.fixture
@@ -504,6 +506,26 @@ def hold_open(path: str, flags: str) -> None:
     os.close(fd)
     tell("closed")
     told()
+
+
+def test_a_disk_of_a_file_that_does_not_stay_names_no_base(machine: Machine, host: Host, base: BaseImage) -> None:
+    content = replace(base, cache=machine.root, name="passing")
+    content.path.write_bytes(base.path.read_bytes())
+    flat = host.parts.backend("flat")
+    disk = instances.create_alone(host.config, flat, content, instances.disk_spec(host.config, "web-1", "disk.swap"))
+    content.path.unlink()
+    assert (None, None, "raw") == (disk.base, disk.base_path, disk.format)
+    assert [disk] == host.disks()
+    assert {"disk.info", "disk.swap"} == set(os.listdir(machine.instances / "web-1"))
+
+
+def test_a_disk_of_a_file_that_does_not_stay_is_made_whole_or_not_at_all(machine: Machine, host: Host, base: BaseImage) -> None:
+    missing, want = replace(base, cache=machine.root, name="missing"), instances.disk_spec(host.config, "web-1", "disk")
+    with pytest.raises(CacheMissing):
+        instances.create_alone(host.config, host.parts.backend("flat"), missing, want)
+    with pytest.raises(Unsupported):
+        instances.create_alone(host.config, host.parts.backend("qcow2"), base, want)
+    assert [] == os.listdir(machine.instances)
 
 
 @pytest.fixture(params=[os.O_RDONLY, os.O_RDWR], ids=["reading", "writing"])

@@ -148,6 +148,37 @@ def test_an_unrecorded_image_that_is_not_raw_is_refused_where_images_are_kept_ra
 
 
 @pytest.mark.component("qemu-img")
+def test_a_staged_file_of_which_nothing_is_known_is_published_as_it_is_and_replaces_nothing(store: Store) -> None:
+    name = "b" * 40
+    staged = stage(store, b"one" * 1024)
+    os.setxattr(staged, ATTRIBUTE, b"whatever it says of itself")
+    content = images.inspect_staged(store, staged, name)
+    assert (staged, "raw", 3072, None) == (content.path, content.format, content.virtual_size, content.record)
+    image = images.publish_unrecorded(store, staged, name)
+    assert (None, store.root / name, False) == (image.record, image.path, staged.exists())
+    assert read_attribute(image.path) is None
+
+    other = stage(store, b"two" * 1024)
+    assert image.size == images.publish_unrecorded(store, other, name).size
+    assert (b"one" * 1024, True) == (image.path.read_bytes(), other.exists())
+
+
+def test_many_publish_a_name_without_a_record_and_one_of_their_files_has_it(store: Store) -> None:
+    refs = [parse_ref(f"https://images.example/{number}") for number in range(8)]
+    staged = [stage(store, bytes([number + 1]) * 4096, ref=ref) for number, ref in enumerate(refs)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda path: images.publish_unrecorded(store, path, "c" * 40), staged))
+    assert 7 == sum(path.exists() for path in staged)
+    assert 1 == len({image.path.read_bytes() for image in found})
+
+
+def test_a_staged_file_that_has_another_name_can_be_changed_by_it_and_is_refused(store: Store, tmp_path: Path) -> None:
+    staged = stage(store, b"one" * 1024)
+    os.link(staged, tmp_path / "another")
+    with pytest.raises(NotAnImage, match="another name elsewhere"):
+        images.inspect_staged(store, staged, "d" * 40)
+
+
 def test_an_unrecorded_image_that_names_another_file_is_refused(tmp_path: Path, store: Store) -> None:
     (tmp_path / "secret").write_bytes(bytes(8 * MIB))
     _qcow2(store.root / NAME, "-b", os.fspath(tmp_path / "secret"), "-F", "raw")

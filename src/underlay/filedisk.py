@@ -196,8 +196,8 @@ def record_of(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> DiskRec
         name=want.name,
         backend=traits.name,
         format=traits.disk_format,
-        base=base.name,
-        cache=os.fspath(base.cache),
+        base=base.name if want.origin_stays else None,
+        cache=os.fspath(base.cache) if want.origin_stays else None,
         version_id=base.record.version_id if base.record else None,
     )
 

@@ -398,8 +398,11 @@ def _renameat2(source: Path, target: Path) -> int:
     return ctypes.get_errno() if status else 0
 
 
+_ENTER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 def remove_tree(path: Path) -> None:
-    """Remove a directory of our own with the files in it (one level); what is gone already is a success.
+    """Remove a directory of our own with everything in it, following no link; what is gone already is a success.
 
     A symlink is not followed: what has the directory's name may have been put there by who owns the one above.
 
@@ -407,14 +410,26 @@ def remove_tree(path: Path) -> None:
         OSError
     """
     with suppress(FileNotFoundError):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, _ENTER)
         try:
-            for name in os.listdir(fd):
-                with suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=fd)
+            _empty(fd)
         finally:
             os.close(fd)
         os.rmdir(path)
+
+
+def _empty(directory: int) -> None:
+    for name in os.listdir(directory):
+        with suppress(FileNotFoundError):
+            try:
+                os.unlink(name, dir_fd=directory)
+            except IsADirectoryError:
+                fd = os.open(name, _ENTER, dir_fd=directory)
+                try:
+                    _empty(fd)
+                finally:
+                    os.close(fd)
+                os.rmdir(name, dir_fd=directory)
 
 
 # ---------------------------------------------------------------------------------------------------------------- attributes
@@ -429,6 +444,15 @@ def write_attribute(fd: int, value: bytes) -> bool:
             return False
         raise
     return True
+
+
+def drop_attribute(fd: int) -> None:
+    """Take our attribute off an open file; one that has none is a success."""
+    try:
+        os.removexattr(fd, ATTRIBUTE)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOTSUP):
+            raise
 
 
 def read_attribute(target: int | str | Path) -> bytes | None:

@@ -34,6 +34,7 @@ from underlay.files import keeps_attributes, make_directory, sync_directory, tra
 from underlay.model import BaseImage, DiskSpec, ImageVersion, InstanceDisk, Problem
 from underlay.naming import is_image_name, plain_name
 from underlay.store import Store, images, roots
+from underlay.values import replace
 
 if TYPE_CHECKING:
     from underlay import registry, volumes
@@ -146,6 +147,26 @@ def create(config: Config, backend: DiskBackend, base: BaseImage, want: DiskSpec
         return disk
 
 
+def create_alone(config: Config, backend: DiskBackend, content: BaseImage, want: DiskSpec) -> InstanceDisk:
+    """Make a disk from a file that is in no cache, and of which nothing is needed then; after a failure nothing is left.
+
+    Args:
+        content: the file, which the caller keeps until the disk is there.
+
+    Raises:
+        Unsupported: the backend's disks go on reading from what they are made from. As `create`.
+    """
+    if backend.traits.overlays:
+        raise Unsupported(backend.traits.name, "make a disk of a file that does not stay")
+    home = _home(config)
+    if backend.traits.on_host_filesystem:
+        _check_directory(config, want.path)
+    with _disk_lock(home, called(config, backend, want)):
+        refuse_another(config, backend, want)
+        with _recorded_alone(config, home, backend, want):
+            return backend.create(content, replace(want, origin_stays=False))
+
+
 def clone(config: Config, backend: DiskBackend, version: ImageVersion, want: DiskSpec) -> InstanceDisk:
     """Make a disk from what its backend's storage has already; after a failure nothing of it is left.
 
@@ -191,6 +212,32 @@ def _recorded(
     if backend.traits.on_host_filesystem:
         return _use_recorded(config, home, store, base, want, disk_format=backend.traits.disk_format)
     return volumes.recorded(config, store, backend, want, base=base.name)
+
+
+def _recorded_alone(config: Config, home: Store, backend: DiskBackend, want: DiskSpec) -> AbstractContextManager[None]:
+    """As `_recorded`, of a disk that is made from no base image."""
+    if backend.traits.on_host_filesystem:
+        return _noted(config, home, want, disk_format=backend.traits.disk_format)
+    return volumes.recorded(config, home, backend, want, base=None)
+
+
+@contextmanager
+def _noted(config: Config, home: Store, want: DiskSpec, *, disk_format: str) -> Iterator[None]:
+    """Note the format of a disk that is about to appear in its directory; forget it again when it does not appear."""
+    if os.path.lexists(want.path):
+        yield
+        return
+    made_directory = False
+    with translated(want.path), _directory_lock(home, want.path.parent):
+        if is_scanned(config, want.path) or not keeps_attributes(want.path.parent):
+            made_directory = _note(want.path, disk_format)
+    try:
+        yield
+    except BaseException:
+        if not os.path.lexists(want.path):
+            with suppress(OSError, UnderlayError):
+                _forget(home, want.path, rooted=[], with_directory=made_directory)
+        raise
 
 
 def _check_directory(config: Config, path: Path) -> None:
@@ -264,6 +311,16 @@ def _note(path: Path, disk_format: str) -> bool:
             _remove_if_empty(directory)
         raise
     return is_new
+
+
+def note_format(config: Config, path: Path, disk_format: str) -> None:
+    """Note the format of a disk that is there in its directory: for who knows it, where nothing says any.
+
+    Raises:
+        CacheMissing, CacheNotWritable, LockTimeout; DiskUnrecorded: the directory's record cannot be read.
+    """
+    with translated(path), _directory_lock(_home(config), path.parent):
+        diskinfo.record(path, disk_format)
 
 
 def _forget(home: Store, path: Path, *, rooted: list[tuple[Store, str]], with_directory: bool) -> None:

@@ -261,6 +261,7 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
             this host, such as a Ceph image, is called by the device that it would be (``/dev/rbd/POOL/IMAGE``).
         key: with which the disk is encrypted at rest; None: it is not. Never printed or stored.
         grow_filesystem: a file system that fills the image without partitions is grown to the disk's size.
+        origin_stays: False when the disk is made from a file that goes then, so that its record names none.
     """
 
     instance: str
@@ -269,6 +270,7 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     size: int | None = None
     key: bytes | None = None
     grow_filesystem: bool = False
+    origin_stays: bool = True
 
     __repr__, __rich_repr__ = hiding("key")
 

@@ -30,6 +30,7 @@ from underlay.files import (
     adopt,
     allocated_bytes,
     create,
+    drop_attribute,
     open_regular,
     read_attribute,
     rename_no_replace,
@@ -311,10 +312,21 @@ def _publish(
 ) -> BaseImage:
     with translated(staged):
         _make_durable(store, staged, _with_mtime(record, staged) if store.kind is CacheKind.MASTERS else record)
+
+    def put(held_locks: Sequence[locks.Lock]) -> BaseImage:
+        return _publish_locked(store, staged, name, record, held_locks, replaces=replaces)
+
+    return _exclusively(store, name, put, holding)
+
+
+def _exclusively(
+    store: Store, name: str, put: Callable[[Sequence[locks.Lock]], BaseImage], holding: ExitStack | None
+) -> BaseImage:
+    """The image that is put there under the name's locks; again when Nova has removed one meanwhile."""
     for attempt in range(1, _PUBLISH_TRIES + 1):
         try:
             with locking.exclusive(store, name) as held_locks:
-                image = _publish_locked(store, staged, name, record, held_locks, replaces=replaces)
+                image = put(held_locks)
                 if holding is not None:
                     keep_open(image.path, holding)
                 return image
@@ -323,6 +335,68 @@ def _publish(
             if attempt == _PUBLISH_TRIES:
                 raise
     raise AssertionError("unreachable")
+
+
+def inspect_staged(store: Store, staged: Path, name: str) -> BaseImage:
+    """A staged file of which nothing is known, as the image of this name that it is to become: inspected, and durable.
+
+    It passes the rules for a file that is found in the cache. What it says of itself is taken off it, as nobody vouches for it.
+
+    Returns:
+        The staged file, its own name for its name and the staging directory for its cache.
+
+    Raises:
+        UnsafeImage, FormatMismatch, VirtualSizeRefused; NotAnImage: it is no plain file, or has a name elsewhere as well.
+        StorageFailed, InsufficientSpace
+    """
+    with translated(staged):
+        try:
+            fd = open_regular(staged, os.O_RDWR)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR):
+                raise NotAnImage(f"what was made for the image {name} is not a plain file", hint="make one") from error
+            raise
+        try:
+            return _inspect_staged(store, staged, name, fd)
+        finally:
+            os.close(fd)
+
+
+def _inspect_staged(store: Store, staged: Path, name: str, fd: int) -> BaseImage:
+    status = os.fstat(fd)
+    if status.st_nlink != 1:
+        what = f"what was made for the image {name} has another name elsewhere, by which it can be changed"
+        raise NotAnImage(what, hint="copy it")
+    drop_attribute(fd)
+    facts = _inspect(store, name, fd, status.st_size, path=staged)
+    assert facts.virtual_size is not None
+    adopt(fd, store.root, IMAGE_MODE)
+    os.fsync(fd)
+    return BaseImage(
+        name=staged.name,
+        cache=staged.parent,
+        format=facts.format,
+        size=status.st_size,
+        virtual_size=facts.virtual_size,
+        allocated=allocated_bytes(os.fstat(fd)),
+        last_used=_moment(status.st_mtime),
+        record=None,
+    )
+
+
+def publish_unrecorded(store: Store, staged: Path, name: str, *, holding: ExitStack | None = None) -> BaseImage:
+    """Make a staged file that has passed `inspect_staged` the image of this name, without a record, as Nova makes them.
+
+    An image that is there already is returned, whatever it holds, and the staged file stays where it is.
+
+    Raises:
+        as `find`; NotAnImage, LockTimeout, InsufficientSpace, StorageFailed
+    """
+
+    def put(held_locks: Sequence[locks.Lock]) -> BaseImage:
+        return find(store, name) or _put(store, staged, name, held_locks, _put_new)
+
+    return _exclusively(store, name, put, holding)
 
 
 def _with_mtime(record: ImageRecord, staged: Path) -> ImageRecord:
@@ -348,6 +422,15 @@ def _publish_locked(
         return _with_findings(store, existing, record)
     if existing is not None and not replaces:
         raise _conflict(target)
+    put = _put_over if replaces or _restores(store, name, record) else _put_new
+    return _put(store, staged, name, held_locks, put)
+
+
+def _put(
+    store: Store, staged: Path, name: str, held_locks: Sequence[locks.Lock], put: Callable[[Path, Path], None]
+) -> BaseImage:
+    """Give a staged file the name of an image. The caller holds the name's locks."""
+    target = store.paths.image(name)
     mark_used(store, name)  # crash: a marker without an image, which protects nothing
     for lock in held_locks:
         lock.confirm()
@@ -355,7 +438,7 @@ def _publish_locked(
     if is_noted and not os.path.lexists(target):
         quarantine.lift(store, name)  # the note of a file that is gone, whose inode's number the new one may have
     with translated(target):
-        _put_over(staged, target) if replaces or _restores(store, name, record) else _put_new(staged, target)
+        put(staged, target)
         sync_directory(staged.parent)
     if is_noted:
         quarantine.lift(store, name)  # crash before this: a note of a file that has not the name any more
@@ -495,7 +578,7 @@ def _is_as_served(store: Store, name: str) -> bool:
     return store.validation and is_plain and store.kind is CacheKind.MASTERS
 
 
-def _inspect(store: Store, name: str, fd: int, size: int) -> ImageFacts:
+def _inspect(store: Store, name: str, fd: int, size: int, *, path: Path | None = None) -> ImageFacts:
     if not store.validation:
         return ImageFacts(format="raw", label="raw", virtual_size=size)
     inspector = inspect.Inspector(what=f"the image {name}", virtual_size_limit=store.virtual_size_limit)
@@ -513,7 +596,7 @@ def _inspect(store: Store, name: str, fd: int, size: int) -> ImageFacts:
         )
     if facts.format == "raw":
         facts = replace(facts, virtual_size=size)
-    return prove_whole(store, store.paths.image(name), fd, facts, what=f"the image {name}")
+    return prove_whole(store, path or store.paths.image(name), fd, facts, what=f"the image {name}")
 
 
 def prove_whole(store: Store, path: Path, fd: int, facts: ImageFacts, *, what: str) -> ImageFacts:

@@ -402,7 +402,7 @@ _ENTER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory of our own with everything in it, following no link; what is gone already is a success.
+    """Remove a directory of our own with everything in it; what is gone already is a success.
 
     A symlink is not followed: what has the directory's name may have been put there by who owns the one above.
 

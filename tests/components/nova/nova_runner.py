@@ -255,13 +255,22 @@ def do_pass_as(request: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
 
 
 def do_recipe(request: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
-    """The module of a guide that puts our manager in the place of Nova's: what Nova's driver would make by then."""
-    before = imagecache.ImageCacheManager
-    stack.callback(setattr, imagecache, "ImageCacheManager", before)
+    """The module of a guide that puts our parts in the place of Nova's: what Nova's driver would make and call by then."""
+    imagebackend, images = import_module("nova.virt.libvirt.imagebackend"), import_module("nova.virt.images")
+    replaceable = [(imagecache, "ImageCacheManager"), (imagebackend, "Backend"), (imagebackend, "Qcow2")]
+    for module, name in [*replaceable, (images, "fetch"), (images, "fetch_to_raw")]:
+        stack.callback(setattr, module, name, getattr(module, name))
     names: dict[str, Any] = {}
     exec(compile(request["code"], "guide", "exec"), names)
-    made = type(driver.imagecache.ImageCacheManager())
-    return {"manager": f"{made.__module__}.{made.__name__}", "is_driver": names["LibvirtDriver"] is driver.LibvirtDriver}
+    backend = driver.imagebackend.Backend(CONF.use_cow_images)
+    disk = backend.by_name(instance_of({"uuid": request["uuid"], "name": "instance-1"}), "disk")
+    made = [driver.imagecache.ImageCacheManager(), backend, disk]
+    return {
+        "made": [f"{type(one).__module__}.{type(one).__name__}" for one in made],
+        "is_overlay": isinstance(disk, driver.imagebackend.Qcow2),
+        "functions": [function.__module__ for function in (images.fetch, images.fetch_to_raw)],
+        "is_driver": names["LibvirtDriver"] is driver.LibvirtDriver,
+    }
 
 
 THROUGH: dict[str, Callable[..., Any]] = {

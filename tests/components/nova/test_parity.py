@@ -73,11 +73,14 @@ def lines(side: Side, level: str) -> list[str]:
     return [text for found, logger, text in side.answer["log"] if found == level and logger == "nova.virt.libvirt.imagecache"]
 
 
-def test_the_module_of_the_guide_puts_our_manager_in_the_place_of_nova_s(nova: Nova, tmp_path: Path) -> None:
+def test_the_module_of_the_guide_puts_our_parts_in_the_place_of_nova_s(nova: Nova, tmp_path: Path) -> None:
     guide = (Path(__file__).parents[3] / "docs/guides/nova-drop-in.md").read_text(encoding="utf-8")
     code = guide.split("```python\n")[1].split("```")[0]
-    answer = nova.ask(do="recipe", code=code, instances_path=os.fspath(tmp_path))
-    assert ("underlay.openstack.nova.ImageCacheManager", True) == (answer["manager"], answer["is_driver"])
+    answer = nova.ask(do="recipe", code=code, uuid=UUID, instances_path=os.fspath(tmp_path))
+    ours = "underlay.openstack.nova"
+    assert [f"{ours}.image_cache.ImageCacheManager", f"{ours}.backend.Backend", f"{ours}.image.Image"] == answer["made"]
+    assert [f"{ours}.fetches"] * 2 == answer["functions"]
+    assert (True, True) == (answer["is_overlay"], answer["is_driver"])
 
 
 def test_our_pass_works_in_nova_s_eventlet_mode_too(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ rest. Nova and oslo are imported when the class is used; `get_cache_fname` needs
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,12 +20,10 @@ from underlay.errors import ExtraMissing
 from underlay.host import Host
 from underlay.model import Ephemeral, InstanceRecord
 from underlay.naming import CacheKind, kind_of_name, swap_name
+from underlay.openstack.nova.around import cache_directory, configuration, is_our_own
 from underlay.plan import Plan, Report, Rules, Verdict
-from underlay.store import Store
 from underlay.usage.records import directory_names
 
-_LOCK_PREFIX = "nova-"
-_CACHE = "base"
 _BASE_KINDS = frozenset({"original", "resized"})
 # Reasons that keep a file which nobody needs.
 _WAITING = frozenset({"young", "recent", "future", "removal-off"})
@@ -74,9 +72,7 @@ class ImageCacheManager:
     @property
     def cache_dir(self) -> str:
         """The directory of the cache."""
-        conf = self._nova.conf
-        path: str = os.path.join(conf.instances_path, conf.image_cache.subdirectory_name)
-        return path
+        return os.fspath(cache_directory(self._nova.conf))
 
     def update(self, context: Any, all_instances: Any) -> None:
         """One pass: mark what the instances need as used, and remove what nobody needs and is old enough.
@@ -286,7 +282,7 @@ class _Nova:
         """Give files in use that are not our own the present time too, for a Nova on another host, or one that comes back."""
         for path in paths:
             with suppress(FileNotFoundError, self.exception.FileNotFound):
-                if not _is_our_own(path):
+                if not is_our_own(path):
                     self.paths.utime(os.fspath(path))
 
     def take_over(self, paths: Sequence[Path]) -> bool:
@@ -298,7 +294,7 @@ class _Nova:
         taken = False
         for path in paths:
             try:
-                if not _is_our_own(path):
+                if not is_our_own(path):
                     self.paths.chown(os.fspath(path), uid=os.geteuid())
                     taken = True
             except (OSError, self.exception.NovaException) as error:
@@ -307,65 +303,10 @@ class _Nova:
 
     def configuration(self, cache: Path, *, remove_unused: bool) -> Config:
         """Nova's options as a configuration of ours."""
-        conf, instances = self.conf, Path(os.path.abspath(self.conf.instances_path))
-        store = Store(
-            root=Path(os.path.abspath(cache)),
-            kind=CacheKind.BASE,
-            force_raw=conf.force_raw_images,
-            nova_locks=instances / "locks",
-            nova_lock_prefix=_LOCK_PREFIX,
-            rival_lock=_oslo_lock(self.lockutils, instances / "locks"),
-        )
+        options = self.conf.image_cache
         rules = Rules(
             remove_unused=remove_unused,
-            original_age=conf.image_cache.remove_unused_original_minimum_age_seconds,
-            resized_age=conf.image_cache.remove_unused_resized_minimum_age_seconds,
+            original_age=options.remove_unused_original_minimum_age_seconds,
+            resized_age=options.remove_unused_resized_minimum_age_seconds,
         )
-        return Config(
-            origin=instances,
-            caches={_CACHE: store},
-            sources={},
-            instances=instances,
-            use_cow_images=conf.use_cow_images,
-            host=conf.host,
-            hosts=(conf.host,),  # and those in Nova's registry, which the core reads
-            rules={_CACHE: rules},
-            default_ephemeral_format=conf.default_ephemeral_format or None,
-            virt_mkfs=dict(entry.split("=", 1) for entry in conf.virt_mkfs),
-        )
-
-
-def _is_our_own(path: Path) -> bool:
-    """Whether we may do with a file what its owner may."""
-    return os.geteuid() in (0, os.stat(path, follow_symlinks=False).st_uid)
-
-
-def _oslo_lock(lockutils: Any, directory: Path) -> Callable[[str], AbstractContextManager[bool]]:
-    """Nova's own lock of a cache file, taken at once or not at all.
-
-    A lock of ours on the same file would end Nova's: closing any descriptor of a file drops the process's POSIX locks on it.
-    """
-
-    @contextmanager
-    def take(name: str) -> Iterator[bool]:
-        with ExitStack() as stack:
-            try:
-                lock = lockutils.lock(
-                    name, _LOCK_PREFIX, external=True, lock_path=os.fspath(directory), do_log=False, blocking=False
-                )
-                taken = stack.enter_context(lock)
-            except lockutils.AcquireLockFailedException:
-                taken = None
-            yield taken is not None and _is_current(taken)
-
-    return take
-
-
-def _is_current(lock: Any) -> bool:
-    """Whether the lock's file is still there: another host's Nova removes such files, and may while we hold one."""
-    file = getattr(lock, "lockfile", None)
-    if file is None:  # oslo is told to do without locks between processes
-        return True
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(lock.path))
-    return False
+        return configuration(self.conf, self.lockutils, cache, rules=rules)

@@ -25,7 +25,7 @@ from underlay.refs import parse_ref
 from underlay.sources.file import FileSource
 from underlay.sources.glance import GlanceSource
 from underlay.sources.http import HttpSource
-from underlay.stream import Digests, ServedAndStored, SparseWriter
+from underlay.stream import ServedAndStored, SparseWriter
 
 _GOAL = Goal(wall=1.11, why="nine tenths of the peer's throughput")
 
@@ -74,7 +74,7 @@ def _row(name: str, directory: Path, source: ImageSource, ref: str, peer: Sequen
 def _transfer(source: ImageSource, ref: str, target: Path) -> None:
     version = source.describe(parse_ref(ref))
     with target.open("wb") as file:
-        consumers = (ServedAndStored(Digests(("sha256",))), SparseWriter(file.fileno()))
+        consumers = (ServedAndStored(), SparseWriter(file.fileno()))
         with running(consumers) as pipeline, source.open(version) as stream:
             buffer = pipeline.empty()
             while received := stream.readinto(buffer.free):

@@ -12,7 +12,6 @@ from underlay.stream import (
     BLOCK_BYTES,
     BUFFER_BYTES,
     Digests,
-    ServedAndStored,
     SparseWriter,
     filled,
     served_digest,
@@ -36,13 +35,12 @@ class Stream:
 def written(path: Path, content: bytes) -> str:
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        writer, digests = SparseWriter(fd), ServedAndStored(Digests(["sha512", "sha256"]))
+        writer, digests = SparseWriter(fd), Digests(["sha512", "sha256"])
         for piece in filled(Stream(content)):
-            writer.feed(piece)
-            digests.feed(piece)
+            for consumer in (writer, *digests.consumers):
+                consumer.feed(piece)
         writer.finish()
-        assert hashlib.sha256(content).hexdigest() == digests.served.result()[1].hex
-        assert hashlib.sha512(content).hexdigest() == digests.served.result()[0].hex
+        assert [Digest(name, hashlib.new(name, content).hexdigest()) for name in ("sha512", "sha256")] == [*digests.served()]
         return digests.stored()
     finally:
         os.close(fd)
@@ -134,11 +132,12 @@ def test_an_empty_stream_has_no_buffers() -> None:
 
 def test_digests_come_in_the_order_they_were_asked_for() -> None:
     digests = Digests(["sha512", "md5", "sha256"])
-    digests.feed(memoryview(b"abc"))
-    digests.feed(memoryview(b"def"))
+    for consumer in digests.consumers:
+        consumer.feed(memoryview(b"abc"))
+        consumer.feed(memoryview(b"def"))
 
     expected = tuple(Digest(name, hashlib.new(name, b"abcdef").hexdigest()) for name in ("sha512", "md5", "sha256"))
-    assert expected == digests.result()
+    assert expected == digests.served()
 
 
 def test_the_served_digest_counts_holes_as_zeros(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from underlay.formats.inspect import Inspector, check_virtual_size
 from underlay.model import ImageFacts
 from underlay.onepass import Follower
 from underlay.order import Order
-from underlay.stream import Digests, ServedAndStored, SparseWriter
+from underlay.stream import Digests, SparseWriter
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class Content:
     compression: str | None = None
     _inspector: Inspector | None = None
     _decompressor: Decompressor | None = None
-    _digests: ServedAndStored = field(default_factory=lambda: ServedAndStored(Digests(("sha256",))))
+    _digests: Digests = field(default_factory=lambda: Digests(("sha256",)))
 
     def begin(self, beginning: bytes) -> None:
         """Find out from the first bytes what is to be done with all of them. Comes before the first `feed`."""
@@ -41,7 +41,7 @@ class Content:
             self.compression = compression
             self._decompressor = Decompressor(order.what, compression)
             promised = (digest.algorithm for digest in order.version.content_digests)
-            self._digests = ServedAndStored(Digests(tuple(dict.fromkeys(["sha256", *promised]))))
+            self._digests = Digests(tuple(dict.fromkeys(["sha256", *promised])))
             self.claim.announced = None  # what comes of it nobody has announced
 
     def feed(self, chunk: memoryview, /) -> None:
@@ -82,7 +82,8 @@ class Content:
             if self._decompressor is not None or early is None or early.format == "raw":
                 check_virtual_size(self.order.what, size, limit=self.order.store.virtual_size_limit)
             if self._decompressor is not None:
-                self._digests.feed(piece)
+                for digest in self._digests.consumers:
+                    digest.feed(piece)
             self.claim.expect(early, received=size)
             self.writer.is_passing = self.follower.is_at_work  # once its raw form is there, the download is of no use
             self.writer.feed(piece)
@@ -96,7 +97,7 @@ class Content:
         raise FormatMismatch(f"{self.order.what} is {facts.label}, which is not permitted", hint=hint)
 
     def _check_digests(self) -> None:
-        computed = {digest.algorithm: digest for digest in self._digests.served.result()}
+        computed = {digest.algorithm: digest for digest in self._digests.served()}
         for expected in self.order.version.content_digests:
             if computed[expected.algorithm] != expected:
                 what = f"{self.order.what}, decompressed,"

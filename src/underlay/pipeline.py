@@ -1,8 +1,8 @@
 """One thread fills buffers, several others each read every one of them: a stream is received while it is hashed and written.
 
-The library calls below release the interpreter's lock, so on two cores receiving, hashing and writing take about as long as the
-slowest of them. The buffers are few, so whoever is fast waits for whoever is slow; and the first is read by everybody before a
-second is filled, so what is refused by its beginning costs no more of the transfer.
+The library calls below release the interpreter's lock, so where there are cores enough, receiving, each digest and writing take
+about as long as the slowest of them. The buffers are few, so whoever is fast waits for whoever is slow; and the first is read
+by everybody before a second is filled, so what is refused by its beginning costs no more of the transfer.
 """
 
 import threading
@@ -48,6 +48,7 @@ class Pipeline:
     _free: "SimpleQueue[Buffer | BaseException]" = field(default_factory=SimpleQueue)
     _queues: "list[SimpleQueue[Buffer | None]]" = field(default_factory=list)
     _threads: list[Future[None]] = field(default_factory=list)
+    _without: list[Consumer] = field(default_factory=list)  # a thread of their own: they are fed by who passes on
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _spare: int = BUFFERS - 1
 
@@ -64,10 +65,17 @@ class Pipeline:
         return buffer
 
     def pass_on(self, buffer: Buffer) -> None:
-        """Let every consumer read the buffer."""
-        buffer.readers = len(self._queues)
+        """Let every consumer read the buffer.
+
+        Raises:
+            what a consumer raises that has no thread of its own
+        """
+        buffer.readers = len(self._queues) + 1
         for queue in self._queues:
             queue.put(buffer)
+        for consumer in self._without:
+            consumer.feed(buffer.memory[: buffer.length])
+        self._release(buffer)
 
     def finish(self) -> None:
         """Wait until the consumers have read all that was passed on.
@@ -80,12 +88,17 @@ class Pipeline:
             thread.result()
 
     def start(self, pool: ThreadPoolExecutor) -> None:
-        """Begin to read, in threads of this pool."""
+        """Begin to read, in threads of this pool, as far as the machine has any more."""
         self._free.put(_buffer())
         for consumer in self._consumers:
             queue: SimpleQueue[Buffer | None] = SimpleQueue()
-            self._queues.append(queue)
-            self._threads.append(pool.submit(self._consume, consumer, queue))
+            self._queues.append(queue)  # first: whatever happens now, `end` reaches the thread
+            try:
+                self._threads.append(pool.submit(self._consume, consumer, queue))
+            except RuntimeError:  # "can't start new thread"
+                self._queues.remove(queue)
+                queue.put(None)  # the pool has taken the work all the same, and gives it to the next thread that has none
+                self._without.append(consumer)
 
     def end(self) -> None:
         """Nothing more is passed on."""
@@ -120,8 +133,8 @@ def running(consumers: Sequence[Consumer]) -> Iterator[Pipeline]:
     """A pipeline to these consumers, whose threads have ended when the context has."""
     with ThreadPoolExecutor(len(consumers), "underlay-stream") as pool:
         pipeline = Pipeline(consumers)
-        pipeline.start(pool)
         try:
+            pipeline.start(pool)
             yield pipeline
         finally:
             pipeline.end()

@@ -55,27 +55,22 @@ class Running(Protocol):
 
 
 @dataclass(slots=True)
-class Digests:
-    """Digests of the bytes as served."""
+class ServedDigest:
+    """A digest of the bytes as served."""
 
-    algorithms: Sequence[str]
-    _hashes: list["hashlib._Hash"] = field(default_factory=list)
+    algorithm: str
+    running: "hashlib._Hash" = field(init=False)
 
     def __post_init__(self) -> None:
-        self._hashes = [hashlib.new(algorithm, usedforsecurity=False) for algorithm in self.algorithms]
+        self.running = hashlib.new(self.algorithm, usedforsecurity=False)
 
     def feed(self, chunk: memoryview) -> None:
         """Take the next bytes."""
-        for running in self._hashes:
-            running.update(chunk)
+        self.running.update(chunk)
 
-    def running(self, algorithm: str) -> "hashlib._Hash":
-        """The digest of this algorithm as it is so far."""
-        return self._hashes[list(self.algorithms).index(algorithm)]
-
-    def result(self) -> tuple[Digest, ...]:
-        """The digests so far, in the order of `algorithms`."""
-        return tuple(Digest(running.name, running.hexdigest()) for running in self._hashes)
+    def result(self) -> Digest:
+        """The digest so far."""
+        return Digest(self.algorithm, self.running.hexdigest())
 
 
 @dataclass(slots=True)
@@ -113,16 +108,13 @@ class StoredDigest:
 
 @dataclass(slots=True)
 class ServedAndStored:
-    """Digests of bytes that are stored as they are served, and the stored digest.
+    """The sha256 of bytes that are stored as they are served, and the stored digest.
 
-    As long as there was no block of zeros, sha256 of both is one, and is computed once: hashing is what a fetch over a fast
-    network waits for (measured: a third of its time).
-
-    Attributes:
-        served: sha256 among its algorithms.
+    As long as there was no block of zeros both are one, and are computed once: hashing is what a fetch over a fast network
+    waits for (measured: a third of its time).
     """
 
-    served: Digests
+    served: ServedDigest = field(default_factory=lambda: ServedDigest("sha256"))
     _stored: StoredDigest = field(default_factory=StoredDigest)
     _size: int = 0
     _is_dense: bool = True
@@ -140,16 +132,46 @@ class ServedAndStored:
     def stored(self) -> str:
         """The stored digest of all that came, as ``sha256:hex``."""
         if self._is_dense:
-            self._stored.data = self.served.running("sha256").copy()
+            self._stored.data = self.served.running.copy()
         return self._stored.result()
 
     def _feed_apart(self, chunk: memoryview, runs: list[tuple[int, int]]) -> None:
         if self._is_dense:
-            self._stored.data = self.served.running("sha256").copy()
+            self._stored.data = self.served.running.copy()
             self._is_dense = False
         self.served.feed(chunk)
         for start, end in runs:
             self._stored.add(self._size + start, chunk[start:end])
+
+
+@dataclass(slots=True)
+class Digests:
+    """Every digest that is wanted of one stream, and its stored digest.
+
+    Attributes:
+        algorithms: of the bytes as served; sha256 is among them.
+    """
+
+    algorithms: Sequence[str]
+    _sha256: ServedAndStored = field(default_factory=ServedAndStored)
+    _others: Sequence[ServedDigest] = ()
+
+    def __post_init__(self) -> None:
+        self._others = [ServedDigest(algorithm) for algorithm in self.algorithms if algorithm != "sha256"]
+
+    @property
+    def consumers(self) -> tuple[ServedAndStored | ServedDigest, ...]:
+        """What has to be fed with every byte, each by itself: in a pipeline they are computed side by side."""
+        return (self._sha256, *self._others)
+
+    def served(self) -> tuple[Digest, ...]:
+        """The digests so far, in the order of `algorithms`."""
+        found = {digest.algorithm: digest for digest in (self._sha256.served, *self._others)}
+        return tuple(found[algorithm].result() for algorithm in self.algorithms)
+
+    def stored(self) -> str:
+        """The stored digest so far, as ``sha256:hex``."""
+        return self._sha256.stored()
 
 
 @dataclass(slots=True)

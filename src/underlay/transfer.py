@@ -36,7 +36,7 @@ from underlay.rawform import RawForm
 from underlay.retrying import pause
 from underlay.store import images, staging as stagings
 from underlay.store.staging import Journal, Partial, Staging
-from underlay.stream import BLOCK_BYTES, Digests, ServedAndStored, SparseWriter
+from underlay.stream import BLOCK_BYTES, Digests, SparseWriter
 from underlay.telling import Meter, tell
 from underlay.values import replace
 
@@ -121,13 +121,13 @@ def _received(order: Order, staging: Staging, tries: Tries, observer: Observer) 
         following(order, staging, claim, observer) as follower,
     ):
         content = Content(order, claim, SparseWriter(fd, kept=os.fstat(fd).st_size), follower)
-        digests = ServedAndStored(Digests(order.algorithms))
-        with running((digests, content)) as pipeline:
+        digests = Digests(order.algorithms)
+        with running((*digests.consumers, content)) as pipeline:
             intake = Intake(order, fd, pipeline, content, Meter(order.what, order.version.size, staging, observer))
             _take_in(intake, tries, observer)
         tell(observer, order, "received", size=intake.size)
         facts = content.finish()
-        served, stored = digests.served.result(), content.stored() or digests.stored()
+        served, stored = digests.served(), content.stored() or digests.stored()
         _check_digests(order, served)
         if not order.exempt:
             facts = images.prove_whole(order.store, staging.download, fd, facts, what=order.what)

@@ -27,8 +27,8 @@ from underlay.web.validators import first_byte, is_other, range_condition, valid
 
 _STRAGGLES = 3.0  # times as long as the others
 _PATIENCE = 0.5  # seconds at least before a range is called a straggler
-MEMORY = 12 << 20
-"""Bytes that all ranges under way may hold together; the pipeline behind them has 4 MiB more."""
+MEMORY = 9 << 20
+"""Bytes that all ranges under way may hold together: what the pipeline and a conversion behind them leave of 16 MiB."""
 _READ = 128 << 10  # bytes at once: the client makes bytes of them before they get to where they belong
 _REMEMBERED = 16  # ranges whose durations tell how long one takes
 

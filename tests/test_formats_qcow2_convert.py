@@ -1,9 +1,11 @@
 """Our own conversion of qcow2: byte for byte what qemu-img makes of every kind of image, and a refusal of every broken one."""
 
 import os
+import random
 import struct
 import subprocess
 import threading
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from underlay.formats.qcow2.tables import read_table
 from underlay.stream import SparseWriter
 from underlay.values import replace
 
+BITMAPS = 0x23852875  # the header extension that says where they are
 needs_qemu_img = pytest.mark.component("qemu-img")
 needs_qemu_io = pytest.mark.component("qemu-img", "qemu-io")
 
@@ -148,6 +151,22 @@ def test_internal_snapshots_are_left_out(form: str, tmp_path: Path) -> None:
     corpus.qemu_io(image, "write -P 5 1M 128k", "write -P 6 2M 4k", "discard 4M 1M")
     corpus.qemu_img("snapshot", "-c", "between", image)
     corpus.qemu_io(image, "write -P 9 0 100k")
+
+    assert_as_qemu_img(image)
+
+
+@needs_qemu_io
+@pytest.mark.parametrize("options", ["", "cluster_size=4k", "extended_l2=on"])
+@pytest.mark.parametrize("form", ["plain", "compressed"])
+def test_dirty_bitmaps_that_are_kept_in_the_image_are_left_out(options: str, form: str, tmp_path: Path) -> None:
+    disk = corpus.scattered(tmp_path / "disk")
+    image = corpus.convert(disk, tmp_path / "image", "qcow2", options=options, compressed=form == "compressed")
+    for name, granularity in (("daily", "64k"), ("fine", "512"), ("empty", "2M")):
+        corpus.qemu_img("bitmap", "--add", "-g", granularity, image, name)
+        corpus.qemu_io(image, "write -P 5 1M 128k", "discard 4M 1M", "write -P 9 7M 512")
+    corpus.qemu_img("bitmap", "--disable", image, "daily")
+    corpus.qemu_img("bitmap", "--clear", image, "empty")
+    assert (BITMAPS, 24) in header_of(image).extensions
 
     assert_as_qemu_img(image)
 
@@ -438,3 +457,50 @@ def test_a_table_is_read_to_its_end_in_however_many_answers_it_comes() -> None:
 
     assert [*struct.unpack(f">{8 * KIB}Q", content)] == [*table]
     assert [*struct.unpack(f">{32 * KIB}H", content)] == [*refcounts]
+
+
+# ------------------------------------------------------------------------------------------------------------------ many tables
+
+TABLES = 1 << 15  # of 512 bytes each, and an entry of the L1 table for each
+
+
+def many_tables(path: Path, *, shared: bool = False) -> Path:
+    """A small file of many L2 tables, nearly all of which are empty and holes of the file."""
+    cluster, l1 = 512, MIB
+    tables = [l1 + TABLES * 8 + index * cluster for index in range(TABLES)]
+    random.Random(0).shuffle(tables)
+    end = l1 + TABLES * (8 + cluster)
+    if shared:
+        tables[-1] = tables[0]
+    header = struct.pack(">4sIQIIQIIQQIIQ", qcow2.MAGIC, 3, 0, 0, 9, TABLES * 64 * cluster, 0, TABLES, l1, 512, 1, 0, 0)
+    header += struct.pack(">QQQII", qcow2.INCOMPATIBLE_DIRTY, 0, 0, 4, 104)
+    pieces = [(0, header), (l1, struct.pack(f">{TABLES}Q", *tables)), (tables[7], u64(end)), (end, corpus.noise(cluster))]
+    return corpus.raw(path, end + cluster, pieces)
+
+
+def test_however_many_tables_a_file_has_they_take_little_memory(tmp_path: Path) -> None:
+    image = many_tables(tmp_path / "image")
+    header = header_of(image)
+    with opened(image, tmp_path / "raw") as (source, raw):
+        tracemalloc.start()
+        try:
+            assert 4 * KIB == qcow2.mapped_bytes(source, header)
+            _, proving = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            convert(source, raw, header)
+            _, converting_ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert TABLES * 32 * KIB == (tmp_path / "raw").stat().st_size
+    with (tmp_path / "raw").open("rb") as file:
+        file.seek(7 * 32 * KIB)
+        assert corpus.noise(512) == file.read(512)
+    assert max(proving, converting_) <= 6 * MIB
+
+
+def test_two_entries_of_a_long_table_may_not_share_what_they_name(tmp_path: Path) -> None:
+    image = many_tables(tmp_path / "image", shared=True)
+    with image.open("rb") as file, pytest.raises(UnsafeImage, match="share one L2 table"):
+        qcow2.mapped_bytes(file.fileno(), header_of(image))
+    assert "corrupt" == rule_against(image)

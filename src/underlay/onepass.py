@@ -26,7 +26,7 @@ from underlay.store.staging import Staging
 from underlay.telling import Meter, tell
 
 MOST_WAITING = 1 << 16
-"""Clusters, or runs of them, whose table is known and whose bytes have not come, and L2 tables: about 16 MiB of memory each."""
+"""Clusters, or runs of them, whose table is known and whose bytes have not come: about 16 MiB of memory."""
 
 
 # Memory, and threads (RuntimeError, "can't start new thread"): when the transfer has given back its own, there may be enough.
@@ -151,9 +151,6 @@ class Follower:
 
 
 def _overtaxed(conversion: Conversion) -> str | None:
-    tables = -(-conversion.header.disk_bytes // conversion.header.l2_coverage)
-    if tables > MOST_WAITING:
-        return f"it may have {tables} L2 tables, more than {MOST_WAITING}"
     return f"more than {MOST_WAITING} clusters wait for their bytes" if conversion.waiting > MOST_WAITING else None
 
 

@@ -1,13 +1,14 @@
 """qcow2 to raw, by threads, from a file that is whole or one that still arrives.
 
-Tables and clusters are taken in the order in which they lie in the file, as soon as the file reaches so far. Of one that is
-whole, everything has arrived: then this is a plain conversion. Plain clusters are copied by the kernel, which shares them where
-the file system can; zeros are left as holes of the target.
+Tables and clusters are taken in the order in which they lie in the file, as soon as the file reaches so far; those of a very
+long L1 table are taken in pieces of it. Of a file that is whole, everything has arrived: then this is a plain conversion. Plain
+clusters are copied by the kernel, which shares them where the file system can; zeros are left as holes of the target.
 
 Nothing here probes, and nothing follows a name: `obstacle` says beforehand what is not for this module.
 """
 
 import os
+from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +31,7 @@ from underlay.formats.qcow2.header import (
 from underlay.formats.qcow2.hostclusters import MOST_CLUSTERS, HostClusters
 from underlay.formats.qcow2.inflate import inflate
 from underlay.formats.qcow2.pieces import Piece, pieces_of
-from underlay.formats.qcow2.tables import TableFile, read_table
+from underlay.formats.qcow2.tables import TableFile, l1_windows, read_table
 
 THREADS = 2
 _IMPLEMENTED = INCOMPATIBLE_DIRTY | INCOMPATIBLE_COMPRESSION | INCOMPATIBLE_EXTENDED_L2
@@ -139,7 +140,9 @@ class Conversion:
     mapped: int = 0
     waiting: int = 0
     _clusters: HostClusters = field(init=False)
-    _tables: _Queue | None = None  # L2 tables that are not known yet
+    _l1: "Iterator[tuple[int, array[int]]] | None" = None  # what is left of it; None: it has not arrived
+    _unknown: int = 0  # guest offset from which on nothing is known of the L1 table
+    _tables: _Queue = field(default_factory=lambda: _Queue.of(()))  # L2 tables of what is known of it, that are not known yet
     _queues: list[tuple[int, int, _Queue]] = field(default_factory=list)  # a heap, by the end of the next piece
     _at_work: "deque[tuple[Future[None], int]]" = field(default_factory=deque)  # and the least guest offset of each
     _numbers: "count[int]" = field(default_factory=count)
@@ -152,10 +155,8 @@ class Conversion:
         """Guest bytes from the beginning on that are final in the target."""
         while self._at_work and self._at_work[0][0].done():
             self._at_work.popleft()[0].result()
-        if self._tables is None:
-            return 0
         left = [queue.least[queue.next] for queue in (self._tables, *(queue for _, _, queue in self._queues))]
-        return min(*left, *(least for _, least in self._at_work), self.header.disk_bytes)
+        return min(*left, *(least for _, least in self._at_work), self._unknown, self.header.disk_bytes)
 
     def advance(self, arrived: int) -> Iterator[int]:
         """Convert all that is here now that the file has ``arrived`` bytes; `settled` at each step.
@@ -172,10 +173,8 @@ class Conversion:
 
     def _learn(self, arrived: int) -> bool:
         """Read the next table, if it has arrived."""
-        if self._tables is None:
-            return self._learn_l1(arrived)
         if self._tables.next == len(self._tables.places):
-            return False
+            return self._learn_l1(arrived)
         place = self._tables.places[self._tables.next]
         if place.end > arrived:
             return False
@@ -189,21 +188,26 @@ class Conversion:
         return True
 
     def _learn_l1(self, arrived: int) -> bool:
-        header = self.header
-        end = header.l1_offset + header.l1_entries * 8
-        if end > arrived:
+        """Read more of the L1 table, if it has arrived and there is more."""
+        if self._l1 is None:
+            header = self.header
+            end = header.l1_offset + header.l1_entries * 8
+            if end > arrived:
+                return False
+            self._clusters.take_whole(0, header.cluster_bytes)
+            self._clusters.take_whole(header.l1_offset, end)
+            self._l1 = l1_windows(self.source, header, header.disk_bytes)
+        first, window = next(self._l1, (0, None))
+        if window is None:
+            self._unknown = _NOTHING_LEFT
             return False
-        self._clusters.take_whole(0, header.cluster_bytes)
-        self._clusters.take_whole(header.l1_offset, end)
-        # Entries beyond the virtual size belong to a virtual machine's saved state, which nobody reads here.
-        used = -(-header.disk_bytes // header.l2_coverage)
-        table = read_table(self.source, header.l1_offset, header.l1_entries * 8)[:used]
-        self._tables = _Queue.of(sorted(self._l2_places(table)))
+        self._tables = _Queue.of(sorted(self._l2_places(window, first)))
+        self._unknown = (first + len(window)) * self.header.l2_coverage
         return True
 
-    def _l2_places(self, table: Sequence[int]) -> Iterator[Piece]:
+    def _l2_places(self, window: Sequence[int], first: int) -> Iterator[Piece]:
         header = self.header
-        for index, entry in enumerate(table):
+        for index, entry in enumerate(window, first):
             if offset := entry & OFFSET_MASK:
                 if offset % header.cluster_bytes:
                     raise self._refused("corrupt", f"its table at byte {offset} does not begin a cluster")
@@ -242,7 +246,6 @@ class Conversion:
         """
         file = TableFile(self.source, size, self.header, self.what)
         file.must_have_table(self.header.l1_offset, self.header.l1_entries * 8)
-        assert self._tables is not None
         for place in self._tables.places[self._tables.next :]:
             file.must_reach(place.end)
         for _, _, queue in self._queues:

@@ -3,6 +3,9 @@
 import os
 import sys
 from array import array
+from collections.abc import Iterator
+from heapq import merge
+from itertools import pairwise
 
 import msgspec
 
@@ -12,6 +15,7 @@ from underlay.formats.qcow2.entries import ALL_ZEROS, ALLOCATED, COMPRESSED, OFF
 from underlay.formats.qcow2.header import Header
 
 _BLOCK = 4096  # what a file system allocates at least
+_WINDOW = 1 << 13  # entries of the L1 table that are looked at together: it may have four million
 
 
 def mapped_bytes(fd: int, header: Header, *, what: str = "the qcow2 image") -> int:
@@ -28,18 +32,37 @@ def mapped_bytes(fd: int, header: Header, *, what: str = "the qcow2 image") -> i
     file = TableFile(fd, os.fstat(fd).st_size, header, what)
     file.must_have_table(header.refcount_offset, header.refcount_clusters * header.cluster_bytes)
     file.must_have_table(header.snapshots_offset, header.snapshots)  # a snapshot's entry is of no fixed length
-    l1_table = file.table(header.l1_offset, header.l1_entries * 8)
-    # Entries beyond the virtual size belong to a virtual machine's saved state, which nobody reads here.
-    in_use = l1_table[: -(-header.size // header.l2_coverage)]
-    offsets = [entry & OFFSET_MASK for entry in in_use]
-    named = [offset for offset in offsets if offset]
-    if len(set(named)) != len(named):
+    file.must_have_table(header.l1_offset, header.l1_entries * 8)
+    if _share_a_table(file):
         raise file.refused("corrupt", "two entries of its L1 table share one L2 table")
     mapped = 0
-    for index, offset in enumerate(offsets):
-        if offset:
-            mapped += _mapped_by(file, file.table(offset, header.cluster_bytes), index * header.l2_coverage)
+    for first, window in l1_windows(fd, header, header.size):
+        for index, entry in enumerate(window, first):
+            if offset := entry & OFFSET_MASK:
+                mapped += _mapped_by(file, file.table(offset, header.cluster_bytes), index * header.l2_coverage)
     return min(mapped, -(-header.size // _BLOCK) * _BLOCK)
+
+
+def l1_windows(fd: int, header: Header, size: int) -> "Iterator[tuple[int, array[int]]]":
+    """The L1 table of a disk of ``size`` bytes in pieces, so that no more memory is taken than one needs; where each begins.
+
+    Entries beyond the disk belong to a virtual machine's saved state, which nobody reads here.
+
+    Raises:
+        OSError
+    """
+    in_use = min(-(-size // header.l2_coverage), header.l1_entries)
+    for first in range(0, in_use, _WINDOW):
+        yield first, read_table(fd, header.l1_offset + first * 8, min(_WINDOW, in_use - first) * 8)
+
+
+def _share_a_table(file: "TableFile") -> bool:
+    """Whether two entries of the L1 table name one L2 table. Takes no more memory than the L1 table itself."""
+    named = (
+        sorted(entry & OFFSET_MASK for entry in window) for _, window in l1_windows(file.fd, file.header, file.header.size)
+    )
+    in_order = merge(*[array("Q", offsets) for offsets in named])
+    return any(offset == following != 0 for offset, following in pairwise(in_order))
 
 
 class TableFile(msgspec.Struct, frozen=True):
@@ -88,6 +111,8 @@ def _mapped_by(file: TableFile, table: "array[int]", guest_offset: int) -> int:
     """Bytes that one L2 table maps, each cluster proven to lie in the file."""
     if file.header.extended_l2:
         return _mapped_subclusters(file, table, guest_offset)
+    if not any(table):
+        return 0
     cluster, zero = file.header.cluster_bytes, ALL_ZEROS if file.header.version >= 3 else 0
     _prove_compressed(file, table)
     plain = [0 if entry & (COMPRESSED | zero) else entry & OFFSET_MASK for entry in table]

@@ -62,9 +62,17 @@ class Follower:
         if self._work is None:
             if facts is None or facts.format != "qcow2" or self.order.form(facts)[0] is not Form.RAW:
                 return
-            self._work = self._pool.submit(self._follow, facts)
+            self._begin(facts)
         if self.is_at_work:
             self._sizes.put(size)
+
+    def _begin(self, facts: ImageFacts) -> None:
+        try:
+            self._work = self._pool.submit(self._follow, facts)
+        except RuntimeError as error:
+            self._work = Future()
+            self._work.set_result(None)
+            self._leave_off(_short_of(error))
 
     def finish(self) -> RawForm | None:
         """The raw form, now that the download is whole and verified; None: it is to be made of the finished file.
@@ -97,7 +105,7 @@ class Follower:
         except UnderlayError as error:  # whatever is wrong with the image, the finished file will show it
             made = str(error)
         except _SHORT_OF as error:
-            made = f"the machine is short of something: {str(error) or type(error).__name__}"
+            made = _short_of(error)
         if isinstance(made, RawForm):
             return made
         self._leave_off(made)
@@ -148,6 +156,10 @@ class Follower:
             if self._is_stopped:
                 raise _Stopped
             yield from [size for size in sizes if size is not None][-1:]
+
+
+def _short_of(error: Exception) -> str:
+    return f"the machine is short of something: {str(error) or type(error).__name__}"
 
 
 def _overtaxed(conversion: Conversion) -> str | None:

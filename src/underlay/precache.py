@@ -1,13 +1,13 @@
 """Pre-caching: images made present before they are needed, several at once, and what came of each."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from underlay.cache import Ensured
 from underlay.errors import UnderlayError, UnknownScheme
 from underlay.model import BaseImage, ImageRef
 from underlay.refs import parse_ref, shown
+from underlay.threads import each
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,7 @@ class Precached:
 
 def precache(refs: Sequence[str | ImageRef], fetch: Callable[[ImageRef], Ensured], *, jobs: int) -> list[Precached]:
     """Fetch images, ``jobs`` at once, in their order; one that fails does not keep the others."""
-    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        return list(pool.map(lambda ref: _precache(ref, fetch), refs))
+    return each(lambda ref: _precache(ref, fetch), refs, threads=max(1, jobs))
 
 
 def _precache(ref: str | ImageRef, fetch: Callable[[ImageRef], Ensured]) -> Precached:

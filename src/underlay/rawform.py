@@ -159,9 +159,11 @@ def _watched(staging: Staging, meter: Meter) -> Iterator[None]:
                 meter.advance("convert", allocated_bytes(staging.converted.stat()))
 
     watcher = threading.Thread(target=watch, name="underlay-convert-progress", daemon=True)
-    watcher.start()
+    with suppress(RuntimeError):  # "can't start new thread": the work goes on unwatched
+        watcher.start()
     try:
         yield
     finally:
         ended.set()
-        watcher.join()
+        if watcher.is_alive():
+            watcher.join()

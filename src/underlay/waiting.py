@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from underlay.threads import settle
+
 _Answer = TypeVar("_Answer")
 
 
@@ -41,7 +43,7 @@ def within(seconds: float, ask: Callable[[], _Answer], *, pulse: Pulse | None = 
     answer: Future[_Answer] = Future()
     pulse = pulse or Pulse()
     pulse.beat()
-    threading.Thread(target=_settle, args=(answer, ask), daemon=True).start()
+    threading.Thread(target=settle, args=(answer, ask), daemon=True).start()
     while True:
         started = pulse.at
         try:
@@ -49,10 +51,3 @@ def within(seconds: float, ask: Callable[[], _Answer], *, pulse: Pulse | None = 
         except TimeoutError:
             if answer.done() or pulse.at == started:  # a foreign library has an error of this name as well
                 raise
-
-
-def _settle(answer: Future[_Answer], ask: Callable[[], _Answer]) -> None:
-    try:
-        answer.set_result(ask())
-    except BaseException as error:  # noqa: BLE001 - nothing is swallowed: it is raised in the thread that waits
-        answer.set_exception(error)

@@ -1,14 +1,13 @@
 """A refresh of followed refs: the newest version is brought, and then the holds move to it."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 
-from underlay import hits
+from underlay import hits, threads
 from underlay.cache import Ensured
 from underlay.contracts import Observer
 from underlay.errors import SourceRefused, UnderlayError
@@ -81,8 +80,7 @@ def look(following: Following) -> Refreshed:
 
 def each(refs: Sequence[str | ImageRef], work: Callable[[ImageRef], Refreshed], *, jobs: int) -> list[Refreshed]:
     """The work on each ref, ``jobs`` at once, in their order and on none twice; one that fails does not keep the others."""
-    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        return list(pool.map(lambda ref: _each(ref, work), {str(ref): ref for ref in refs}.values()))
+    return threads.each(lambda ref: _each(ref, work), {str(ref): ref for ref in refs}.values(), threads=max(1, jobs))
 
 
 def _each(ref: str | ImageRef, work: Callable[[ImageRef], Refreshed]) -> Refreshed:

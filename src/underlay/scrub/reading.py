@@ -24,6 +24,7 @@ from underlay.policy.scrub import Reading
 from underlay.scrub.pace import Pace
 from underlay.store.scrubs import Stopped
 from underlay.stream import BLOCK_BYTES, StoredDigest, block_ranges, filled_runs
+from underlay.threads import submit
 
 _PIECE = 2 << 20
 _READERS = 2  # requests at a time, for which most drives are faster than for one (measured: by a third)
@@ -148,7 +149,7 @@ class ImageReader:
                 start, end = next_range
                 self.pace.spend(end - start)
                 buffer = free.pop()
-                ahead.append((start, buffer, reading.submit(read_piece, self.image, buffer, start, end)))
+                ahead.append((start, buffer, submit(reading, read_piece, self.image, buffer, start, end)))
             if not ahead:
                 return
             offset, buffer, piece = ahead.popleft()

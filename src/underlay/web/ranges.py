@@ -21,6 +21,7 @@ from underlay.errors import (
     SourceRefused,
     SourceUnavailable,
 )
+from underlay.threads import submit
 from underlay.web.client import Answer, Web
 from underlay.web.status import check_status
 from underlay.web.validators import first_byte, is_other, range_condition, validator_of, whole_length
@@ -165,7 +166,7 @@ class _Ranges:
     def _ask(self, start: int, stop: int) -> tuple[_Attempt, _Part]:
         attempt = _Attempt(start, stop)
         self.attempts.append(attempt)
-        return attempt, self.pool.submit(_range, self.web, self.wanted, attempt)
+        return attempt, submit(self.pool, _range, self.web, self.wanted, attempt)
 
     def _next(self) -> _Piece:
         attempt, part = self.under_way.popleft()

@@ -32,6 +32,7 @@ from underlay.formats.qcow2.hostclusters import MOST_CLUSTERS, HostClusters
 from underlay.formats.qcow2.inflate import inflate
 from underlay.formats.qcow2.pieces import Piece, pieces_of
 from underlay.formats.qcow2.tables import TableFile, l1_windows, read_table
+from underlay.threads import submit
 
 THREADS = 2
 _IMPLEMENTED = INCOMPATIBLE_DIRTY | INCOMPATIBLE_COMPRESSION | INCOMPATIBLE_EXTENDED_L2
@@ -233,7 +234,7 @@ class Conversion:
             self._clusters.take(piece)
         while len(self._at_work) >= self._most:
             self._at_work.popleft()[0].result()
-        work = self._pool.submit(self._convert, batch, arrived)
+        work = submit(self._pool, self._convert, batch, arrived)
         self._at_work.append((work, min(piece.guest for piece in batch)))
 
     def finish(self, size: int) -> None:

@@ -1,6 +1,7 @@
 """qcow2 to raw in a process that runs, against the qemu-img process, on each file system that can be mounted here."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.images import write_files
@@ -16,28 +17,46 @@ _PLAIN_GOALS = {
     "xfs": Goal(wall=0.3, why="blocks are shared, and nothing is copied"),
     "btrfs": Goal(wall=0.1, why="blocks are shared, and nothing is copied"),
 }
-_COMPRESSED_GOAL = Goal(wall=0.6, cpu=0.65, why="libdeflate in two threads, where qemu-img has zlib")
+_AS_SHARED = Goal(wall=1.0, why="blocks are shared, by both")
+_COMPRESSED = {
+    "compressed": (("-c",), Goal(wall=0.6, cpu=0.65, why="libdeflate in two threads, where qemu-img has zlib")),
+    "zstd": (("-c", "-o", "compression_type=zstd"), Goal(wall=1.0, why="the same library, in two threads")),
+}
+_IN_PARALLEL = ("-W", "-m", "16")
+_PARALLEL_GOALS = {
+    "compressed": Goal(wall=0.8, why="libdeflate, where qemu-img has zlib"),
+    "zstd": Goal(wall=1.0, why="the same library"),
+}
 
 
 def conversions(setting: Setting) -> Things:
-    """A row for plain clusters on each file system, and one for compressed ones. Needs root."""
+    """Rows for plain clusters on each file system, and for compressed ones. Needs root."""
     disk = setting.directory / "convert.img"
     write_files(disk, setting.size)
     for kind, goal in _PLAIN_GOALS.items():
         with mounted(setting.directory, kind, max(4 * setting.size, 512 << 20)) as where:
-            yield _row(disk, where, f"convert, plain, {kind}", (), goal)
+            yield _row(f"plain, {kind}", converting(disk, where), goal)
             if kind == "ext4":
-                yield _row(disk, where, f"convert, compressed, {kind}", ("-c",), _COMPRESSED_GOAL)
+                yield from _compressed_rows(disk, where, kind)
+            else:
+                yield _row(f"plain over -C, {kind}", converting(disk, where, reads=("-C",)), _AS_SHARED)
 
 
-def _row(disk: Path, where: Path, name: str, options: tuple[str, ...], goal: Goal) -> Row:
-    ours, peer = converting(disk, where, *options)
-    what = "byte for byte the same, neither durable"
-    return Row(name=name, what=f"{name.removeprefix('convert, ')}: {what}", ours=ours, peer=peer, goal=goal)
+def _compressed_rows(disk: Path, where: Path, kind: str) -> Things:
+    for name, (writes, goal) in _COMPRESSED.items():
+        yield _row(f"{name}, {kind}", converting(disk, where, *writes), goal)
+        yield _row(f"{name} over -W, {kind}", converting(disk, where, *writes, reads=_IN_PARALLEL), _PARALLEL_GOALS[name])
 
 
-def converting(disk: Path, where: Path, *options: str) -> tuple[Contender, Contender]:
-    """Ours and qemu-img, of a qcow2 image that is made of ``disk`` with these options."""
+def _row(name: str, contenders: tuple[Contender, Contender], goal: Goal) -> Row:
+    ours, peer = contenders
+    return Row(
+        name=f"convert, {name}", what=f"{name}: byte for byte the same, neither durable", ours=ours, peer=peer, goal=goal
+    )
+
+
+def converting(disk: Path, where: Path, *options: str, reads: Sequence[str] = ()) -> tuple[Contender, Contender]:
+    """Ours and qemu-img, which ``reads`` with more options, of a qcow2 image that is made of ``disk`` with these."""
     image, target = where / "image.qcow2", where / "raw"
     command("qemu-img", "convert", *options, "-f", "raw", "-O", "qcow2", disk, image)
 
@@ -50,8 +69,8 @@ def converting(disk: Path, where: Path, *options: str) -> tuple[Contender, Conte
         target.unlink(missing_ok=True)
         os.sync()
 
-    argv = ("qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, target)
+    argv: tuple[str | Path, ...] = ("qemu-img", "convert", *reads, "-f", "qcow2", "-O", "raw", image, target)
     return (
         Contender(name="formats.qcow2.convert", run=ours, prepare=forget),
-        Contender(name="qemu-img convert", run=lambda _: command(*argv), prepare=forget),
+        Contender(name=" ".join(["qemu-img convert", *reads]), run=lambda _: command(*argv), prepare=forget),
     )

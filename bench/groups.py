@@ -47,10 +47,29 @@ def _named(group: str, *rows: str) -> tuple[str, ...]:
 
 
 GROUPS = (
-    Group("miss", misses, _named("miss", "raw", "over curl alone")),
-    Group("transfer", transfers, _named("transfer", "http", "file", "oci", "s3", "glance")),
+    Group(
+        "miss",
+        misses,
+        _named("miss", "raw", "over curl alone", "over curl and sync", "over its slowest part", "two digests", "sparse"),
+    ),
+    Group("transfer", transfers, _named("transfer", "http", "file", "oci", "s3", "gs", "glance")),
     Group("decompress", decompression, _named("decompress", "gzip", "zstd", "xz", "bzip2")),
-    Group("convert", conversions, _named("convert", "plain, ext4", "compressed, ext4", "plain, xfs", "plain, btrfs")),
+    Group(
+        "convert",
+        conversions,
+        _named(
+            "convert",
+            "plain, ext4",
+            "compressed, ext4",
+            "compressed over -W, ext4",
+            "zstd, ext4",
+            "zstd over -W, ext4",
+            "plain, xfs",
+            "plain over -C, xfs",
+            "plain, btrfs",
+            "plain over -C, btrfs",
+        ),
+    ),
     Group(
         "hit",
         overlays,

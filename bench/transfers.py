@@ -41,6 +41,7 @@ def transfers(setting: Setting) -> Things:
     for name, served, program in (
         ("oci", _registry, None),
         ("s3", _moto, "objects/moto_environment.py"),
+        ("gs", _fake_gcs, "objects/gcs_environment.py"),
         ("glance", _glance, "glance/glance_environment.py"),
     ):
         row = f"transfer, {name}"
@@ -118,6 +119,13 @@ def _moto(image: Path) -> Iterator[_Served]:
         place = component("objects", "object_places").s3_place(url, "bench")
         place.put("image.raw", image.read_bytes())
         yield place.source, place.ref("image.raw"), ["curl", f"{url}/bench/image.raw"]
+
+
+@contextmanager
+def _fake_gcs(image: Path) -> Iterator[_Served]:
+    with component("objects", "object_places").gcs_place("bench") as place:
+        place.put("image.raw", image.read_bytes())
+        yield place.source, place.ref("image.raw"), ["curl", f"{place.url}/bench/image.raw"]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import resource
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from children import start, tell
 from corpus import MIB
 from storing import laid_out
 from underlay.cache import Cache
-from underlay.errors import UnsafeImage
+from underlay.errors import SourceUnavailable, UnsafeImage
+from underlay.openstack.piped import piped
 from underlay.policy.form import Want
 from underlay.refs import parse_ref
 from underlay.scrub.pace import Pace
@@ -131,3 +133,19 @@ def test_an_image_is_fetched_converted_and_scrubbed_with_what_threads_there_are(
         codes = child.hear().split()
     assert "published" in codes
     assert (allowed < 3) == ("converted-later" in codes)
+
+
+def piped_without_thread() -> None:
+    limited_to("0")
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        with piped(lambda file: None, nullcontext):
+            tell("it was read")
+    except SourceUnavailable as error:
+        tell(f"{error} {len(os.listdir('/proc/self/fd')) - before}")
+
+
+@pytest.mark.component("root")
+def test_what_needs_a_thread_to_be_written_is_refused_without_one() -> None:
+    with start(piped_without_thread, user=A_USER + os.getpid()) as child:
+        assert "an image service cannot be read from: the machine has no thread left 0" == child.hear()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from underlay.contracts import ByteStream
+from underlay.errors import SourceUnavailable
 
 _PIECE = 1 << 20
 
@@ -22,13 +23,25 @@ def piped(
         write: writes everything into the file that it is given.
         translated: in which context its error is raised, at the end of what it has written.
         offset: bytes that are passed over.
+
+    Raises:
+        SourceUnavailable: the machine has no thread left that could write.
     """
     # A pair of sockets and no pipe: a service may use sendfile(2), which stops at what a pipe takes at a time.
     reader, writer = socket.socketpair()
     with ThreadPoolExecutor(1, "underlay-piped") as pool, reader:  # the reader is closed first, which ends the writer
-        stream = _Piped(reader, pool.submit(_write, write, writer), translated)
+        stream = _Piped(reader, _begun(pool, write, writer), translated)
         stream.skip(offset)
         yield stream
+
+
+def _begun(pool: ThreadPoolExecutor, write: Callable[[BinaryIO], None], writer: socket.socket) -> "Future[None]":
+    try:
+        return pool.submit(_write, write, writer)
+    except RuntimeError as error:  # "can't start new thread", and who reads cannot write as well
+        writer.close()
+        hint = "raise the limit on processes and threads, or try again later"
+        raise SourceUnavailable("an image service cannot be read from: the machine has no thread left", hint=hint) from error
 
 
 def _write(write: Callable[[BinaryIO], None], writer: socket.socket) -> None:

@@ -12,6 +12,7 @@ TEST_PROGRAMS=(
     libvirtd=libvirt-daemon gcc=gcc pkg-config=pkg-config
     gpgv=gpgv gpg=gnupg npm=npm
     ceph=ceph-common ceph-mon=ceph-mon ceph-osd=ceph-osd ceph-mgr=ceph-mgr
+    linux.uml=user-mode-linux lvs=lvm2 cryptsetup=cryptsetup-bin dmsetup=dmsetup thin_check=thin-provisioning-tools modprobe=kmod
     ploop=ploop
 )
 # What they use besides, as FILE=PACKAGE: libvirt's driver for QEMU, what its Python module is built with, and Ceph's modules.

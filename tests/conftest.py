@@ -91,6 +91,13 @@ def _ceph() -> str | None:
     return f"{missing[0]} is not installed (apt-get install ceph-mon ceph-osd ceph-mgr ceph-common)" if missing else None
 
 
+def _microvm() -> str | None:
+    programs = {"linux.uml": "user-mode-linux", "lvs": "lvm2", "cryptsetup": "cryptsetup-bin", "dmsetup": "dmsetup"}
+    programs |= {"thin_check": "thin-provisioning-tools", "modprobe": "kmod", "mkfs.ext4": "e2fsprogs"}
+    missing = next((name for name in programs if not shutil.which(name)), None)
+    return f"{missing} is not installed (apt-get install {programs[missing]})" if missing else _root()
+
+
 COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "root": _root,
     "strace": _strace,
@@ -113,6 +120,8 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "qemu-system-x86_64": _program("qemu-system-x86_64", "qemu-system-x86"),
     "libvirt": _program("libvirtd", "libvirt-daemon libvirt-daemon-driver-qemu"),
     "ceph": _ceph,
+    "lvm2": _program("lvs", "lvm2"),
+    "microvm": _microvm,
     "ploop": _program("ploop", "ploop"),
     "rbd-python": _module("rbd", "nothing: apt-get install python3-rbd python3-rados, see scripts/lib.sh"),
     "libvirt-python": _module("libvirt", "libvirt-python"),

@@ -140,7 +140,7 @@ def test_an_unknown_backend_is_told_with_the_known_ones(site: Path) -> None:
     with pytest.raises(UnknownBackend, match="floppy") as refused:
         registry.open_backend("floppy", {})
 
-    assert "known backends: another, broken, default, flat, ploop, qcow2, raw, rbd" == refused.value.hint
+    assert "known backends: another, broken, default, flat, lvm, ploop, qcow2, raw, rbd" == refused.value.hint
 
 
 def test_a_third_partys_adapters_are_found_by_their_entry_points(site: Path) -> None:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -29,6 +30,8 @@ ATTRIBUTE = "user.underlay"
 # What file systems answer when they cannot do a thing at all, as opposed to failing at it.
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.EXDEV})
 _FICLONE = 0x40049409  # linux/fs.h, _IOW(0x94, 9, int)
+_BLKZEROOUT = 0x127F  # linux/fs.h, _IO(0x12, 127)
+_ZEROED_AT_ONCE = 1 << 30
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _AT_FDCWD = -100
 _SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE = 1, 2  # linux/fs.h
@@ -522,6 +525,29 @@ def fill_holes(fd: int, size: int) -> None:
             write_at(fd, _ZEROS[:length], position)
             position += length
         position = max(position, end)
+
+
+def zero_out(device: int, start: int, end: int) -> None:
+    """Have a block device hold zeros from ``start`` to ``end``, both multiples of its sectors.
+
+    The device may do it by itself. What was there is overwritten, never only given up (BLKZEROOUT, which does not unmap).
+
+    Raises:
+        OSError
+    """
+    while start < end:
+        length = min(end - start, _ZEROED_AT_ONCE)
+        fcntl.ioctl(device, _BLKZEROOUT, struct.pack("=QQ", start, length))
+        start += length
+
+
+def device_bytes(device: int) -> int:
+    """How large a block device is.
+
+    Raises:
+        OSError
+    """
+    return os.lseek(device, 0, os.SEEK_END)
 
 
 def copy_sparse(source: int, target: int, size: int) -> None:

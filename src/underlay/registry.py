@@ -28,6 +28,7 @@ _SOURCES: Mapping[str, str] = MappingProxyType(
 _DISKS: Mapping[str, str] = MappingProxyType(
     {
         "flat": "underlay.disks.flat:FlatBackend",
+        "lvm": "underlay.disks.lvm:LvmBackend",
         "ploop": "underlay.disks.ploop:PloopBackend",
         "qcow2": "underlay.disks.qcow2:Qcow2Backend",
         "rbd": "underlay.disks.rbd:RbdBackend",

@@ -30,6 +30,10 @@ _PACKAGES = {
     "mkfs.vfat": "dosfstools",
     "mkfs.ntfs": "ntfs-3g",
     "mkswap": "util-linux",
+    "shred": "coreutils",
+    "dmsetup": "dmsetup",
+    "cryptsetup": "cryptsetup-bin",
+    **dict.fromkeys(("lvs", "vgs", "lvcreate", "lvchange", "lvextend", "lvrename", "lvremove"), "lvm2"),
 }
 
 

@@ -13,6 +13,7 @@ from underlay.formats.qcow2 import CLUSTER_SIZES
 _CACHE_MODES = frozenset({"none", "writethrough", "writeback", "directsync", "unsafe"})
 _LEAST_PREALLOCATED = 16 << 10  # bytes of a cluster that has subclusters
 _CEPH_NAME = re.compile(r"[A-Za-z0-9_.+-]+", re.ASCII)
+_LVM_NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+-]{0,99}", re.ASCII)  # lvm(8), "Valid names"
 _ATTACHED_AS = frozenset({"file", "block", "network"})
 
 
@@ -42,6 +43,17 @@ class RbdTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operation_timeout: str | int = "30s"
 
 
+class LvmTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Volumes of a volume group."""
+
+    volume_group: str | None = None
+    type: Literal["thick", "thin", "snapshot"] = "thick"
+    thin_pool: str | None = None
+    volume_clear: Literal["zero", "shred", "none"] = "zero"
+    volume_clear_size: str | int | None = None
+    lock_timeout: str | int = "1min"
+
+
 class DisksTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How disks are made, and what a hypervisor is told of them; a table for each backend that has options of its own."""
 
@@ -53,6 +65,7 @@ class DisksTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk_cachemodes: list[str] = []
     flat: FlatTable = FlatTable()
     qcow2: Qcow2Table = Qcow2Table()
+    lvm: LvmTable = LvmTable()
     rbd: RbdTable = RbdTable()
 
 
@@ -75,6 +88,11 @@ def backend_arguments(table: DisksTable, *, host: str) -> dict[str, Mapping[str,
             "cluster_bytes": _cluster_bytes(table.qcow2, usual),
             **of_files,
         },
+        "lvm": {
+            **_lvm(table.lvm),
+            "cache_mode": modes.get("block"),
+            "discard": table.hw_disk_discard,
+        },
         "ploop": of_files,
         "rbd": {
             **_rbd(table.rbd),
@@ -83,6 +101,27 @@ def backend_arguments(table: DisksTable, *, host: str) -> dict[str, Mapping[str,
             "discard": table.hw_disk_discard,
         },
     }
+
+
+def _lvm(table: LvmTable) -> Mapping[str, Any]:
+    if table.type == "thin" and table.thin_pool is None:
+        raise values.WrongValue("disks.lvm.type", "thin disks need a pool", hint="set disks.lvm.thin_pool")
+    if table.type == "thick" and table.thin_pool is not None:
+        raise values.WrongValue("disks.lvm.thin_pool", "thick disks lie in no pool", hint="leave it out, or set another type")
+    return {
+        "volume_group": _lvm_name(table.volume_group, "disks.lvm.volume_group"),
+        "type": table.type,
+        "thin_pool": _lvm_name(table.thin_pool, "disks.lvm.thin_pool"),
+        "volume_clear": table.volume_clear,
+        "volume_clear_size": values.optional_size(table.volume_clear_size, "disks.lvm.volume_clear_size"),
+        "lock_timeout": values.positive(table.lock_timeout, "disks.lvm.lock_timeout"),
+    }
+
+
+def _lvm_name(text: str | None, key: str) -> str | None:
+    if text is not None and (not _LVM_NAME.fullmatch(text) or text in (".", "..")):
+        raise values.WrongValue(key, f"{text!r} is no name in LVM", hint="use letters, digits and ._+-, at most 100 of them")
+    return text
 
 
 def _rbd(table: RbdTable) -> Mapping[str, Any]:

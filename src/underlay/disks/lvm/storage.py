@@ -1,0 +1,106 @@
+"""Where disks come about: a volume group, perhaps a thin pool in it; whether it has room, and what its failures mean."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from underlay.disks.lvm import content, names
+from underlay.disks.lvm.changes import activate
+from underlay.disks.lvm.commands import Group
+from underlay.disks.lvm.looking import Volume, volumes
+from underlay.errors import BackendUnavailable, InsufficientSpace, UnderlayError, Unsupported
+from underlay.files import storage_error
+
+_TABLES_FULL = 99.0  # percent of a pool's metadata, above which it may stop in the middle of a write
+_FAILED = frozenset({errno.EIO, errno.ENOSPC, errno.ENODATA})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clearing:
+    """What is done to what a guest wrote, before its extents may be another's.
+
+    Attributes:
+        how: zero, shred or none. size: bytes from the beginning; None: all.
+    """
+
+    how: str
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """A volume group as it is configured.
+
+    Attributes:
+        pool: the thin pool of the disks; None: they have extents of their own.
+    """
+
+    group: Group
+    pool: str | None
+    clearing: Clearing
+
+    def device(self, volume: str) -> Path:
+        """The device of a volume."""
+        return names.device(self.group.name, volume)
+
+
+def check_pool(storage: Storage, pool: Volume | None, *, needed: int) -> None:
+    """Refuse to write into a pool that has no room: it would make the writer wait for some, and then fail.
+
+    Raises:
+        BackendUnavailable: there is none. InsufficientSpace
+        Unsupported: it gives out what others have written.
+    """
+    name = f"{storage.group.name}/{storage.pool}"
+    where = f"the thin pool {name}"
+    if pool is None:
+        hint = f"make it: lvcreate --type thin-pool --name {storage.pool} --extents 80%FREE {storage.group.name}"
+        raise BackendUnavailable(f"{where} is not there", hint=hint)
+    if not pool.gives_zeros:
+        what = f"keep disks in {where}: it gives out blocks that hold what others have written"
+        raise Unsupported("lvm", what, hint=f"lvchange --zero y {name}")
+    if pool.free < max(needed, pool.chunk) or pool.used_by_tables >= _TABLES_FULL:
+        raise InsufficientSpace(where, needed=needed, free=pool.free, reclaimable={})
+
+
+@contextmanager
+def written(storage: Storage, volume: str) -> Iterator[None]:
+    """Turn what the system says of a device into the error that says what to do about it.
+
+    Raises:
+        InsufficientSpace, StorageFailed, BackendUnavailable
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _translated(storage, volume, error) from error
+
+
+def _translated(storage: Storage, volume: str, error: OSError) -> UnderlayError:
+    device = storage.device(volume)
+    if error.errno == errno.ENOENT and error.filename == str(device):
+        return BackendUnavailable(f"{device} is not there", hint="see whether udev runs, and lvs -o +lv_active")
+    if error.errno in _FAILED and storage.pool is not None:
+        for pool in volumes(storage.group, f'lv_name="{storage.pool}"'):
+            check_pool(storage, pool, needed=0)  # raises when it filled up meanwhile
+    return storage_error(error, device)
+
+
+def is_wiped(storage: Storage, volume: Volume) -> bool:
+    """Whether a volume is overwritten before it goes: not a thin one, whose pool overwrites what it gives out again."""
+    return storage.clearing.how != "none" and not volume.is_thin
+
+
+def wipe(storage: Storage, volume: Volume) -> None:
+    """Overwrite what a guest wrote to a volume that is about to go, if that is configured.
+
+    Raises:
+        as `written`; ToolMissing, ToolFailed
+    """
+    if not is_wiped(storage, volume):
+        return
+    activate(storage.group, volume)
+    with written(storage, volume.name):
+        content.clear(storage.device(volume.name), how=storage.clearing.how, size=storage.clearing.size)

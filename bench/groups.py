@@ -11,6 +11,7 @@ from bench.diskchanges import changes
 from bench.disks import flat, overlays
 from bench.growth import instances, masters, sizes
 from bench.locking import locking
+from bench.lvm import lvm_disks
 from bench.measure import Things
 from bench.misses import misses
 from bench.onepass import one_pass
@@ -85,6 +86,7 @@ GROUPS = (
     ),
     Group("flat", flat, _named("flat", "xfs, the copy alone", "xfs, copy over FICLONE", "xfs", "ext4, the copy alone", "ext4")),
     Group("disk", changes, _named("disk", "preallocated overlay", "swap", "extracted as raw", "flattened")),
+    Group("lvm", lvm_disks, _named("lvm", "thick", "thin", "snapshot")),
     Group("rbd", ceph_disks, _named("rbd", "cloned", "a large image cloned", "imported")),
     Group("ploop", ploop_disks, _named("ploop", "made on xfs", "made on ext4", "grown")),
     Group("one-pass", one_pass, _named("one-pass", "at 200 MB/s", "after the last byte")),

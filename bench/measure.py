@@ -146,5 +146,8 @@ def process(name: str, *argv: str | os.PathLike[str]) -> Contender:
     return Contender(name=name, run=lambda _: command(*argv))
 
 
-Things = Generator[Row | Gauge | LeftOut, None, None]
-"""What a group makes, one at a time: each is measured before the next is made, so a group can put its things away."""
+Things = Generator[Row | Gauge | Measured | LeftOut, None, None]
+"""What a group makes, one at a time: each is measured before the next is made, so a group can put its things away.
+
+What can only be measured elsewhere comes measured.
+"""

@@ -17,12 +17,14 @@ class Setting:
         directory: the group's own, empty at first, removed afterwards.
         size: bytes of the image where a row has one.
         files: that a point of a growth curve may have at most; a hundred thousand take minutes to write and to remove.
+        rounds: that count; of rows that are measured where the group has them measured.
         asked: beginnings of the names of rows; none: all.
     """
 
     directory: Path
     size: int
     files: int
+    rounds: int = 1
     asked: Sequence[str] = ()
 
     def wants(self, name: str) -> bool:

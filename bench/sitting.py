@@ -43,7 +43,7 @@ def sit(group: Group, names: tuple[str, ...], terms: Terms) -> Run:
     """Measure the rows of these names."""
     began, load_before = _now(), load()
     with tempfile.TemporaryDirectory(prefix="underlay-bench-", dir=terms.directory) as made:
-        setting = Setting(directory=Path(made), size=terms.size, files=terms.files, asked=names)
+        setting = Setting(directory=Path(made), size=terms.size, files=terms.files, rounds=terms.rounds, asked=names)
         outcomes = list(_outcomes(group, names, setting, terms))
         where = machine(setting.directory)
     return Run(
@@ -86,8 +86,8 @@ class _Progress:
     terms: Terms
     took: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
 
-    def outcome(self, thing: Row | Gauge | LeftOut) -> Outcome:
-        if isinstance(thing, LeftOut):
+    def outcome(self, thing: Row | Gauge | Measured | LeftOut) -> Outcome:
+        if isinstance(thing, Measured | LeftOut):
             return thing
         sys.stderr.write(f"measuring {thing.name} …\n")
         try:

@@ -18,7 +18,7 @@ from bench.report import tables
 from bench.report.figures import NAMES
 from bench.report.goals import verdicts
 from bench.report.pages import PAGE, TEMPLATE, filled, make, stale
-from bench.results import RESULTS, BadResults, Goal, LeftOut, Run, Side, read, write
+from bench.results import RESULTS, BadResults, Goal, LeftOut, Measured, Run, Side, read, write
 from bench.setting import CannotRun, Setting
 from bench.sitting import Terms, sit
 
@@ -333,11 +333,11 @@ def _row(
     return Row(name=name, what="nothing", ours=ours or _nothing("ours"), peer=peer, goal=goal, curve=curve, at=at)
 
 
-def _rows(*things: Row | Gauge | LeftOut) -> Things:
+def _rows(*things: Row | Gauge | Measured | LeftOut) -> Things:
     yield from things
 
 
-def _group(things: Iterator[Row | Gauge | LeftOut]) -> Group:
+def _group(things: Iterator[Row | Gauge | Measured | LeftOut]) -> Group:
     made = list(things)
     return Group("tried", lambda _: _rows(*made), tuple(thing.name for thing in made))
 

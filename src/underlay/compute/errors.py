@@ -364,6 +364,13 @@ class ReshapeFailed(OperationFailed):
     template = "the resource providers could not be reshaped: {error}"
 
 
+class HypervisorUnavailable(ComputeError):
+    """The hypervisor cannot be reached, or does not answer; it may soon."""
+
+    code, exit_code, http_status, transient = "hypervisor-unavailable", 96, 503, True
+    template = "the hypervisor on {host} does not answer"
+
+
 class ReshapeNeeded(ComputeError):
     """Inventory has to move between resource providers, and the caller must come again with the allocations."""
 

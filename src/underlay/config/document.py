@@ -6,6 +6,7 @@ import msgspec
 
 from underlay.config.disks import DisksTable
 from underlay.config.follow import FollowTable
+from underlay.config.libvirt import LibvirtTable
 from underlay.config.sources import SourceTables
 from underlay.naming import CacheKind
 
@@ -92,3 +93,4 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disks: DisksTable = DisksTable()
     follow: FollowTable = FollowTable()
     compute: Compute = Compute()
+    libvirt: LibvirtTable = LibvirtTable()

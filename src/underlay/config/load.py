@@ -13,6 +13,7 @@ from underlay.config import environment, values
 from underlay.config.disks import backend_arguments
 from underlay.config.document import Cache, Compute, Document, Instances, Transfer
 from underlay.config.follow import Follow, follow_of
+from underlay.config.libvirt import Libvirt, LibvirtTable, libvirt_of
 from underlay.config.sources import FileTable, SourceTables, arguments_of, web_of
 from underlay.config.values import WrongValue
 from underlay.errors import ConfigError
@@ -46,7 +47,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             what it fetched, by the cache's name; not there: it does not.
         command_line_reads_files: a command may fetch every file that its user can read: see `for_command_line`.
         follow: the refs whose newest versions a refresh brings.
-        compute: what a compute driver is to go by.
+        compute: what a compute driver is to go by. libvirt: what that of libvirt is to go by beside.
     """
 
     origin: Path | None
@@ -71,6 +72,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     command_line_reads_files: bool = True
     follow: Follow = msgspec.field(default_factory=Follow)
     compute: Compute = Compute()
+    libvirt: Libvirt = msgspec.field(default_factory=lambda: libvirt_of(LibvirtTable()))
 
 
 def load_config(file: Path | None = None) -> Config:
@@ -190,6 +192,7 @@ def _config(document: Document, origin: Path | None) -> Config:
         command_line_reads_files=document.sources.file.command_line,
         follow=follow_of(document.follow, caches),
         compute=document.compute,
+        libvirt=libvirt_of(document.libvirt),
     )
 
 

@@ -1,7 +1,8 @@
 """A disk image of our own which really boots: its guest writes one line to the serial console and powers the machine off.
 
 It is one boot sector, assembled below, in a raw or qcow2 image of any virtual size. Every test that asks "does it really
-boot?" boots it; the same arguments always give the same image, byte for byte.
+boot?" boots it; the same arguments always give the same image, byte for byte. A guest that stays powers off when the machine's
+power button is pressed, and writes `INTERRUPTED` at each non-maskable interrupt.
 """
 
 import contextlib
@@ -27,6 +28,9 @@ SECTOR = 512
 SMALLEST = 16 * 63 * SECTOR
 """Bytes of the smallest disk that boots: a BIOS wants a whole cylinder."""
 
+INTERRUPTED = "!"
+"""What a guest that stays writes at a non-maskable interrupt."""
+
 PAYLOAD_OFFSET = 1 << 16
 """Where the pseudo-random payload begins, on a cluster of its own for every usual cluster size."""
 
@@ -45,8 +49,8 @@ def boot_line(message: str) -> str:
     return f"{PREFIX} {message}"
 
 
-def boot_sector(message: str, *, size: int = SECTOR) -> bytes:
-    """A boot sector whose guest writes `boot_line` of ``message`` and powers off.
+def boot_sector(message: str, *, size: int = SECTOR, stays: bool = False) -> bytes:
+    """A boot sector whose guest writes `boot_line` of ``message`` and powers off, or stays until its power button is pressed.
 
     It is a valid MBR too: on a disk of ``size`` bytes, one active partition spans what follows the sector, if anything does.
 
@@ -55,7 +59,7 @@ def boot_sector(message: str, *, size: int = SECTOR) -> bytes:
     """
     if not (message.isascii() and message.isprintable()):
         raise ValueError(f"{message!r} is not one line of printable ASCII")
-    code = _program(text=_LOAD_ADDRESS + len(_program(text=0)))
+    code = _program(text=_LOAD_ADDRESS + len(_program(text=0, stays=stays)), stays=stays)
     text = f"{boot_line(message)}\r\n".encode("ascii") + b"\0"
     room = _PARTITION_TABLE - len(code)
     if len(text) > room:
@@ -63,14 +67,14 @@ def boot_sector(message: str, *, size: int = SECTOR) -> bytes:
     return (code + text).ljust(_PARTITION_TABLE, b"\0") + _partition_table(size) + _SIGNATURE
 
 
-def write_raw(path: Path, *, size: int, message: str, payload: int = 0) -> None:
+def write_raw(path: Path, *, size: int, message: str, payload: int = 0, stays: bool = False) -> None:
     """Write a sparse raw image of ``size`` bytes, ``payload`` of them pseudo-random (the same ones each time).
 
     Raises:
         ValueError: the size is not a number of sectors or has no room for the payload, or as `boot_sector`.
     """
     _check_size(size, payload=payload)
-    sector = boot_sector(message, size=size)
+    sector = boot_sector(message, size=size, stays=stays)
     with path.open("wb") as file:
         file.write(sector)
         file.truncate(size)
@@ -80,7 +84,14 @@ def write_raw(path: Path, *, size: int, message: str, payload: int = 0) -> None:
 
 
 def write_qcow2(
-    path: Path, *, size: int, message: str, payload: int = 0, compressed: bool = False, cluster_size: int = 1 << 16
+    path: Path,
+    *,
+    size: int,
+    message: str,
+    payload: int = 0,
+    compressed: bool = False,
+    cluster_size: int = 1 << 16,
+    stays: bool = False,
 ) -> None:
     """Write a qcow2 image of the virtual size ``size``, with the content that `write_raw` writes. Needs qemu-img.
 
@@ -92,7 +103,7 @@ def write_qcow2(
         raw = Path(directory) / "raw"
         # Only the beginning goes through qemu-img, so the virtual size may be more than any file here can have.
         with raw.open("wb") as file:
-            file.write(boot_sector(message, size=size))
+            file.write(boot_sector(message, size=size, stays=stays))
             file.seek(PAYLOAD_OFFSET)
             file.writelines(_payload(payload))
             file.truncate(_beginning(size, payload=payload))
@@ -142,11 +153,16 @@ def boot(
 # --------------------------------------------------------------------------------------------------------------- the code
 
 
-def _program(*, text: int) -> bytes:
-    """The program, in 16-bit real mode. It writes what begins at the address ``text``, up to a zero byte.
+def _program(*, text: int, stays: bool) -> bytes:
+    """The program, in 16-bit real mode. It writes what begins at the address ``text``, up to a zero byte, and powers off."""
+    writing = _writing(text=text)
+    return writing + (_staying(_LOAD_ADDRESS + len(writing)) if stays else b"") + _powering_off()
 
-    COM1's registers are those of the 16550; powering off is ACPI's S5 (PM1a_CNT, SLP_TYP 0, SLP_EN) where QEMU's machines have
-    that register, then APM 1.2's "set power state" for others.
+
+def _writing(*, text: int) -> bytes:
+    """Writes the text, and goes on with what follows.
+
+    COM1's registers are those of the 16550.
     """
     return b"".join(
         (
@@ -175,8 +191,44 @@ def _program(*, text: int) -> bytes:
             b"\x88\xe0",                            # mov al, ah
             b"\xb2\xf8",                            # mov dl, 0xf8     dx = 0x3f8
             b"\xee",                                # out dx, al
-            b"\xeb\xea",                            # jmp next
-            # Power off.
+            b"\xeb\xea",                            # jmp next         what follows is off
+        )
+    )  # fmt: skip
+
+
+def _staying(address: int) -> bytes:
+    """Waits until the power button was pressed (ACPI: PM1a_EN and PM1a_STS, bit 8, where QEMU's machines have them).
+
+    The clock's interrupt, which the BIOS sees to, wakes it eighteen times a second; meanwhile the processor rests.
+
+    Args:
+        address: at which this code is.
+    """
+    interrupted = b"".join(
+        (
+            b"\x50\x52",                            # push ax; push dx
+            b"\xba\xf8\x03\xb0" + INTERRUPTED.encode() + b"\xee",  # mov dx, 0x3f8; mov al, '!'; out dx, al
+            b"\x5a\x58\xcf",                        # pop dx; pop ax; iret
+        )
+    )  # fmt: skip
+    skip = b"\xeb" + bytes([len(interrupted)])  # jmp over it
+    return skip + interrupted + b"".join(
+        (
+            b"\xc7\x06\x08\x00" + _word(address + len(skip)),  # mov word [0x08], interrupted   the vector of NMI
+            b"\xc7\x06\x0a\x00\x00\x00",            # mov word [0x0a], 0
+            b"\xba\x02\x06\xb8\x00\x01\xef",        # mov dx, 0x602; mov ax, 0x100; out dx, ax    the button may tell
+            b"\xfb\xf4",                            # wait: sti; hlt
+            b"\xba\x00\x06\xed",                    # mov dx, 0x600; in ax, dx
+            b"\xf6\xc4\x01",                        # test ah, 1       was it pressed?
+            b"\x74\xf5",                            # jz wait
+        )
+    )  # fmt: skip
+
+
+def _powering_off() -> bytes:
+    """ACPI's S5 (PM1a_CNT, SLP_TYP 0, SLP_EN) where QEMU's machines have it, then APM 1.2's "set power state" for others."""
+    return b"".join(
+        (
             b"\xba\x04\x06",                        # off: mov dx, 0x604
             b"\xb8\x00\x20",                        # mov ax, 0x2000
             b"\xef",                                # out dx, ax       ACPI S5; QEMU ends here

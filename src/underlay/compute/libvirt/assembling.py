@@ -1,0 +1,95 @@
+"""An instance's files beside its disks, and the guest that all of them make."""
+
+from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, NetworkInfo
+from underlay.compute.libvirt import configdrive, instancedata, localdisks
+from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, properties_of
+from underlay.compute.libvirt.guest import DirectBoot, Guest
+from underlay.compute.libvirt.guestplan import command_line, guest_of
+from underlay.compute.libvirt.site import Site
+from underlay.model import Attachment
+from underlay.refs import parse_ref
+
+
+def deliver_kernel(site: Site, instance: Instance, *, kernel_id: str | None, ramdisk_id: str | None, suffix: str = "") -> None:
+    """Put the kernel and the ramdisk, if there are such, into the instance's directory.
+
+    Raises:
+        as `underlay.compute.libvirt.localdisks.translated`
+    """
+    directory = site.directory(instance)
+    wanted = ((kernel_id, directory.kernel(suffix), "aki"), (ramdisk_id, directory.ramdisk(suffix), "ari"))
+    with localdisks.translated():
+        for image_id, path, disk_format in wanted:
+            if image_id:
+                site.host.deliver(parse_ref(image_id), path, disk_format=disk_format, cache=site.options.cache)
+
+
+def write_config_drive(
+    site: Site,
+    instance: Instance,
+    image: ImageMeta,
+    network_info: NetworkInfo | None,
+    *,
+    password: str | None,
+    suffix: str = "",
+) -> None:
+    """Write a config drive if the instance is to have one.
+
+    Raises:
+        InvalidInput: the user data. As `underlay.compute.libvirt.localdisks.translated`
+    """
+    is_mandatory = properties_of(image).get("img_config_drive") == "mandatory"
+    if not (instance.config_drive or is_mandatory or site.options.force_config_drive):
+        return
+    files = instancedata.files_of(instance, network_info, password=password)
+    with localdisks.translated():
+        configdrive.write(site.directory(instance).config_drive(suffix), files)
+
+
+def assembled(
+    site: Site,
+    instance: Instance,
+    image: ImageMeta,
+    network_info: NetworkInfo | None,
+    info: BlockDeviceInfo | None,
+) -> Guest:
+    """The guest of the disks and files that are there.
+
+    Raises:
+        as `disks_of` and `guest_of`; DiskNotFound: one of them is not there.
+    """
+    own = disks_of(instance, image, info, prefix=site.options.disk_prefix)
+    return assembled_of(site, instance, image, network_info, own)
+
+
+def assembled_of(
+    site: Site,
+    instance: Instance,
+    image: ImageMeta,
+    network_info: NetworkInfo | None,
+    disks: tuple[LocalDisk, ...],
+    *,
+    suffix: str = "",
+) -> Guest:
+    """As `assembled`, of these disks, with the kernel and the config drive of this suffix."""
+    directory = site.directory(instance)
+    drive = directory.config_drive(suffix)
+    return guest_of(
+        instance,
+        image,
+        network_info,
+        options=site.options,
+        virt_type=site.virt_type,
+        directory=directory,
+        disks=[(disk, localdisks.attachment(site, instance, disk.name)) for disk in disks],
+        config_drive=Attachment(type="file", source=str(drive), format="raw") if drive.exists() else None,
+        boot=_boot(site, instance, image, disks[0].device, suffix),
+    )
+
+
+def _boot(site: Site, instance: Instance, image: ImageMeta, root: str, suffix: str) -> DirectBoot | None:
+    directory = site.directory(instance)
+    kernel, ramdisk = directory.kernel(suffix), directory.ramdisk(suffix)
+    if not kernel.exists():
+        return None
+    return DirectBoot(kernel=kernel, ramdisk=ramdisk if ramdisk.exists() else None, command_line=command_line(image, root))

@@ -1,0 +1,23 @@
+"""Consoles of guests."""
+
+from underlay.compute.arguments import Context, Instance
+from underlay.compute.consoles import ConsoleSerial, ConsoleVNC
+from underlay.compute.contract.diagnosis import Diagnosis
+from underlay.compute.libvirt import consolelines
+from underlay.compute.libvirt.contract.located import Located
+
+
+class LibvirtDiagnosis(Diagnosis, Located):
+    """Consoles of libvirt's domains."""
+
+    def get_console_output(self, context: Context, instance: Instance) -> bytes:
+        """As the contract has it: what was written since the guest was started."""
+        return consolelines.output(self.site, instance)
+
+    def get_vnc_console(self, context: Context, instance: Instance) -> ConsoleVNC:
+        """As the contract has it."""
+        return consolelines.vnc(self.site, instance)
+
+    def get_serial_console(self, context: Context, instance: Instance) -> ConsoleSerial:
+        """As the contract has it."""
+        return consolelines.serial(self.site, instance)

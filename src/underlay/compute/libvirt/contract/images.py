@@ -1,0 +1,20 @@
+"""The images that the host keeps."""
+
+from collections.abc import Sequence
+
+from underlay.compute.arguments import Context, Instance
+from underlay.compute.contract.images import Images
+from underlay.compute.libvirt import imagecache
+from underlay.compute.libvirt.contract.located import Located
+
+
+class LibvirtImages(Images, Located):
+    """Underlay's caches."""
+
+    def manage_image_cache(self, context: Context, all_instances: Sequence[Instance]) -> None:
+        """As the contract has it: a prune, by the rules of each cache."""
+        imagecache.prune(self.site, all_instances)
+
+    def cache_image(self, context: Context, image_id: str) -> bool:
+        """As the contract has it."""
+        return imagecache.fetch(self.site, image_id)

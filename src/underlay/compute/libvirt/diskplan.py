@@ -1,0 +1,133 @@
+"""Which local disks an instance is to have, decided from what the service says before anything is made. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance
+from underlay.compute.blockdevices import (
+    block_device_info_get_encrypted_disks,
+    block_device_info_get_ephemerals,
+    block_device_info_get_mapping,
+    block_device_info_get_root_device,
+    block_device_info_get_swap,
+    swap_is_usable,
+)
+from underlay.compute.errors import FlavorDiskSmallerThanImage, InvalidInput, NotSupported, VolumeDriverNotFound
+from underlay.compute.libvirt import devicenames
+from underlay.compute.libvirt.directory import RESCUE, ROOT, SWAP
+
+MIB, GIB = 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalDisk:
+    """A disk to be made on this host.
+
+    Attributes:
+        name: its file's, such as ``disk.eph0``. role: ``image``, ``ephemeral`` or ``swap``: what it is made from.
+        size: bytes; None: the image's. device, bus: in the guest. boots: the guest boots from it.
+        file_system: of an ephemeral; None: the configuration's.
+    """
+
+    name: str
+    role: str
+    size: int | None
+    device: str
+    bus: str
+    boots: bool = False
+    file_system: str | None = None
+
+
+def properties_of(image: ImageMeta) -> Mapping[str, Any]:
+    """The image's properties, of which only ``get`` is used."""
+    found: Mapping[str, Any] | None = getattr(image, "properties", None)
+    return {} if found is None else found
+
+
+def disks_of(instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None, *, prefix: str = "") -> tuple[LocalDisk, ...]:
+    """The root disk, the ephemeral ones and swap, in this order.
+
+    Raises:
+        FlavorDiskSmallerThanImage: by what the image's record says. VolumeDriverNotFound: there is a volume.
+        NotSupported: a disk is to be encrypted. InvalidInput: a bus or a device's name; two devices of one name.
+        TooManyDiskDevices
+    """
+    _refuse_others(info)
+    bus = devicenames.check_bus(properties_of(image).get("hw_disk_bus") or "virtio", what="hw_disk_bus")
+    asked = block_device_info_get_root_device(info) or getattr(instance, "root_device_name", None)
+    root = devicenames.plain(asked) or devicenames.next_name(bus, (), prefix=prefix)
+    disks = [LocalDisk(name=ROOT, role="image", size=root_size(instance, image), device=root, bus=bus, boots=True)]
+    for number, ephemeral in enumerate(block_device_info_get_ephemerals(info)):
+        disks.append(_ephemeral(ephemeral, number, disks, bus, prefix))
+    swap = block_device_info_get_swap(info)
+    if swap_is_usable(swap):
+        device, sits_on = _place(swap, disks, bus, prefix)
+        disks.append(LocalDisk(name=SWAP, role="swap", size=swap["swap_size"] * MIB, device=device, bus=sits_on))
+    return tuple(disks)
+
+
+def rescue_disks(image: ImageMeta, own: tuple[LocalDisk, ...], *, prefix: str = "") -> tuple[LocalDisk, tuple[LocalDisk, ...]]:
+    """The disk of a rescue, from which the guest boots, and the instance's own behind it.
+
+    Raises:
+        InvalidInput, TooManyDiskDevices
+    """
+    bus = devicenames.check_bus(
+        properties_of(image).get("hw_rescue_bus") or properties_of(image).get("hw_disk_bus") or "virtio", what="hw_rescue_bus"
+    )
+    rescue = LocalDisk(
+        name=RESCUE, role="image", size=None, device=devicenames.next_name(bus, (), prefix=prefix), bus=bus, boots=True
+    )
+    behind: list[LocalDisk] = []
+    for disk in own:
+        taken = {rescue.device, *(one.device for one in behind)}
+        device = devicenames.next_name(disk.bus, taken, prefix=prefix)
+        behind.append(
+            LocalDisk(name=disk.name, role=disk.role, size=disk.size, device=device, bus=disk.bus, file_system=disk.file_system)
+        )
+    return rescue, tuple(behind)
+
+
+def root_size(instance: Instance, image: ImageMeta) -> int | None:
+    """Bytes of the root disk; None when the flavor leaves it to the image.
+
+    Raises:
+        FlavorDiskSmallerThanImage
+    """
+    size = instance.flavor.root_gb * GIB
+    smallest = max((getattr(image, "min_disk", None) or 0) * GIB, getattr(image, "virtual_size", None) or 0)
+    if size and size < smallest:
+        raise FlavorDiskSmallerThanImage(flavor_size=size, image_size=smallest)
+    return size or None
+
+
+def _refuse_others(info: BlockDeviceInfo | None) -> None:
+    for volume in block_device_info_get_mapping(info):
+        raise VolumeDriverNotFound(driver_type=volume["connection_info"].get("driver_volume_type", "unknown"))
+    if block_device_info_get_encrypted_disks(info):
+        raise NotSupported("local disks are not encrypted here")
+
+
+def _ephemeral(ephemeral: Mapping[str, Any], number: int, disks: list[LocalDisk], bus: str, prefix: str) -> LocalDisk:
+    device, sits_on = _place(ephemeral, disks, bus, prefix)
+    if not ephemeral["size"]:
+        raise InvalidInput(reason=f"the ephemeral disk {number} has no size")
+    return LocalDisk(
+        name=f"disk.eph{number}",
+        role="ephemeral",
+        size=ephemeral["size"] * GIB,
+        device=device,
+        bus=sits_on,
+        file_system=ephemeral.get("guest_format"),
+    )
+
+
+def _place(asked: Mapping[str, Any], disks: list[LocalDisk], bus: str, prefix: str) -> tuple[str, str]:
+    """The device and the bus of one more disk."""
+    sits_on = devicenames.check_bus(asked.get("disk_bus") or bus, what="disk_bus")
+    taken = {disk.device for disk in disks}
+    device = devicenames.plain(asked.get("device_name")) or devicenames.next_name(sits_on, taken, prefix=prefix)
+    if device in taken:
+        raise InvalidInput(reason=f"two disks are to be {device}")
+    return device, sits_on

@@ -1,0 +1,139 @@
+"""One domain of libvirt, by its UUID. Each call looks it up, so that none outlives its connection."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from underlay.compute import states
+from underlay.compute.errors import InstanceNotFound
+from underlay.compute.libvirt.connection import Connection
+from underlay.compute.libvirt.library import library
+
+_Answer = TypeVar("_Answer")
+
+LONG = 1800.0
+"""Seconds that libvirt may take to write a guest's memory."""
+
+# libvirt's virDomainState; blocked is a guest that waits, which is one that runs.
+_STATES = MappingProxyType(
+    {
+        0: states.NOSTATE,
+        1: states.RUNNING,
+        2: states.RUNNING,
+        3: states.PAUSED,
+        4: states.SHUTDOWN,
+        5: states.SHUTDOWN,
+        6: states.CRASHED,
+        7: states.SUSPENDED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain that may be there or not. Everything but `exists` and `remove` raises InstanceNotFound when it is not."""
+
+    connection: Connection
+    uuid: str
+
+    def exists(self) -> bool:
+        """Whether libvirt knows it."""
+        try:
+            self._do(lambda domain: domain.name())
+        except InstanceNotFound:
+            return False
+        return True
+
+    def state(self) -> tuple[int, int | None]:
+        """The power state, and libvirt's number of this run; None while it does not run."""
+        number, running_as = self._do(lambda domain: (domain.state()[0], domain.ID()))
+        return _STATES.get(number, states.NOSTATE), running_as if running_as >= 0 else None
+
+    def is_active(self) -> bool:
+        """Whether there is a QEMU."""
+        return bool(self._do(lambda domain: domain.isActive()))
+
+    def xml(self, *, inactive: bool = False) -> str:
+        """As it is, or as it starts next, with all that is secret."""
+        libvirt = library()
+        flags = libvirt.VIR_DOMAIN_XML_SECURE | (libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0)
+        return str(self._do(lambda domain: domain.XMLDesc(flags)))
+
+    def start(self) -> None:
+        """Start it, from its saved memory if there is one. One that runs goes on."""
+        self._do(lambda domain: None if domain.isActive() else domain.create(), seconds=LONG)
+
+    def cut(self) -> None:
+        """End its QEMU at once. One that is off stays so."""
+        self._do(lambda domain: domain.destroy() if domain.isActive() else None)
+
+    def press(self) -> None:
+        """Press its power button. One that is off stays so."""
+        libvirt = library()
+        self._do(lambda domain: domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN) if domain.isActive() else None)
+
+    def pause(self) -> None:
+        """Stop its CPUs."""
+        self._do(lambda domain: domain.suspend())
+
+    def unpause(self) -> None:
+        """Let its CPUs go on."""
+        self._do(lambda domain: domain.resume())
+
+    def save(self) -> None:
+        """Write its memory to disk and end its QEMU."""
+        self._do(lambda domain: domain.managedSave(0), seconds=LONG)
+
+    def is_saved(self) -> bool:
+        """Whether it goes on from saved memory when it is started."""
+        return bool(self._do(lambda domain: domain.hasManagedSaveImage(0)))
+
+    def forget_memory(self) -> None:
+        """Drop its saved memory, if there is one."""
+        self._do(lambda domain: domain.managedSaveRemove(0) if domain.hasManagedSaveImage(0) else None)
+
+    def interrupt(self) -> None:
+        """Send its CPUs a non-maskable interrupt."""
+        self._do(lambda domain: domain.injectNMI(0))
+
+    def remove(self) -> bool:
+        """End it and have libvirt forget it with all that libvirt keeps of it; whether it was there."""
+        try:
+            self.cut()
+            self._do(lambda domain: domain.undefineFlags(_undefine_flags()))
+        except InstanceNotFound:
+            return False
+        return True
+
+    def _do(self, what: Callable[[Any], _Answer], *, seconds: float | None = None) -> _Answer:
+        return self.connection.ask(
+            lambda handle: what(handle.lookupByUUIDString(self.uuid)),
+            missing=InstanceNotFound(instance_id=self.uuid),
+            seconds=seconds,
+        )
+
+
+def define(connection: Connection, xml: str) -> None:
+    """Make a domain, or change what it is when it starts next; it goes by the name and UUID in its XML."""
+    connection.ask(lambda handle: handle.defineXML(xml))
+
+
+def names(connection: Connection) -> list[str]:
+    """Of all domains, running or not."""
+    return connection.ask(lambda handle: [domain.name() for domain in handle.listAllDomains(0)])
+
+
+def uuids(connection: Connection) -> list[str]:
+    """Of all domains, running or not."""
+    return connection.ask(lambda handle: [domain.UUIDString() for domain in handle.listAllDomains(0)])
+
+
+def _undefine_flags() -> int:
+    libvirt = library()
+    return int(
+        libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+        | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+        | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    )

@@ -1,0 +1,155 @@
+"""A guest as a value, decided from what the service says of the instance and from the disks that are there. Pure."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from underlay.compute.arguments import ImageMeta, Instance, NetworkInfo, Vif
+from underlay.compute.errors import InternalError, InvalidInput, NotSupported
+from underlay.compute.libvirt import devicenames
+from underlay.compute.libvirt.directory import InstanceDirectory
+from underlay.compute.libvirt.diskplan import MIB, LocalDisk, properties_of
+from underlay.compute.libvirt.guest import DirectBoot, Guest, GuestDisk, GuestInterface, Screen, SerialLine
+from underlay.compute.metadata import metadata_of
+from underlay.config.libvirt import Libvirt
+from underlay.model import Attachment
+
+_KINDS = frozenset({"bridge", "tap"})
+_COMMAND_LINE = "root=/dev/{root} console=tty0 console=ttyS0"
+_NOVAS_DEVICE = 14  # characters of the names that Nova gives to taps
+_LONGEST_DEVICE = 15  # characters of a network device's name (IFNAMSIZ less its end)
+
+
+def guest_of(
+    instance: Instance,
+    image: ImageMeta,
+    network_info: NetworkInfo | None,
+    *,
+    options: Libvirt,
+    virt_type: str,
+    directory: InstanceDirectory,
+    disks: Sequence[tuple[LocalDisk, Attachment]],
+    config_drive: Attachment | None,
+    boot: DirectBoot | None,
+) -> Guest:
+    """The whole machine.
+
+    Args:
+        disks: that are there, in the guest's order. boot: a kernel, in place of what the disks boot.
+
+    Raises:
+        InvalidInput, InternalError: an unknown type of interface. NotSupported: what the image asks for.
+    """
+    wanted = properties_of(image)
+    if wanted.get("hw_firmware_type") not in (None, "bios"):
+        raise NotSupported(f"guests are booted by a BIOS only, and the image wants {wanted.get('hw_firmware_type')}")
+    machine = wanted.get("hw_machine_type") or options.machine_type
+    return Guest(
+        uuid=instance.uuid,
+        name=instance.name,
+        memory=instance.flavor.memory_mb * MIB,
+        vcpus=instance.flavor.vcpus,
+        virt_type=virt_type,
+        architecture=wanted.get("hw_architecture") or getattr(instance, "architecture", None) or platform.machine(),
+        machine=machine,
+        cpu_mode=options.cpu_mode or ("host-model" if virt_type == "kvm" else ""),
+        cpu_model=options.cpu_model,
+        boot=boot,
+        disks=_disks(disks, config_drive, wanted, machine=machine),
+        interfaces=interfaces_of(network_info, wanted),
+        serial=SerialLine(
+            log=directory.console_log,
+            listen=options.serial_console_listen if options.serial_console_enabled else None,
+        ),
+        screen=_screen(options, wanted),
+        local_time=getattr(instance, "os_type", None) == "windows",
+        agent=_is_true(wanted.get("hw_qemu_guest_agent")),
+        metadata=metadata_of(instance, network_info or ()),
+    )
+
+
+def interfaces_of(network_info: NetworkInfo | None, wanted: Mapping[str, Any]) -> tuple[GuestInterface, ...]:
+    """The interfaces that the guest gets.
+
+    Raises:
+        InternalError: an unknown type. InvalidInput: an interface without what it needs.
+    """
+    model = wanted.get("hw_vif_model") or "virtio"
+    return tuple(_interface(vif, model) for vif in network_info or ())
+
+
+def check_kind(vif: Vif) -> str:
+    """The type of an interface.
+
+    Raises:
+        InternalError: it cannot be plugged here.
+    """
+    kind = str(vif.get("type"))
+    if kind not in _KINDS:
+        raise InternalError(err=f"interfaces of the type {kind} cannot be plugged, only {' and '.join(sorted(_KINDS))}")
+    return kind
+
+
+def bridge_of(vif: Vif) -> str:
+    """The bridge that an interface is to be plugged into.
+
+    Raises:
+        InvalidInput
+    """
+    bridge = (vif.get("network") or {}).get("bridge")
+    if not bridge or "/" in bridge or len(bridge) > _LONGEST_DEVICE:
+        raise InvalidInput(reason=f"the interface {vif.get('id')} names no bridge: {bridge!r}")
+    return str(bridge)
+
+
+def device_of(vif: Vif) -> str:
+    """The name of an interface's tap on this host.
+
+    Raises:
+        InvalidInput
+    """
+    device = str(vif.get("devname") or f"tap{vif['id']}"[:_NOVAS_DEVICE])
+    if "/" in device or len(device) > _LONGEST_DEVICE:
+        raise InvalidInput(reason=f"the interface {vif.get('id')} has a device that can be none: {device!r}")
+    return device
+
+
+def _interface(vif: Vif, model: str) -> GuestInterface:
+    kind = check_kind(vif)
+    return GuestInterface(
+        kind=kind,
+        address=vif["address"],
+        device=device_of(vif),
+        bridge=bridge_of(vif) if kind == "bridge" else None,
+        model=model,
+        mtu=((vif.get("network") or {}).get("meta") or {}).get("mtu"),
+    )
+
+
+def _disks(
+    disks: Sequence[tuple[LocalDisk, Attachment]], config_drive: Attachment | None, wanted: Mapping[str, Any], *, machine: str
+) -> tuple[GuestDisk, ...]:
+    found = [
+        GuestDisk(attachment=opened, device=disk.device, bus=disk.bus, boot_order=1 if disk.boots else None)
+        for disk, opened in disks
+    ]
+    if config_drive is not None:
+        fallback = "ide" if machine.startswith(("pc", "i440fx")) else "sata"  # q35 has no IDE
+        bus = devicenames.check_bus(wanted.get("hw_cdrom_bus") or fallback, what="hw_cdrom_bus")
+        device = devicenames.next_name(bus, {disk.device for disk in found})
+        found.append(GuestDisk(attachment=config_drive, device=device, bus=bus, kind="cdrom"))
+    return tuple(found)
+
+
+def _screen(options: Libvirt, wanted: Mapping[str, Any]) -> Screen | None:
+    model = wanted.get("hw_video_model") or "vga"
+    return Screen(listen=options.vnc_listen, model=model) if options.vnc_enabled and model != "none" else None
+
+
+def command_line(image: ImageMeta, root: str) -> str:
+    """What a kernel that the hypervisor loads is told."""
+    return properties_of(image).get("os_command_line") or _COMMAND_LINE.format(root=root)
+
+
+def _is_true(value: object) -> bool:
+    return str(value).lower() in ("true", "yes", "1", "on")

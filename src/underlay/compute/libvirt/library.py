@@ -1,0 +1,20 @@
+"""libvirt-python, imported when it is first needed: it is optional, and it loads libvirt itself."""
+
+from importlib import import_module
+from typing import Any
+
+from underlay.errors import ExtraMissing
+
+
+def library() -> Any:
+    """The module, quiet: what it would print it raises as well.
+
+    Raises:
+        ExtraMissing
+    """
+    try:
+        libvirt = import_module("libvirt")
+    except ImportError as error:
+        raise ExtraMissing("libvirt-python is not installed", hint="pip install 'underlay[libvirt]'") from error
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    return libvirt

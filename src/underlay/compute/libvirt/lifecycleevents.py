@@ -1,0 +1,93 @@
+"""Events of libvirt's domains, told to the compute service.
+
+libvirt calls from its event loop, which must not wait: a service that hears an event asks back, and a daemon that is not
+answered hangs up. So one thread takes what libvirt calls, and another tells it.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+from underlay.compute import events
+from underlay.compute.errors import ComputeError
+from underlay.compute.events import LifecycleEvent
+from underlay.compute.libvirt.library import library
+
+_PATIENCE = 10.0  # seconds that the thread has to end
+
+# libvirt's virDomainEventType. What it calls suspended is a guest whose CPUs stand; 7 is one that suspended itself.
+_TRANSITIONS = MappingProxyType(
+    {
+        2: events.EVENT_LIFECYCLE_STARTED,
+        3: events.EVENT_LIFECYCLE_PAUSED,
+        4: events.EVENT_LIFECYCLE_RESUMED,
+        5: events.EVENT_LIFECYCLE_STOPPED,
+        7: events.EVENT_LIFECYCLE_SUSPENDED,
+    }
+)
+_STOPPED, _STOPPED_SAVED = 5, 4
+
+
+class LifecycleEvents:
+    """What is heard of domains, in the order in which it was.
+
+    A guest that stopped and runs again by the time it is told has not stopped: a reboot does that.
+
+    Args:
+        tell: called with each event, in a thread of this one's own.
+        is_active: whether a domain runs, by its UUID.
+    """
+
+    def __init__(self, *, tell: Callable[[LifecycleEvent], None], is_active: Callable[[str], bool]) -> None:
+        self._tell = tell
+        self._is_active = is_active
+        self._heard: queue.SimpleQueue[LifecycleEvent | None] = queue.SimpleQueue()
+        self._held: set[str] = set()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Tell from now on."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="underlay-libvirt-teller", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Tell what has been heard, and no more."""
+        if self._thread is not None:
+            self._heard.put(None)
+            self._thread.join(_PATIENCE)
+            self._thread = None
+
+    def listen(self, handle: Any) -> None:
+        """Hear of all domains of a connection."""
+        handle.domainEventRegisterAny(None, library().VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._hear, None)
+
+    def hold(self, uuid: str) -> None:
+        """A guest is being rebooted: that it stops is not told."""
+        self._held.add(uuid)
+
+    def release(self, uuid: str) -> None:
+        """It has been."""
+        self._held.discard(uuid)
+
+    def _hear(self, _handle: Any, domain: Any, event: int, detail: int, _nothing: object) -> None:
+        transition = _TRANSITIONS.get(event)
+        if (event, detail) == (_STOPPED, _STOPPED_SAVED):
+            transition = events.EVENT_LIFECYCLE_SUSPENDED
+        if transition is not None:
+            self._heard.put(LifecycleEvent(domain.UUIDString(), transition))
+
+    def _run(self) -> None:
+        while (event := self._heard.get()) is not None:
+            if event.transition != events.EVENT_LIFECYCLE_STOPPED or self._has_stopped(event.uuid):
+                self._tell(event)
+
+    def _has_stopped(self, uuid: str) -> bool:
+        if uuid in self._held:
+            return False
+        try:
+            return not self._is_active(uuid)
+        except ComputeError:  # gone with its domain, or nobody can say otherwise
+            return True

@@ -1,0 +1,46 @@
+"""How an instance goes, with all that it had."""
+
+import logging
+import os
+
+from underlay.compute.arguments import Instance
+from underlay.compute.errors import ComputeError
+from underlay.compute.libvirt import localdisks
+from underlay.compute.libvirt.site import Site
+
+_LOG = logging.getLogger(__name__)
+
+
+def destroy(site: Site, instance: Instance) -> None:
+    """End a guest and have libvirt forget it. One that is not there is a success.
+
+    Raises:
+        HypervisorUnavailable, OperationFailed
+    """
+    if not site.domain(instance).remove():
+        _LOG.warning("the instance %s was to be destroyed and is not there", instance.uuid)
+
+
+def remove_disks(site: Site, instance: Instance) -> None:
+    """Remove the local disks, and all else in the instance's directory.
+
+    Raises:
+        OperationFailed: a disk is still needed, or its storage does not answer.
+    """
+    localdisks.remove_all(site.host, instance.uuid)
+    site.directory(instance).remove()
+
+
+def delete_files(site: Site, instance: Instance) -> bool:
+    """As `remove_disks`; whether nothing is left. What is busy is no error."""
+    try:
+        localdisks.remove_all(site.host, instance.uuid)
+    except ComputeError as error:
+        _LOG.warning("disks of the instance %s cannot be removed yet: %s", instance.uuid, error)
+        return False
+    return site.directory(instance).remove()
+
+
+def is_on_disk(site: Site, instance: Instance) -> bool:
+    """Whether the instance's directory is here and may be written."""
+    return os.access(site.directory(instance).path, os.W_OK | os.X_OK)

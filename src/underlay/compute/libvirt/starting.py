@@ -1,0 +1,55 @@
+"""How a domain is started: with a port for its serial line that is free now."""
+
+import random
+import socket
+
+from underlay.compute.errors import OperationFailed
+from underlay.compute.libvirt import domain as domains, guestxml
+from underlay.compute.libvirt.domain import Domain
+from underlay.compute.libvirt.site import Site
+
+_ATTEMPTS = 5  # another program may take a port between our look and QEMU's
+_TAKEN = "Address already in use"
+
+
+def start(site: Site, domain: Domain) -> None:
+    """Start a domain, or have it go on from its saved memory. One that runs goes on.
+
+    Raises:
+        InstanceNotFound, OperationFailed, HypervisorUnavailable
+    """
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            _refresh_port(site, domain)
+            domain.start()
+            return
+        except OperationFailed as error:
+            if not left or _TAKEN not in error.message:
+                raise
+
+
+def _refresh_port(site: Site, domain: Domain) -> None:
+    if domain.is_active() or domain.is_saved():
+        return  # it has its port, or what it saved has
+    xml = domain.xml(inactive=True)
+    if (listens := guestxml.serial_listens_at(xml)) is not None:
+        port = _free_port(listens[0], *site.options.serial_console_port_range)
+        domains.define(site.connection, guestxml.with_serial_port(xml, port))
+
+
+def _free_port(address: str, first: int, last: int) -> int:
+    """A port at which nobody listens. Each start tries them in another order, so that many at once seldom meet.
+
+    Raises:
+        OperationFailed
+    """
+    for port in random.sample(range(first, last + 1), last + 1 - first):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind((address, port))
+            except OSError:
+                continue
+            return port
+    raise OperationFailed(f"no port from {first} to {last} at {address} is free for a serial console")

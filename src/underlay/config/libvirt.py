@@ -1,0 +1,107 @@
+"""What the libvirt compute driver goes by, named as in nova.conf; its groups vnc and serial_console are in here too."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from underlay.config import values
+from underlay.config.values import WrongValue
+
+_HIGHEST_PORT = 65535
+
+
+class LibvirtTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The table as it is written."""
+
+    connection_uri: str = "qemu:///system"
+    timeout: str | int = "60s"
+    virt_type: Literal["auto", "kvm", "qemu"] = "auto"
+    cpu_mode: Literal["", "none", "host-model", "host-passthrough", "maximum", "custom"] = ""
+    cpu_model: str = ""
+    machine_type: str = "q35"
+    images_type: str = "default"
+    cache: str | None = None
+    disk_prefix: Literal["", "vd", "sd", "hd"] = ""
+    force_config_drive: bool = False
+    vnc_enabled: bool = True
+    vnc_listen: str = "127.0.0.1"
+    vnc_address: str = ""
+    serial_console_enabled: bool = False
+    serial_console_listen: str = "127.0.0.1"
+    serial_console_address: str = ""
+    serial_console_port_range: str = "10000:20000"
+    wait_soft_reboot: str | int = "120s"
+    snapshots_directory: str | None = None
+    snapshot_image_format: Literal["", "qcow2", "raw"] = ""
+
+
+class Libvirt(msgspec.Struct, frozen=True, kw_only=True):
+    """What it means.
+
+    Attributes:
+        connection_uri: as libvirt has it. timeout: seconds that libvirt may take for one answer.
+        virt_type: auto is kvm where a guest really runs under it, else qemu.
+        cpu_mode: empty: host-model under KVM, else the machine's own. cpu_model: for ``custom``.
+        machine_type: of guests whose image asks for none; empty: libvirt's own.
+        images_type: the backend of instance disks. cache: from which they are made; None: the configuration's first.
+        disk_prefix: of devices that nobody has named; empty: that of their bus.
+        vnc_listen, serial_console_listen: the address at which consoles listen. vnc_address, serial_console_address: the one
+            that callers are told.
+        serial_console_port_range: first and last port of serial consoles.
+        wait_soft_reboot: seconds that a guest has for a soft reboot.
+        snapshots_directory: where snapshots are written. snapshot_image_format: theirs; empty: qcow2.
+    """
+
+    connection_uri: str
+    timeout: float
+    virt_type: str
+    cpu_mode: str
+    cpu_model: str
+    machine_type: str
+    images_type: str
+    cache: str | None
+    disk_prefix: str
+    force_config_drive: bool
+    vnc_enabled: bool
+    vnc_listen: str
+    vnc_address: str
+    serial_console_enabled: bool
+    serial_console_listen: str
+    serial_console_address: str
+    serial_console_port_range: tuple[int, int]
+    wait_soft_reboot: float
+    snapshots_directory: Path | None
+    snapshot_image_format: str
+
+
+def libvirt_of(table: LibvirtTable) -> Libvirt:
+    """The options that a table means.
+
+    Raises:
+        WrongValue
+    """
+    if (table.cpu_mode == "custom") != bool(table.cpu_model):
+        raise WrongValue("libvirt.cpu_model", 'a model goes with cpu_mode = "custom", and that with a model')
+    same = {name: getattr(table, name) for name in table.__struct_fields__ if name in Libvirt.__struct_fields__}
+    return Libvirt(
+        **{
+            **same,
+            "timeout": values.positive(table.timeout, "libvirt.timeout"),
+            "vnc_address": table.vnc_address or table.vnc_listen,
+            "serial_console_address": table.serial_console_address or table.serial_console_listen,
+            "serial_console_port_range": _ports(table.serial_console_port_range),
+            "wait_soft_reboot": values.duration(table.wait_soft_reboot, "libvirt.wait_soft_reboot"),
+            "snapshots_directory": values.optional_path(table.snapshots_directory, "libvirt.snapshots_directory"),
+            "snapshot_image_format": table.snapshot_image_format or "qcow2",
+        }
+    )
+
+
+def _ports(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5}):(\d{1,5})", text, re.ASCII)
+    first, last = (int(part) for part in match.groups()) if match else (0, 0)
+    if not 0 < first <= last <= _HIGHEST_PORT:
+        raise WrongValue("libvirt.serial_console_port_range", f"{text!r} is no range of ports", hint="write FIRST:LAST")
+    return first, last

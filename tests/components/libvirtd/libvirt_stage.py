@@ -1,0 +1,182 @@
+"""The libvirt driver for the shipped conformance suite, on a libvirtd of its own, with guests of one boot sector."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from libvirt_daemon import Daemon
+
+from underlay.compute.libvirt import LibvirtDriver
+from underlay.config import parse_config
+from underlay.host import Host
+from underlay.testing.bootimage import PREFIX, SMALLEST, write_qcow2
+from underlay.testing.compute_suite import Ability
+from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance
+
+PATIENCE = 60.0  # seconds; the machine is slow, and shared
+MESSAGE = "by the libvirt driver"
+
+CONFIG = """
+host = "node1"
+[instances]
+path = "{root}/instances"
+[caches.base]
+kind = "base"
+path = "{root}/instances/_base"
+keep_recent = "0s"
+[sources.file]
+allowed_paths = ["{root}"]
+[sources.http]
+[disks]
+use_cow_images = true
+[libvirt]
+connection_uri = "{uri}"
+virt_type = "{virt_type}"
+serial_console_enabled = true
+wait_soft_reboot = "30s"
+{more}
+"""
+
+
+@dataclass(slots=True)
+class Place:
+    """A directory of instances with its cache, and an image that boots."""
+
+    root: Path
+    daemon: Daemon
+    image_file: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        (self.root / "instances/_base").mkdir(parents=True)
+        self.image_file = self.root / "guest.qcow2"
+        write_qcow2(self.image_file, size=SMALLEST, message=MESSAGE, stays=True)
+
+    @property
+    def instances(self) -> Path:
+        return self.root / "instances"
+
+    def host(self, *, more: str = "", virt_type: str = "qemu") -> Host:
+        text = CONFIG.format(root=self.root, uri=self.daemon.uri, more=more, virt_type=virt_type)
+        return Host.open(parse_config(text, origin=self.root / "underlay.toml"))
+
+    def driver(self, *, more: str = "", virt_type: str = "qemu") -> LibvirtDriver:
+        driver = LibvirtDriver(None, host=self.host(more=more, virt_type=virt_type))
+        driver.init_host("node1")
+        return driver
+
+    def image(self, **more: Any) -> FakeImage:
+        return FakeImage(id=f"file://{self.image_file}", size=self.image_file.stat().st_size, **more)
+
+    def instance(self, image: FakeImage, **more: Any) -> FakeInstance:
+        flavor = more.pop("flavor", FakeFlavor(memory_mb=32))
+        return FakeInstance(image_ref=image.id, image_meta=image, flavor=flavor, **more)
+
+    def console(self, instance: FakeInstance) -> str:
+        try:
+            return (self.instances / instance.uuid / "console.log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def await_boot(self, instance: FakeInstance) -> None:
+        wait_until(lambda: PREFIX in self.console(instance), f"{instance.name} boots")
+
+    def traces(self, instance: FakeInstance) -> list[str]:
+        library = import_module("libvirt")
+        connection = library.open(self.daemon.uri)
+        try:
+            domains = [one for one in connection.listAllDomains(0) if instance.uuid == one.UUIDString()]
+            found = [f"the domain {one.name()}" for one in domains]
+        finally:
+            connection.close()
+        return [*found, *(name for name in os.listdir(self.instances) if name.startswith(instance.uuid))]
+
+
+def wait_until(claim: Any, what: str, *, seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(0.05)
+
+
+@dataclass(slots=True)
+class LibvirtStage:
+    """What the suite is told of it."""
+
+    place: Place
+    driver: LibvirtDriver
+    drivers: list[LibvirtDriver] = field(default_factory=list)
+    host: str = "node1"
+    patience: float = PATIENCE
+    context: Any = None
+    cannot: ClassVar[Mapping[Ability, str]] = MappingProxyType(
+        {
+            Ability.BREAKING: "the steps of a real spawn are broken in tests of their own",
+            Ability.AGENT: "the guest is one boot sector, and the driver does not ask agents yet",
+            Ability.SNAPSHOT: "not yet",
+            Ability.VOLUMES: "not yet",
+            Ability.SWAP_VOLUME: "not yet",
+            Ability.EXTEND_VOLUME: "not yet",
+            Ability.INTERFACES: "not yet",
+            Ability.DIAGNOSTICS: "not yet",
+            Ability.COUNTERS: "not yet",
+            Ability.DISK_FACTS: "not yet",
+            Ability.DEVICE_NAMES: "not yet",
+            Ability.RESIZE: "not yet",
+            Ability.LIVE_MIGRATION: "one host",
+            Ability.SHARED_STORAGE: "not yet",
+            Ability.RESOURCES: "not yet",
+            Ability.ENABLING: "not yet",
+        }
+    )
+
+    @property
+    def other(self) -> "LibvirtStage":
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def instance(self, image: FakeImage) -> FakeInstance:
+        return self.place.instance(image)
+
+    def larger(self, flavor: FakeFlavor) -> FakeFlavor:
+        raise NotImplementedError
+
+    def image(self) -> FakeImage:
+        return self.place.image()
+
+    def network_info(self) -> list[dict[str, Any]]:
+        return []
+
+    def volume(self) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+    def await_guest(self, instance: FakeInstance) -> None:
+        self.place.await_boot(instance)
+
+    def traces(self, instance: FakeInstance) -> list[str]:
+        return self.place.traces(instance)
+
+    def breaking(self, step: str) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+    def restarted(self) -> LibvirtDriver:
+        driver = self.place.driver()
+        self.drivers.append(driver)
+        return driver
+
+    def snapshot_id(self) -> str:
+        raise NotImplementedError
+
+    def uploaded(self, image_id: str) -> int | None:
+        raise NotImplementedError
+
+    def compute_facts(self) -> Mapping[str, Any]:
+        raise NotImplementedError

@@ -61,8 +61,8 @@ class Place:
     def instances(self) -> Path:
         return self.root / "instances"
 
-    def host(self, *, more: str = "", virt_type: str = "qemu") -> Host:
-        text = CONFIG.format(root=self.root, uri=self.daemon.uri, more=more, virt_type=virt_type)
+    def host(self, *, more: str = "", virt_type: str = "qemu", uri: str | None = None) -> Host:
+        text = CONFIG.format(root=self.root, uri=uri or self.daemon.uri, more=more, virt_type=virt_type)
         return Host.open(parse_config(text, origin=self.root / "underlay.toml"))
 
     def driver(self, *, more: str = "", virt_type: str = "qemu") -> LibvirtDriver:
@@ -74,8 +74,7 @@ class Place:
         return FakeImage(id=f"file://{self.image_file}", size=self.image_file.stat().st_size, **more)
 
     def instance(self, image: FakeImage, **more: Any) -> FakeInstance:
-        flavor = more.pop("flavor", FakeFlavor(memory_mb=32))
-        return FakeInstance(image_ref=image.id, image_meta=image, flavor=flavor, **more)
+        return record(image, **more)
 
     def console(self, instance: FakeInstance) -> str:
         try:
@@ -95,6 +94,11 @@ class Place:
         finally:
             connection.close()
         return [*found, *(name for name in os.listdir(self.instances) if name.startswith(instance.uuid))]
+
+
+def record(image: FakeImage, **more: Any) -> FakeInstance:
+    flavor = more.pop("flavor", FakeFlavor(memory_mb=32))
+    return FakeInstance(image_ref=image.id, image_meta=image, flavor=flavor, **more)
 
 
 def wait_until(claim: Any, what: str, *, seconds: float = PATIENCE) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -66,12 +67,13 @@ class Domain:
 
     def cut(self) -> None:
         """End its QEMU at once. One that is off stays so."""
-        self._do(lambda domain: domain.destroy() if domain.isActive() else None)
+        self._do(lambda domain: _while_active(domain, domain.destroy))
 
     def press(self) -> None:
         """Press its power button. One that is off stays so."""
         libvirt = library()
-        self._do(lambda domain: domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN) if domain.isActive() else None)
+        button = libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
+        self._do(lambda domain: _while_active(domain, partial(domain.shutdownFlags, button)))
 
     def pause(self) -> None:
         """Stop its CPUs."""
@@ -127,6 +129,18 @@ def names(connection: Connection) -> list[str]:
 def uuids(connection: Connection) -> list[str]:
     """Of all domains, running or not."""
     return connection.ask(lambda handle: [domain.UUIDString() for domain in handle.listAllDomains(0)])
+
+
+def _while_active(domain: Any, change: Callable[[], object]) -> None:
+    """Change a domain that runs. It may end by itself at any moment, and then there is nothing to be changed."""
+    libvirt = library()
+    if not domain.isActive():
+        return
+    try:
+        change()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
+            raise
 
 
 def _undefine_flags() -> int:

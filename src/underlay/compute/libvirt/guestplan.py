@@ -40,9 +40,8 @@ def guest_of(
     Raises:
         InvalidInput, InternalError: an unknown type of interface. NotSupported: what the image asks for.
     """
+    check(image, network_info)
     wanted = properties_of(image)
-    if wanted.get("hw_firmware_type") not in (None, "bios"):
-        raise NotSupported(f"guests are booted by a BIOS only, and the image wants {wanted.get('hw_firmware_type')}")
     machine = wanted.get("hw_machine_type") or options.machine_type
     return Guest(
         uuid=instance.uuid,
@@ -66,6 +65,19 @@ def guest_of(
         agent=_is_true(wanted.get("hw_qemu_guest_agent")),
         metadata=metadata_of(instance, network_info or ()),
     )
+
+
+def check(image: ImageMeta, network_info: NetworkInfo | None) -> None:
+    """Refuse what no guest can be given, before anything is made for it.
+
+    Raises:
+        NotSupported, InternalError, InvalidInput
+    """
+    wanted = properties_of(image)
+    if wanted.get("hw_firmware_type") not in (None, "bios"):
+        raise NotSupported(f"guests are booted by a BIOS only, and the image wants {wanted.get('hw_firmware_type')}")
+    devicenames.check_bus(wanted.get("hw_cdrom_bus") or "sata", what="hw_cdrom_bus")
+    interfaces_of(network_info, wanted)
 
 
 def interfaces_of(network_info: NetworkInfo | None, wanted: Mapping[str, Any]) -> tuple[GuestInterface, ...]:

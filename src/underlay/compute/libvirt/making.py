@@ -15,9 +15,9 @@ from underlay.compute.errors import ComputeError, FlavorDiskSmallerThanImage, Hy
 from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks
 from underlay.compute.libvirt.assembling import assembled, deliver_kernel, write_config_drive
 from underlay.compute.libvirt.directory import InstanceDirectory, interrupted, remove_doomed
-from underlay.compute.libvirt.diskplan import disks_of, properties_of, root_size
+from underlay.compute.libvirt.diskplan import disks_of, root_size
 from underlay.compute.libvirt.domain import Domain
-from underlay.compute.libvirt.guestplan import interfaces_of
+from underlay.compute.libvirt.guestplan import check
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import start
 from underlay.files import sync_directory, translated
@@ -45,7 +45,7 @@ def spawn(
         InstanceExists: its UUID or its name is taken. As `disks_of`, `networks.plug`, `localdisks.make` and `start`.
     """
     disks = disks_of(instance, image, info, prefix=site.options.disk_prefix)
-    interfaces_of(network_info, properties_of(image))
+    check(image, network_info)
     networks.plug(network_info)
     directory = site.directory(instance)
     if directory.making.exists():
@@ -78,7 +78,7 @@ def rebuild(
     """
     domain, directory = site.domain(instance), site.directory(instance)
     disks = disks_of(instance, image, info, prefix=site.options.disk_prefix)
-    interfaces_of(network_info, properties_of(image))
+    check(image, network_info)
     networks.plug(network_info)
     domain.state()
     _bring(site, instance, image)
@@ -113,7 +113,7 @@ def undo_interrupted(site: Site, directory: InstanceDirectory) -> None:
     Raises:
         HypervisorUnavailable, OperationFailed
     """
-    with locks.try_exclusive(directory.making) as lock:
+    with suppress(FileNotFoundError), locks.try_exclusive(directory.making) as lock:
         if lock is None:
             return
         if directory.making.read_bytes() != _SURE:
@@ -165,7 +165,7 @@ def _refuse_taken(site: Site, instance: Instance) -> None:
 
 
 def _be_sure(directory: InstanceDirectory) -> None:
-    with translated(directory.making):
+    with localdisks.translated(), translated(directory.making):
         with directory.making.open("r+b") as file:
             file.write(_SURE)
             file.flush()
@@ -174,7 +174,7 @@ def _be_sure(directory: InstanceDirectory) -> None:
 
 
 def _finish(directory: InstanceDirectory) -> None:
-    with translated(directory.making):
+    with localdisks.translated(), translated(directory.making):
         directory.making.unlink()
         sync_directory(directory.path)  # crash before: the instance is taken for half made, as its caller does not know better
 

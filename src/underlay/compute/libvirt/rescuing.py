@@ -9,7 +9,7 @@ from underlay.compute.errors import InstanceNotRescuable
 from underlay.compute.libvirt import domain as domains, guestxml, localdisks
 from underlay.compute.libvirt.assembling import assembled_of, deliver_kernel, write_config_drive
 from underlay.compute.libvirt.directory import RESCUE
-from underlay.compute.libvirt.diskplan import disks_of, properties_of, rescue_disks
+from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, properties_of, rescue_disks
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import start
 from underlay.files import translated, write_durably
@@ -27,7 +27,7 @@ def rescue(
     *,
     password: str | None,
 ) -> None:
-    """Start a guest from another image. When that fails it is off, and as it was.
+    """Start a guest from another image. Until that image's disk is made the guest runs on; after a failure it is as it was.
 
     Raises:
         InstanceNotRescuable: it is being rescued already. InstanceNotFound; as `underlay.compute.libvirt.making.spawn`
@@ -39,14 +39,15 @@ def rescue(
     prefix = site.options.disk_prefix
     own = disks_of(instance, instance.image_meta, info, prefix=prefix)
     disk, behind = rescue_disks(image, own, prefix=prefix)
-    with translated(directory.unrescue):
+    with localdisks.translated(), translated(directory.unrescue):
         write_durably(directory.unrescue, before.encode(), mode=_MODE)
     try:
-        localdisks.make(site, instance, [disk], image_id=image.id)
-        kernel, ramdisk = (properties_of(image).get(name) for name in ("kernel_id", "ramdisk_id"))
-        deliver_kernel(site, instance, kernel_id=kernel, ramdisk_id=ramdisk, suffix=SUFFIX)
-        write_config_drive(site, instance, image, network_info, password=password, suffix=SUFFIX)
+        _make(site, instance, network_info, image, disk, password=password)
         guest = assembled_of(site, instance, image, network_info, (disk, *behind), suffix=SUFFIX)
+    except BaseException:
+        _remove_files(site, instance)
+        raise
+    try:
         domain.cut()
         domain.forget_memory()
         domains.define(site.connection, guestxml.to_xml(guest))
@@ -54,6 +55,21 @@ def rescue(
     except BaseException:
         _put_back(site, instance)
         raise
+
+
+def _make(
+    site: Site,
+    instance: Instance,
+    network_info: NetworkInfo | None,
+    image: ImageMeta,
+    disk: LocalDisk,
+    *,
+    password: str | None,
+) -> None:
+    localdisks.make(site, instance, [disk], image_id=image.id)
+    kernel, ramdisk = (properties_of(image).get(name) for name in ("kernel_id", "ramdisk_id"))
+    deliver_kernel(site, instance, kernel_id=kernel, ramdisk_id=ramdisk, suffix=SUFFIX)
+    write_config_drive(site, instance, image, network_info, password=password, suffix=SUFFIX)
 
 
 def unrescue(site: Site, instance: Instance) -> None:
@@ -70,12 +86,16 @@ def unrescue(site: Site, instance: Instance) -> None:
 
 def _put_back(site: Site, instance: Instance) -> None:
     domain, directory = site.domain(instance), site.directory(instance)
-    if not directory.unrescue.exists():
-        return
-    domain.cut()
-    domains.define(site.connection, directory.unrescue.read_text(encoding="utf-8"))
+    if directory.unrescue.exists():
+        domain.cut()
+        domains.define(site.connection, directory.unrescue.read_text(encoding="utf-8"))
+        _remove_files(site, instance)
+
+
+def _remove_files(site: Site, instance: Instance) -> None:
+    directory = site.directory(instance)
     localdisks.remove(site.host, instance.uuid, RESCUE)
-    with translated(directory.path):
+    with localdisks.translated(), translated(directory.path):
         for left in (directory.kernel(SUFFIX), directory.ramdisk(SUFFIX), directory.config_drive(SUFFIX)):
             left.unlink(missing_ok=True)
         directory.unrescue.unlink()  # last: what is left of a rescue is found by it

@@ -13,7 +13,7 @@ from underlay.compute.libvirt.probing import runs_under_kvm
 from underlay.compute.libvirt.site import Site
 from underlay.host import Host
 
-_PROBE = 20.0  # seconds that a guest under KVM has to begin
+_PROBE = 10.0  # seconds that a guest under KVM has to begin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

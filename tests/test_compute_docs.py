@@ -12,6 +12,7 @@ from underlay import compute
 from underlay.compute import ComputeDriver
 from underlay.compute.capabilities import TRAITS
 from underlay.compute.driver import THEMES
+from underlay.compute.libvirt import LibvirtDriver
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "compute.md").read_text(encoding="utf-8")
 TITLES = [
@@ -68,8 +69,22 @@ def test_what_the_base_class_does_is_said(name: str) -> None:
 
 def test_what_the_libvirt_driver_does_is_said_of_each_method() -> None:
     for name, (_, base, said) in METHODS.items():
-        assert said in ("not yet", "as the base class") or re.fullmatch(r"never: .{10,}", said), name
+        plain = name.partition(" ")[0]
+        is_own = getattr(LibvirtDriver, plain) is not getattr(ComputeDriver, plain)
+        assert is_own == bool(re.match(r"yes\b", said)), name
+        assert is_own or said in ("not yet", "as the base class") or re.fullmatch(r"never: .{10,}", said), name
         assert not (said == "as the base class" and base == "NotImplementedError"), name
+
+
+def test_what_the_libvirt_driver_goes_by_of_an_image_is_said() -> None:
+    package = Path(inspect.getfile(LibvirtDriver)).parent
+    read = {
+        name
+        for path in package.glob("*.py")
+        for name in re.findall(r'"((?:hw|img|os)_[a-z_]+)"', path.read_text(encoding="utf-8"))
+    }
+    told = {name for row in table("Property", "What it does") for name in re.findall(r"(?:hw|img|os)_[a-z_]+", row[0])}
+    assert told == read - {"os_type"}
 
 
 def test_every_error_has_its_row() -> None:

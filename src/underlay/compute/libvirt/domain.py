@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from underlay.compute import states
-from underlay.compute.errors import InstanceNotFound
+from underlay.compute.errors import InstanceNotFound, OperationFailed
 from underlay.compute.libvirt.connection import Connection
 from underlay.compute.libvirt.library import library
 
@@ -99,6 +99,29 @@ class Domain:
         """Send its CPUs a non-maskable interrupt."""
         self._do(lambda domain: domain.injectNMI(0))
 
+    def begin_backup(self, xml: str) -> None:
+        """Begin to copy disks as they are now; see https://libvirt.org/formatbackup.html."""
+        self._do(lambda domain: domain.backupBegin(xml, None, 0))
+
+    def has_backed_up(self) -> bool:
+        """Whether the copy is done.
+
+        Raises:
+            OperationFailed: it failed, or was ended.
+        """
+        libvirt = library()
+        if self._do(lambda domain: domain.jobInfo()[0]) != libvirt.VIR_DOMAIN_JOB_NONE:
+            return False
+        told = self._do(lambda domain: domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED))
+        if told.get("type") != libvirt.VIR_DOMAIN_JOB_COMPLETED or not told.get("success", True):
+            raise OperationFailed(f"the disk of {self.uuid} could not be copied: {told.get('errmsg') or 'the copy was ended'}")
+        return True
+
+    def end_backup(self) -> None:
+        """End a copy that goes on; none is a success."""
+        libvirt = library()
+        self._do(lambda domain: _while_active(domain, partial(_end_job, libvirt, domain)))
+
     def remove(self) -> bool:
         """End it and have libvirt forget it with all that libvirt keeps of it; whether it was there."""
         try:
@@ -141,6 +164,12 @@ def _while_active(domain: Any, change: Callable[[], object]) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
             raise
+
+
+def _end_job(libvirt: Any, domain: Any) -> None:
+    told = domain.jobStats(0)
+    if told.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP:
+        domain.abortJob()
 
 
 def _undefine_flags() -> int:

@@ -145,6 +145,19 @@ def _add_screen(devices: Element, screen: Screen) -> None:
     SubElement(SubElement(devices, "video"), "model", type=screen.model)
 
 
+def backup_xml(xml: str, *, device: str, target: Path, disk_format: str) -> str:
+    """A copy of one disk of a domain, and of no other (https://libvirt.org/formatbackup.html)."""
+    backup = Element("domainbackup", mode="push")
+    disks = SubElement(backup, "disks")
+    for name in devices_by_path(xml).values():
+        if name != device:
+            SubElement(disks, "disk", name=name, backup="no")
+    disk = SubElement(disks, "disk", name=device, backup="yes", type="file")
+    SubElement(disk, "driver", type=disk_format)
+    SubElement(disk, "target", file=str(target))
+    return tostring(backup, encoding="unicode")
+
+
 # ------------------------------------------------------------------------------------------------------------------ metadata
 
 

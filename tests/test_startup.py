@@ -16,7 +16,8 @@ PACKAGES = frozenset({"click", "msgspec", "typing_extensions"})
 # Of Underlay, below its own name. A new one here costs each command that makes a disk up to a few milliseconds: see `later`.
 _MODULES = """
     attributes cache cli cli.disk cli.look cli.main cli.options cli.output cli.session config config.credentials
-    config.disks config.document config.environment config.follow config.libvirt config.load config.objects config.sources config.values
+    config.disks config.document config.environment config.follow config.libvirt config.load config.objects
+    config.sources config.values
     contracts diskinfo disks disks.flat disks.qcow2 errors filedisk files filesystems formats formats.qcow2
     formats.qcow2.entries formats.qcow2.header formats.qcow2.tables formats.qcow2.write hits
     holding host host.bring host.disks host.face host.parts instances later locks lookup model naming once order plainfiles

@@ -166,7 +166,7 @@ def test_what_a_killed_maker_left_goes_when_the_next_driver_starts(place: Place,
     image = place.image()
     instance = place.instance(image)
     script = Path(__file__).parent / "libvirt_maker.py"
-    argv = [sys.executable, script, place.root, place.daemon.uri, image.id, instance.uuid]
+    argv = [sys.executable, os.fspath(script), os.fspath(place.root), place.daemon.uri, image.id, instance.uuid]
     with subprocess.Popen(argv, cwd=script.parent) as maker:
         wait_until(lambda: MOMENTS[moment](place, instance.uuid), f"the instance is {moment}")
         maker.kill()

@@ -89,7 +89,7 @@ def test_an_instance_has_its_root_ephemeral_and_swap_disks(place: Place, driver:
     disks = {disk.name: disk for disk in driver.site.host.disks()}
     assert {"disk": 2 << 30, "disk.eph0": 1 << 30, "disk.swap": 64 << 20} == {name: one.size for name, one in disks.items()}
     domain = parsed(domain_xml(place.daemon, instance))
-    found = {one.find("target").get("dev"): one for one in domain.iterfind("devices/disk")}  # type: ignore[union-attr]
+    found = {one.find("target").get("dev", ""): one for one in domain.iterfind("devices/disk")}  # type: ignore[union-attr]
     assert ["vda", "vdb", "vdc"] == sorted(found)
     assert str(disks["disk"].base_path) == found["vda"].find("backingStore/source").get("file")  # type: ignore[union-attr]
 

@@ -124,7 +124,7 @@ def _of_network(vif: Vif, key: str, default: Any) -> Any:
 
 def _decoded(user_data: str) -> bytes:
     try:
-        return base64.b64decode(user_data, validate=False)
+        return base64.b64decode("".join(user_data.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidInput(reason=f"the user data is no base64: {error}") from error
 

@@ -119,6 +119,7 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "qemu-storage-daemon": _program("qemu-storage-daemon", "qemu-system-common"),
     "qemu-system-x86_64": _program("qemu-system-x86_64", "qemu-system-x86"),
     "libvirt": _program("libvirtd", "libvirt-daemon libvirt-daemon-driver-qemu"),
+    "ip": _program("ip", "iproute2"),
     "ceph": _ceph,
     "lvm2": _program("lvs", "lvm2"),
     "microvm": _microvm,

@@ -1,5 +1,6 @@
 """The libvirtd of the tests here, started once, and a driver on it."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from libvirt_daemon import Daemon
-from libvirt_stage import LibvirtStage, Place
+from libvirt_stage import LibvirtStage, Place, command
 
 from underlay.compute.libvirt import LibvirtDriver
+
+_PORTS = 12
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +43,19 @@ def driver(place: Place) -> Iterator[LibvirtDriver]:
 
 
 @pytest.fixture(scope="session")
-def shared_stage(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibvirtStage]:
+def bridge() -> Iterator[str]:
+    """A bridge of this process's own, which leads nowhere."""
+    name = f"ulb{os.getpid()}"
+    command("ip", "link", "add", "name", name, "type", "bridge")
+    yield name
+    command("ip", "link", "delete", name)
+
+
+@pytest.fixture(scope="session")
+def shared_stage(daemon: Daemon, bridge: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibvirtStage]:
     """One stage for all cases of the suite: each makes instances of its own, and destroys them."""
-    place = Place(tmp_path_factory.mktemp("suite"), daemon)
-    stage = LibvirtStage(place, place.driver())
+    first = 20_000 + os.getpid() % 1000 * _PORTS  # apart from those of another process that runs these tests
+    stage = LibvirtStage(Place(tmp_path_factory.mktemp("suite"), daemon), bridge, (first, first + _PORTS - 1))
     yield stage
-    for driver in (*stage.drivers, stage.driver):
+    for driver in stage.drivers:
         driver.cleanup_host("node1")

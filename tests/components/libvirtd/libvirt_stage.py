@@ -1,11 +1,14 @@
 """The libvirt driver for the shipped conformance suite, on a libvirtd of its own, with guests of one boot sector."""
 
 import os
+import socket
+import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -18,7 +21,7 @@ from underlay.config import parse_config
 from underlay.host import Host
 from underlay.testing.bootimage import PREFIX, SMALLEST, write_qcow2
 from underlay.testing.compute_suite import Ability
-from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance
+from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance, fake_vif
 
 PATIENCE = 60.0  # seconds; the machine is slow, and shared
 MESSAGE = "by the libvirt driver"
@@ -102,6 +105,10 @@ def record(image: FakeImage, **more: Any) -> FakeInstance:
     return FakeInstance(image_ref=image.id, image_meta=image, flavor=flavor, **more)
 
 
+def command(*argv: str) -> None:
+    subprocess.run(argv, check=True, capture_output=True)
+
+
 def wait_until(claim: Any, what: str, *, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not claim():
@@ -114,14 +121,15 @@ class LibvirtStage:
     """What the suite is told of it."""
 
     place: Place
-    driver: LibvirtDriver
+    bridge: str
+    ports: tuple[int, int]
     drivers: list[LibvirtDriver] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=count)
     host: str = "node1"
     patience: float = PATIENCE
     context: Any = None
     cannot: ClassVar[Mapping[Ability, str]] = MappingProxyType(
         {
-            Ability.BREAKING: "the steps of a real spawn are broken in tests of their own",
             Ability.AGENT: "the guest is one boot sector, and the driver does not ask agents yet",
             Ability.VOLUMES: "not yet",
             Ability.SWAP_VOLUME: "not yet",
@@ -140,12 +148,20 @@ class LibvirtStage:
     )
 
     @property
+    def options(self) -> str:
+        return f'serial_console_port_range = "{self.ports[0]}:{self.ports[1]}"'
+
+    @property
+    def driver(self) -> LibvirtDriver:
+        return self.drivers[0] if self.drivers else self.restarted()
+
+    @property
     def other(self) -> "LibvirtStage":
         raise NotImplementedError
 
     @property
     def steps(self) -> Sequence[str]:
-        raise NotImplementedError
+        return tuple(self._breaks())
 
     def instance(self, image: FakeImage) -> FakeInstance:
         return self.place.instance(image)
@@ -157,7 +173,7 @@ class LibvirtStage:
         return self.place.image()
 
     def network_info(self) -> list[dict[str, Any]]:
-        return []
+        return [fake_vif(next(self.numbers), bridge=self.bridge)]
 
     def volume(self) -> Mapping[str, Any]:
         raise NotImplementedError
@@ -169,10 +185,40 @@ class LibvirtStage:
         return self.place.traces(instance)
 
     def breaking(self, step: str) -> AbstractContextManager[None]:
-        raise NotImplementedError
+        return self._breaks()[step]()
+
+    def _breaks(self) -> Mapping[str, Callable[[], AbstractContextManager[None]]]:
+        return {"directory": self._read_only, "network": self._without_bridge, "start": self._without_ports}
+
+    @contextmanager
+    def _read_only(self) -> Iterator[None]:
+        path = os.fspath(self.place.instances)
+        command("mount", "--bind", path, path)
+        try:
+            command("mount", "-o", "remount,bind,ro", path)
+            yield
+        finally:
+            command("umount", path)
+
+    @contextmanager
+    def _without_bridge(self) -> Iterator[None]:
+        command("ip", "link", "delete", self.bridge)
+        try:
+            yield
+        finally:
+            command("ip", "link", "add", "name", self.bridge, "type", "bridge")
+
+    @contextmanager
+    def _without_ports(self) -> Iterator[None]:
+        """Nothing of a guest's serial line can listen, which is found out when all else is made."""
+        with ExitStack() as taken:
+            for port in range(self.ports[0], self.ports[1] + 1):
+                with suppress(OSError):  # somebody has it already
+                    taken.enter_context(socket.create_server(("127.0.0.1", port)))
+            yield
 
     def restarted(self) -> LibvirtDriver:
-        driver = self.place.driver()
+        driver = self.place.driver(more=self.options)
         self.drivers.append(driver)
         return driver
 

@@ -6,7 +6,7 @@ from libvirt_stage import LibvirtStage
 from underlay.testing.compute_suite import Case, cases
 
 pytest_plugins = ["libvirt_fixtures"]
-pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64")
+pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64", "ip")
 
 
 @pytest.mark.parametrize("case", cases(LibvirtStage), ids=str)

@@ -21,7 +21,7 @@ from underlay.compute.libvirt import LibvirtDriver
 from underlay.compute.libvirt.guestxml import NOVA, parsed
 from underlay.inventory.libvirt import LibvirtInventory
 from underlay.testing.bootimage import INTERRUPTED, PREFIX, boot_line, write_qcow2
-from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance
+from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance, fake_vif
 from underlay.testing.httpserver import Served, serving
 
 pytest_plugins = ["libvirt_fixtures"]
@@ -183,6 +183,18 @@ def test_consoles_lead_to_the_guest(place: Place, driver: LibvirtDriver) -> None
     output = driver.get_console_output(None, instance)
     assert (102_400, struct.pack("<I", 7)) == (len(output), output[-4:])
     driver.destroy(None, instance, [])
+
+
+@pytest.mark.component("ip")
+def test_a_guest_is_plugged_into_its_bridge_while_it_runs(place: Place, driver: LibvirtDriver, bridge: str) -> None:
+    image, vif, ports = place.image(), fake_vif(9, bridge=bridge), Path("/sys/class/net", bridge, "brif")
+    instance = place.instance(image)
+    spawn(driver, instance, image, network_info=[vif])
+    assert [vif["devname"]] == [port.name for port in ports.iterdir()]
+    told = [one.get("address") for one in parsed(domain_xml(place.daemon, instance)).iterfind("devices/interface/mac")]
+    assert [vif["address"]] == told
+    driver.destroy(None, instance, [vif])
+    assert [] == list(ports.iterdir())
 
 
 def test_disks_that_are_to_stay_outlive_the_instance_and_are_not_taken_over(place: Place, driver: LibvirtDriver) -> None:

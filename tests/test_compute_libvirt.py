@@ -91,6 +91,16 @@ def test_the_image_and_the_configuration_say_what_nobody_has_named() -> None:
     assert [("disk", "hda", "sata")] == named(disks_of(instance, image, None, prefix="hd"))
 
 
+def test_a_name_of_another_bus_is_a_wish_that_is_not_granted() -> None:
+    info = {"root_device_name": "/dev/sda", "ephemerals": [ephemeral(device_name="/dev/vdb", disk_bus="scsi")]}
+    assert ["vda", "sda"] == [disk.device for disk in disks_of(FakeInstance(), FakeImage(), info)]
+
+
+def test_an_image_of_a_cd_is_one_to_the_guest() -> None:
+    [disk] = disks_of(FakeInstance(), FakeImage(disk_format="iso"), None, machine="q35", prefix="vd")
+    assert ("sda", "sata", "cdrom", True) == (disk.device, disk.bus, disk.kind, disk.boots)
+
+
 def test_a_root_disk_is_as_large_as_its_flavor_and_its_image_allow() -> None:
     none = FakeInstance(flavor=FakeFlavor(root_gb=0))
     assert [None] == [disk.size for disk in disks_of(none, FakeImage(min_disk=7), None)]
@@ -227,7 +237,7 @@ def test_a_guest_is_what_its_flavor_its_image_and_the_options_say() -> None:
 
 
 def test_a_config_drive_is_where_the_machine_takes_one() -> None:
-    for machine, bus in (("q35", "sata"), ("pc", "ide")):
+    for machine, bus in (("q35", "sata"), ("pc", "ide"), ("pc-q35-7.2", "sata"), ("pc-i440fx-7.2", "ide"), ("virt", "scsi")):
         drive = planned(properties={"hw_machine_type": machine}, config_drive=FILE).disks[-1]
         assert (bus, "cdrom", None) == (drive.bus, drive.kind, drive.boot_order)
     with pytest.raises(InvalidInput, match="hw_cdrom_bus"):

@@ -1,9 +1,11 @@
 """What goes wrong while instances are made on a real libvirt: the error says what, and nothing is left."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +218,21 @@ def test_libvirt_may_go_and_come_again(place: Place, driver: LibvirtDriver, slow
     driver.destroy(None, cut, [])
     wait_until(lambda: heard, "events come again")
     assert ([], []) == (place.traces(running), place.traces(cut))
+
+
+def test_a_libvirt_that_hangs_is_not_waited_for(place: Place) -> None:
+    driver = place.driver(more='timeout = "2s"')
+    assert place.daemon.process is not None
+    place.daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(HypervisorUnavailable, match="does not answer for 2 s"):
+            driver.list_instances()
+        assert time.monotonic() - began < 30
+    finally:
+        place.daemon.process.send_signal(signal.SIGCONT)
+    assert [] == driver.list_instances()
+    driver.cleanup_host("node1")
 
 
 def test_a_service_without_libvirt_does_not_begin(place: Place) -> None:

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 from guest_kernel import RAMDISK_SEEN, kernel_image
 from libvirt_daemon import Daemon, quiet_library
-from libvirt_stage import MESSAGE, Place, wait_until
+from libvirt_stage import MESSAGE, Place, command, wait_until
 
 from underlay.compute import states
+from underlay.compute.capabilities import IMAGE_TYPE
 from underlay.compute.errors import InstanceExists
 from underlay.compute.libvirt import LibvirtDriver
 from underlay.compute.libvirt.guestxml import NOVA, parsed
 from underlay.inventory.libvirt import LibvirtInventory
-from underlay.testing.bootimage import INTERRUPTED, PREFIX, boot_line, write_qcow2
+from underlay.testing.bootimage import INTERRUPTED, PREFIX, boot_line, boot_sector, write_qcow2, write_raw
 from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance, fake_vif
 from underlay.testing.httpserver import Served, serving
 
@@ -28,6 +29,7 @@ pytest_plugins = ["libvirt_fixtures"]
 pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64")
 
 MANY = 20
+QEMUS_WORDS = {"raw": "raw", "qcow2": "qcow2", "vmdk": "vmdk", "vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi"}
 
 
 def spawn(driver: LibvirtDriver, instance: FakeInstance, image: FakeImage, **more: Any) -> None:
@@ -116,6 +118,44 @@ def test_a_kernel_and_a_ramdisk_are_booted_in_place_of_the_disk(place: Place, dr
     assert [] == [one for one in driver.site.host.disks() if one.name != "disk"]
     driver.destroy(None, instance, [])
     assert [] == place.traces(instance)
+
+
+def test_an_image_of_every_type_that_is_supported_boots(place: Place, driver: LibvirtDriver) -> None:
+    supported = {name.removeprefix(IMAGE_TYPE) for name, can in driver.capabilities.items() if can and IMAGE_TYPE in name}
+    assert {*QEMUS_WORDS, "iso", "aki", "ari", "ami"} == supported
+    instances = {}
+    for kind in (*QEMUS_WORDS, "iso"):
+        path = place.root / f"guest.{kind}"
+        write_image(path, kind)
+        image = FakeImage(id=f"file://{path}", disk_format=kind)
+        instances[kind] = place.instance(image)
+        spawn(driver, instances[kind], image)
+    for kind, instance in instances.items():
+        place.await_boot(instance)
+        assert boot_line(kind) in place.console(instance)
+        driver.destroy(None, instance, [])
+        assert [] == place.traces(instance)
+
+
+def write_image(path: Path, kind: str) -> None:
+    if kind == "iso":
+        path.write_bytes(bootable_cd(boot_sector(kind, stays=True)))
+        return
+    raw = path.with_suffix(".source")
+    write_raw(raw, size=4 << 20, message=kind, stays=True)
+    command("qemu-img", "convert", "-f", "raw", "-O", QEMUS_WORDS[kind], str(raw), str(path))
+
+
+def bootable_cd(sector: bytes) -> bytes:
+    """A CD that boots as El Torito has it, without emulation: its one sector is put where a disk's would be."""
+    iso = import_module("pycdlib").PyCdlib()
+    iso.new(interchange_level=3)
+    iso.add_fp(BytesIO(sector), len(sector), "/BOOT.;1")
+    iso.add_eltorito("/BOOT.;1", boot_load_size=1)
+    written = BytesIO()
+    iso.write_fp(written)
+    iso.close()
+    return written.getvalue()
 
 
 def test_a_config_drive_tells_the_guest_about_itself(place: Place, driver: LibvirtDriver) -> None:

@@ -58,7 +58,7 @@ def assembled(
     Raises:
         as `disks_of` and `guest_of`; DiskNotFound: one of them is not there.
     """
-    own = disks_of(instance, image, info, prefix=site.options.disk_prefix)
+    own = disks_of(instance, image, info, machine=site.options.machine_type, prefix=site.options.disk_prefix)
     return assembled_of(site, instance, image, network_info, own)
 
 

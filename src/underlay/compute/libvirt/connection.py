@@ -76,6 +76,7 @@ class Connection:
             return self._handle
 
     def _open(self, libvirt: Any) -> Any:
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)  # the default one prints what is raised as well
         try:
             return libvirt.open(self.uri)
         except libvirt.libvirtError as error:

@@ -23,6 +23,19 @@ def check_bus(bus: str, *, what: str) -> str:
     return bus
 
 
+def cdrom_bus(machine: str, wanted: str | None) -> str:
+    """The bus of CD-ROMs: what is wanted, else what the machine has.
+
+    Raises:
+        InvalidInput
+    """
+    if wanted:
+        return check_bus(wanted, what="hw_cdrom_bus")
+    if machine.startswith("virt"):  # of other architectures than x86
+        return "scsi"
+    return "sata" if "q35" in machine else "ide"  # a q35 has no IDE, and the others no SATA
+
+
 def next_name(bus: str, taken: Collection[str], *, prefix: str = "") -> str:
     """The first name of a bus that is not taken, such as ``vdb``.
 
@@ -40,8 +53,8 @@ def next_name(bus: str, taken: Collection[str], *, prefix: str = "") -> str:
     raise TooManyDiskDevices(maximum=limit)
 
 
-def plain(name: str | None) -> str:
-    """A device's name without ``/dev/``; empty when it has none.
+def fitting(name: str | None, bus: str) -> str:
+    """A device's name without ``/dev/``; empty when it has none, or one of another bus: a name is a wish.
 
     Raises:
         InvalidInput: it is no name of a device.
@@ -49,4 +62,4 @@ def plain(name: str | None) -> str:
     bare = (name or "").removeprefix("/dev/")
     if bare and not (bare.isascii() and bare.isalnum()):
         raise InvalidInput(reason=f"{name!r} is no name of a device")
-    return bare
+    return bare if bare.startswith(_PREFIXES[bus]) else ""

@@ -11,7 +11,8 @@ from uuid import UUID
 from underlay.compute.errors import InvalidInput
 from underlay.files import make_directory, sync_directory, translated
 
-ROOT, SWAP, RESCUE = "disk", "disk.swap", "disk.rescue"
+RESCUED = ".rescue"
+ROOT, SWAP, RESCUE = "disk", "disk.swap", f"disk{RESCUED}"
 _MODE = 0o755
 _DOOMED = "_del"
 
@@ -72,6 +73,18 @@ class InstanceDirectory:
                 sync_directory(self.instances)
         return is_new
 
+    def remove_extras(self) -> None:
+        """Remove kernels, ramdisks, config drives, and what a rescue put there; not the disks.
+
+        Raises:
+            CacheNotWritable, StorageFailed
+        """
+        with translated(self.path):
+            for suffix in ("", RESCUED):
+                for left in (self.kernel(suffix), self.ramdisk(suffix), self.config_drive(suffix)):
+                    left.unlink(missing_ok=True)
+            self.unrescue.unlink(missing_ok=True)
+
     def remove(self) -> bool:
         """Remove it with all that is in it; whether nothing of it is left.
 
@@ -80,9 +93,15 @@ class InstanceDirectory:
         doomed = self.instances / f"{self.uuid}{_DOOMED}"
         with suppress(OSError):
             _rename_over_nothing(self.path, doomed)
-        for left in (doomed, self.path, self.instances / f"{self.uuid}_resize"):
+        for left in (doomed, self.path):
             shutil.rmtree(left, ignore_errors=True)
         return not any(os.path.lexists(left) for left in (doomed, self.path))
+
+    def remove_kept(self) -> bool:
+        """Remove what a resize keeps of the instance as it was; whether nothing of it is left."""
+        kept = self.instances / f"{self.uuid}_resize"
+        shutil.rmtree(kept, ignore_errors=True)
+        return not os.path.lexists(kept)
 
 
 def directory_of(instances: Path, uuid: str) -> InstanceDirectory:

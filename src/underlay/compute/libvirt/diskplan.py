@@ -1,7 +1,7 @@
 """Which local disks an instance is to have, decided from what the service says before anything is made. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance
@@ -26,7 +26,7 @@ class LocalDisk:
 
     Attributes:
         name: its file's, such as ``disk.eph0``. role: ``image``, ``ephemeral`` or ``swap``: what it is made from.
-        size: bytes; None: the image's. device, bus: in the guest. boots: the guest boots from it.
+        size: bytes; None: the image's. device, bus: in the guest. boots: the guest boots from it. kind: ``disk`` or ``cdrom``.
         file_system: of an ephemeral; None: the configuration's.
     """
 
@@ -36,6 +36,7 @@ class LocalDisk:
     device: str
     bus: str
     boots: bool = False
+    kind: str = "disk"
     file_system: str | None = None
 
 
@@ -45,8 +46,13 @@ def properties_of(image: ImageMeta) -> Mapping[str, Any]:
     return {} if found is None else found
 
 
-def disks_of(instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None, *, prefix: str = "") -> tuple[LocalDisk, ...]:
+def disks_of(
+    instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None, *, machine: str = "", prefix: str = ""
+) -> tuple[LocalDisk, ...]:
     """The root disk, the ephemeral ones and swap, in this order.
+
+    Args:
+        machine, prefix: of the configuration: the machine of guests whose image asks for none, and how devices begin.
 
     Raises:
         FlavorDiskSmallerThanImage: by what the image's record says. VolumeDriverNotFound: there is a volume.
@@ -55,9 +61,7 @@ def disks_of(instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None,
     """
     _refuse_others(info)
     bus = devicenames.check_bus(properties_of(image).get("hw_disk_bus") or "virtio", what="hw_disk_bus")
-    asked = block_device_info_get_root_device(info) or getattr(instance, "root_device_name", None)
-    root = devicenames.plain(asked) or devicenames.next_name(bus, (), prefix=prefix)
-    disks = [LocalDisk(name=ROOT, role="image", size=root_size(instance, image), device=root, bus=bus, boots=True)]
+    disks = [_root(instance, image, info, bus, machine=machine, prefix=prefix)]
     for number, ephemeral in enumerate(block_device_info_get_ephemerals(info)):
         disks.append(_ephemeral(ephemeral, number, disks, bus, prefix))
     swap = block_device_info_get_swap(info)
@@ -65,6 +69,18 @@ def disks_of(instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None,
         device, sits_on = _place(swap, disks, bus, prefix)
         disks.append(LocalDisk(name=SWAP, role="swap", size=swap["swap_size"] * MIB, device=device, bus=sits_on))
     return tuple(disks)
+
+
+def _root(
+    instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None, bus: str, *, machine: str, prefix: str
+) -> LocalDisk:
+    """An image of a CD is one to the guest as well."""
+    wanted, kind = properties_of(image), "disk"
+    if getattr(image, "disk_format", None) == "iso":
+        bus, kind = devicenames.cdrom_bus(wanted.get("hw_machine_type") or machine, wanted.get("hw_cdrom_bus")), "cdrom"
+    asked = block_device_info_get_root_device(info) or getattr(instance, "root_device_name", None)
+    device = devicenames.fitting(asked, bus) or devicenames.next_name(bus, (), prefix=prefix if kind == "disk" else "")
+    return LocalDisk(name=ROOT, role="image", size=root_size(instance, image), device=device, bus=bus, boots=True, kind=kind)
 
 
 def rescue_disks(image: ImageMeta, own: tuple[LocalDisk, ...], *, prefix: str = "") -> tuple[LocalDisk, tuple[LocalDisk, ...]]:
@@ -83,9 +99,7 @@ def rescue_disks(image: ImageMeta, own: tuple[LocalDisk, ...], *, prefix: str = 
     for disk in own:
         taken = {rescue.device, *(one.device for one in behind)}
         device = devicenames.next_name(disk.bus, taken, prefix=prefix)
-        behind.append(
-            LocalDisk(name=disk.name, role=disk.role, size=disk.size, device=device, bus=disk.bus, file_system=disk.file_system)
-        )
+        behind.append(replace(disk, device=device, boots=False))
     return rescue, tuple(behind)
 
 
@@ -127,7 +141,7 @@ def _place(asked: Mapping[str, Any], disks: list[LocalDisk], bus: str, prefix: s
     """The device and the bus of one more disk."""
     sits_on = devicenames.check_bus(asked.get("disk_bus") or bus, what="disk_bus")
     taken = {disk.device for disk in disks}
-    device = devicenames.plain(asked.get("device_name")) or devicenames.next_name(sits_on, taken, prefix=prefix)
+    device = devicenames.fitting(asked.get("device_name"), sits_on) or devicenames.next_name(sits_on, taken, prefix=prefix)
     if device in taken:
         raise InvalidInput(reason=f"two disks are to be {device}")
     return device, sits_on

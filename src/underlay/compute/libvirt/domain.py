@@ -144,6 +144,15 @@ def define(connection: Connection, xml: str) -> None:
     connection.ask(lambda handle: handle.defineXML(xml))
 
 
+def has_name(connection: Connection, name: str) -> bool:
+    """Whether a domain has this name."""
+    try:
+        connection.ask(lambda handle: handle.lookupByName(name).name(), missing=InstanceNotFound(instance_id=name))
+    except InstanceNotFound:
+        return False
+    return True
+
+
 def names(connection: Connection) -> list[str]:
     """Of all domains, running or not."""
     return connection.ask(lambda handle: [domain.name() for domain in handle.listAllDomains(0)])

@@ -76,7 +76,7 @@ def check(image: ImageMeta, network_info: NetworkInfo | None) -> None:
     wanted = properties_of(image)
     if wanted.get("hw_firmware_type") not in (None, "bios"):
         raise NotSupported(f"guests are booted by a BIOS only, and the image wants {wanted.get('hw_firmware_type')}")
-    devicenames.check_bus(wanted.get("hw_cdrom_bus") or "sata", what="hw_cdrom_bus")
+    devicenames.cdrom_bus("", wanted.get("hw_cdrom_bus"))
     interfaces_of(network_info, wanted)
 
 
@@ -142,12 +142,11 @@ def _disks(
     disks: Sequence[tuple[LocalDisk, Attachment]], config_drive: Attachment | None, wanted: Mapping[str, Any], *, machine: str
 ) -> tuple[GuestDisk, ...]:
     found = [
-        GuestDisk(attachment=opened, device=disk.device, bus=disk.bus, boot_order=1 if disk.boots else None)
+        GuestDisk(attachment=opened, device=disk.device, bus=disk.bus, kind=disk.kind, boot_order=1 if disk.boots else None)
         for disk, opened in disks
     ]
     if config_drive is not None:
-        fallback = "ide" if machine.startswith(("pc", "i440fx")) else "sata"  # q35 has no IDE
-        bus = devicenames.check_bus(wanted.get("hw_cdrom_bus") or fallback, what="hw_cdrom_bus")
+        bus = devicenames.cdrom_bus(machine, wanted.get("hw_cdrom_bus"))
         device = devicenames.next_name(bus, {disk.device for disk in found})
         found.append(GuestDisk(attachment=config_drive, device=device, bus=bus, kind="cdrom"))
     return tuple(found)

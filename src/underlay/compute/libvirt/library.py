@@ -7,14 +7,12 @@ from underlay.errors import ExtraMissing
 
 
 def library() -> Any:
-    """The module, quiet: what it would print it raises as well.
+    """The module.
 
     Raises:
         ExtraMissing
     """
     try:
-        libvirt = import_module("libvirt")
+        return import_module("libvirt")
     except ImportError as error:
         raise ExtraMissing("libvirt-python is not installed", hint="pip install 'underlay[libvirt]'") from error
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    return libvirt

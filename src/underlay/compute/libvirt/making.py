@@ -1,7 +1,8 @@
 """How an instance is made, whole or not at all, and made again from another image.
 
-While it is made a file in its directory says so, which its maker has locked. Who was killed leaves the file and no lock, and
-whoever finds it takes away what was made: the next driver that starts, or the next attempt to make the instance.
+While it is made a file in its directory says so, which its maker has locked, and in which the maker's host stands once it is
+sure that nobody else has the instance. Who was killed leaves the file and no lock, and whoever finds it on that host takes away
+what was made: the next driver that starts, or the next attempt to make the instance.
 """
 
 import logging
@@ -24,7 +25,6 @@ from underlay.files import sync_directory, translated
 from underlay.refs import parse_ref
 
 _LOG = logging.getLogger(__name__)
-_SURE = b"making\n"  # the file has this once it is sure that nobody else has the instance
 
 
 def spawn(
@@ -44,7 +44,7 @@ def spawn(
     Raises:
         InstanceExists: its UUID or its name is taken. As `disks_of`, `networks.plug`, `localdisks.make` and `start`.
     """
-    disks = disks_of(instance, image, info, prefix=site.options.disk_prefix)
+    disks = disks_of(instance, image, info, machine=site.options.machine_type, prefix=site.options.disk_prefix)
     check(image, network_info)
     networks.plug(network_info)
     directory = site.directory(instance)
@@ -77,7 +77,7 @@ def rebuild(
         InstanceNotFound; as `spawn`
     """
     domain, directory = site.domain(instance), site.directory(instance)
-    disks = disks_of(instance, image, info, prefix=site.options.disk_prefix)
+    disks = disks_of(instance, image, info, machine=site.options.machine_type, prefix=site.options.disk_prefix)
     check(image, network_info)
     networks.plug(network_info)
     domain.state()
@@ -85,8 +85,7 @@ def rebuild(
     domain.cut()
     domain.forget_memory()
     localdisks.remove_all(site.host, instance.uuid)
-    for left in (directory.kernel(), directory.ramdisk(), directory.config_drive()):
-        left.unlink(missing_ok=True)
+    directory.remove_extras()
     localdisks.make(site, instance, disks, image_id=image.id)
     deliver_kernel(site, instance, kernel_id=instance.kernel_id, ramdisk_id=instance.ramdisk_id)
     write_config_drive(site, instance, image, network_info, password=password)
@@ -116,8 +115,10 @@ def undo_interrupted(site: Site, directory: InstanceDirectory) -> None:
     with suppress(FileNotFoundError), locks.try_exclusive(directory.making) as lock:
         if lock is None:
             return
-        if directory.making.read_bytes() != _SURE:
-            _unclaim(directory)
+        maker = directory.making.read_text(encoding="utf-8")
+        if maker != site.name:  # where hosts share the directory, another one's libvirt may have the instance
+            if not maker:
+                _unclaim(directory)
             return
         _LOG.info("removing what is left of the instance %s, whose making was interrupted", directory.uuid)
         _undo(site, directory, ["defined", "started"])
@@ -146,7 +147,7 @@ def _claimed(site: Site, instance: Instance, directory: InstanceDirectory) -> It
         progress: list[str] = []
         try:
             _refuse_taken(site, instance)
-            _be_sure(directory)
+            _be_sure(site, directory)
         except BaseException:
             _unclaim(directory)
             raise
@@ -160,14 +161,14 @@ def _claimed(site: Site, instance: Instance, directory: InstanceDirectory) -> It
 
 def _refuse_taken(site: Site, instance: Instance) -> None:
     """Raises InstanceExists when libvirt has an instance of this UUID or this name."""
-    if site.domain(instance).exists() or instance.name in domains.names(site.connection):
+    if site.domain(instance).exists() or domains.has_name(site.connection, instance.name):
         raise InstanceExists(name=instance.name)
 
 
-def _be_sure(directory: InstanceDirectory) -> None:
+def _be_sure(site: Site, directory: InstanceDirectory) -> None:
     with localdisks.translated(), translated(directory.making):
         with directory.making.open("r+b") as file:
-            file.write(_SURE)
+            file.write(site.name.encode())
             file.flush()
             os.fsync(file.fileno())
         sync_directory(directory.path)

@@ -38,7 +38,8 @@ def delete_files(site: Site, instance: Instance) -> bool:
     except ComputeError as error:
         _LOG.warning("disks of the instance %s cannot be removed yet: %s", instance.uuid, error)
         return False
-    return site.directory(instance).remove()
+    directory = site.directory(instance)
+    return directory.remove() and directory.remove_kept()
 
 
 def is_on_disk(site: Site, instance: Instance) -> bool:

@@ -8,13 +8,12 @@ from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, Net
 from underlay.compute.errors import InstanceNotRescuable
 from underlay.compute.libvirt import domain as domains, guestxml, localdisks
 from underlay.compute.libvirt.assembling import assembled_of, deliver_kernel, write_config_drive
-from underlay.compute.libvirt.directory import RESCUE
+from underlay.compute.libvirt.directory import RESCUE, RESCUED
 from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, properties_of, rescue_disks
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import start
 from underlay.files import translated, write_durably
 
-SUFFIX = ".rescue"
 _MODE = 0o600
 
 
@@ -37,13 +36,13 @@ def rescue(
     if directory.unrescue.exists():
         raise InstanceNotRescuable(instance_id=instance.uuid, reason="it is being rescued already")
     prefix = site.options.disk_prefix
-    own = disks_of(instance, instance.image_meta, info, prefix=prefix)
+    own = disks_of(instance, instance.image_meta, info, machine=site.options.machine_type, prefix=prefix)
     disk, behind = rescue_disks(image, own, prefix=prefix)
     with localdisks.translated(), translated(directory.unrescue):
         write_durably(directory.unrescue, before.encode(), mode=_MODE)
     try:
         _make(site, instance, network_info, image, disk, password=password)
-        guest = assembled_of(site, instance, image, network_info, (disk, *behind), suffix=SUFFIX)
+        guest = assembled_of(site, instance, image, network_info, (disk, *behind), suffix=RESCUED)
     except BaseException:
         _remove_files(site, instance)
         raise
@@ -68,8 +67,8 @@ def _make(
 ) -> None:
     localdisks.make(site, instance, [disk], image_id=image.id)
     kernel, ramdisk = (properties_of(image).get(name) for name in ("kernel_id", "ramdisk_id"))
-    deliver_kernel(site, instance, kernel_id=kernel, ramdisk_id=ramdisk, suffix=SUFFIX)
-    write_config_drive(site, instance, image, network_info, password=password, suffix=SUFFIX)
+    deliver_kernel(site, instance, kernel_id=kernel, ramdisk_id=ramdisk, suffix=RESCUED)
+    write_config_drive(site, instance, image, network_info, password=password, suffix=RESCUED)
 
 
 def unrescue(site: Site, instance: Instance) -> None:
@@ -96,6 +95,6 @@ def _remove_files(site: Site, instance: Instance) -> None:
     directory = site.directory(instance)
     localdisks.remove(site.host, instance.uuid, RESCUE)
     with localdisks.translated(), translated(directory.path):
-        for left in (directory.kernel(SUFFIX), directory.ramdisk(SUFFIX), directory.config_drive(SUFFIX)):
+        for left in (directory.kernel(RESCUED), directory.ramdisk(RESCUED), directory.config_drive(RESCUED)):
             left.unlink(missing_ok=True)
         directory.unrescue.unlink()  # last: what is left of a rescue is found by it

@@ -16,6 +16,7 @@ from underlay.compute.errors import (
     VolumeDriverNotFound,
 )
 from underlay.compute.libvirt import configdrive, devicenames, guestxml
+from underlay.compute.libvirt.counters import counters_of
 from underlay.compute.libvirt.directory import InstanceDirectory, directory_of, interrupted, remove_doomed
 from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, rescue_disks
 from underlay.compute.libvirt.guest import DirectBoot, Guest, GuestDisk, GuestInterface, Screen, SerialLine
@@ -306,6 +307,29 @@ def test_a_config_drive_is_the_same_for_the_same_files_and_has_its_label() -> No
     image = configdrive.image({"a/b/c.json": b"1", "a/b/d": b"", "e": b"22"})
     assert (b"CD001", b"config-2") == (image[32769:32774], image[32808:32840].rstrip())
     assert 0 == len(image) % 2048
+
+
+# ---------------------------------------------------------------------------------------------------------------- counters
+
+
+def test_counters_are_what_libvirt_tells_and_nothing_of_what_it_does_not() -> None:
+    told = {
+        "vcpu.maximum": 2,
+        "vcpu.1.time": 7,
+        "balloon.maximum": 65536,
+        "block.count": 1,
+        "block.0.name": "vda",
+        "block.0.rd.bytes": 512,
+        "net.count": 1,
+        "net.0.name": "tap0",
+        "net.0.tx.pkts": 3,
+    }
+    found = counters_of(told)
+    assert ((7,), None, 65536) == (found.cpu_times, found.memory, found.memory_maximum)
+    assert [("vda", 512, None)] == [(disk.device, disk.read_bytes, disk.write_bytes) for disk in found.disks]
+    assert [("tap0", 3, None)] == [(one.device, one.tx_packets, one.rx_bytes) for one in found.traffic]
+    nothing = counters_of({"state.state": 5})
+    assert ((), (), ()) == (nothing.cpu_times, nothing.disks, nothing.traffic)
 
 
 # ------------------------------------------------------------------------------------------------- directories and options

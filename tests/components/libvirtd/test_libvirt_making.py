@@ -8,6 +8,7 @@ import threading
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,11 @@ from libvirt_stage import MESSAGE, Place, command, wait_until
 
 from underlay.compute import states
 from underlay.compute.capabilities import IMAGE_TYPE
-from underlay.compute.errors import InstanceExists
+from underlay.compute.errors import InstanceExists, InvalidInput
 from underlay.compute.libvirt import LibvirtDriver
 from underlay.compute.libvirt.guestxml import NOVA, parsed
 from underlay.inventory.libvirt import LibvirtInventory
-from underlay.testing.bootimage import INTERRUPTED, PREFIX, boot_line, boot_sector, write_qcow2, write_raw
+from underlay.testing.bootimage import INTERRUPTED, PREFIX, SECTOR, boot_line, boot_sector, write_qcow2, write_raw
 from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance, fake_vif
 from underlay.testing.httpserver import Served, serving
 
@@ -96,6 +97,9 @@ def test_an_instance_has_its_root_ephemeral_and_swap_disks(place: Place, driver:
     assert str(disks["disk"].base_path) == found["vda"].find("backingStore/source").get("file")  # type: ignore[union-attr]
 
     records = LibvirtInventory(place.daemon.uri, host="node1", hosts=["node1"]).instances()
+    facts = {Path(one["path"]).name: one for one in json.loads(driver.get_instance_disk_info(instance, info))}
+    assert {name: str(one.size) for name, one in disks.items()} == {name: one["virt_disk_size"] for name, one in facts.items()}
+    assert disks["disk"].base == facts["disk"]["backing_file"]
     [record] = [one for one in records if one.uuid == instance.uuid]
     assert (instance.uuid, image.id, (64,)) == (record.uuid, record.image_ref, record.swap_mib)
     assert instance.display_name == domain.findtext(f"metadata/{{{NOVA}}}instance/{{{NOVA}}}name")
@@ -233,8 +237,29 @@ def test_a_guest_is_plugged_into_its_bridge_while_it_runs(place: Place, driver: 
     assert [vif["devname"]] == [port.name for port in ports.iterdir()]
     told = [one.get("address") for one in parsed(domain_xml(place.daemon, instance)).iterfind("devices/interface/mac")]
     assert [vif["address"]] == told
+    place.await_boot(instance)
+    counted = driver.get_diagnostics(instance)
+    assert counted["cpu0_time"] > 0
+    assert counted["vda_read"] >= SECTOR  # it booted from it
+    assert counted[f"{vif['devname']}_rx"] >= 0
+    driver.power_off(instance)
+    assert ([], None) == (driver.get_all_bw_counters([instance]), driver.block_stats(instance, "vda"))
+    assert "cpu0_time" not in driver.get_diagnostics(instance)
+    assert "shutdown" == driver.get_instance_diagnostics(instance).state
     driver.destroy(None, instance, [vif])
     assert [] == list(ports.iterdir())
+
+
+def test_rows_are_named_whatever_they_are(place: Place, driver: LibvirtDriver) -> None:
+    image = place.image(properties={"hw_disk_bus": "scsi"})
+    instance = place.instance(image)
+    row = SimpleNamespace(device_name=None, disk_bus="virtio")
+    assert "/dev/sda" == driver.default_root_device_name(instance, image, {"device_name": None})
+    driver.default_device_names_for_instance(instance, "/dev/vda", [row], [{"device_name": "/dev/sda"}])
+    assert "/dev/vdb" == row.device_name
+    assert "/dev/sdb" == driver.get_device_name_for_instance(instance, [row, {"device_name": "/dev/sda"}], {})
+    with pytest.raises(InvalidInput, match="floppy"):
+        driver.get_device_name_for_instance(instance, [], {"disk_bus": "floppy"})
 
 
 def test_disks_that_are_to_stay_outlive_the_instance_and_are_not_taken_over(place: Place, driver: LibvirtDriver) -> None:

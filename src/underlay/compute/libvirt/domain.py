@@ -1,6 +1,6 @@
 """One domain of libvirt, by its UUID. Each call looks it up, so that none outlives its connection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -98,6 +98,14 @@ class Domain:
     def interrupt(self) -> None:
         """Send its CPUs a non-maskable interrupt."""
         self._do(lambda domain: domain.injectNMI(0))
+
+    def statistics(self) -> Mapping[str, Any]:
+        """All that libvirt counts of it; little while it does not run."""
+        found = self.connection.ask(
+            lambda handle: handle.domainListGetStats([handle.lookupByUUIDString(self.uuid)], 0, 0),
+            missing=InstanceNotFound(instance_id=self.uuid),
+        )
+        return dict(found[0][1]) if found else {}
 
     def begin_backup(self, xml: str) -> None:
         """Begin to copy disks as they are now; see https://libvirt.org/formatbackup.html."""

@@ -238,3 +238,13 @@ def devices_by_path(xml: str) -> Mapping[str, str]:
             opened = source.get("file") or source.get("dev") or source.get("name") or ""
             found[opened] = target.get("dev", "")
     return found
+
+
+def addresses_by_device(xml: str) -> Mapping[str, str]:
+    """The MACs of its interfaces, by the names of their taps."""
+    found = {}
+    for interface in parsed(xml).iterfind("devices/interface"):
+        mac, target = interface.find("mac"), interface.find("target")
+        if mac is not None and target is not None:
+            found[target.get("dev", "")] = mac.get("address", "")
+    return found

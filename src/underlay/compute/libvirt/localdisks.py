@@ -1,7 +1,8 @@
 """The local disks of instances, made and removed through Underlay, and its errors as a compute service knows them."""
 
+import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count, takewhile
 
 from underlay import errors
@@ -18,7 +19,7 @@ from underlay.compute.libvirt.directory import RESCUE, ROOT, SWAP
 from underlay.compute.libvirt.diskplan import LocalDisk
 from underlay.compute.libvirt.site import Site
 from underlay.host import Host
-from underlay.model import Attachment
+from underlay.model import Attachment, InstanceDisk
 from underlay.refs import parse_ref
 
 
@@ -85,14 +86,44 @@ def attachment(site: Site, instance: Instance, name: str) -> Attachment:
         return site.host.attachment(instance.uuid, name=name)
 
 
+def facts(site: Site, instance: Instance) -> str:
+    """Each local disk that the host reaches as a file or a device, as the contract's JSON.
+
+    Raises:
+        InstanceNotFound: libvirt does not know it. As `translated`
+    """
+    site.domain(instance).state()
+    with translated():
+        found = [_fact(disk) for disk in _disks(site.host, instance.uuid) if disk.path.exists()]
+    return json.dumps(found)
+
+
+def _disks(host: Host, uuid: str) -> Iterator[InstanceDisk]:
+    for name in (ROOT, *map(_ephemeral, range(_ephemerals(host, uuid))), SWAP):
+        with suppress(errors.DiskNotFound):
+            yield host.disk(uuid, name=name)
+
+
+def _fact(disk: InstanceDisk) -> dict[str, str]:
+    size = disk.size or 0
+    is_overlay = disk.format == "qcow2" and disk.base_path is not None
+    return {
+        "path": str(disk.path),
+        "type": disk.format or "",
+        "backing_file": disk.base_path.name if disk.base_path is not None and is_overlay else "",
+        "virt_disk_size": str(size),
+        "disk_size": str(disk.allocated),
+        "over_committed_disk_size": str(max(0, size - disk.allocated)),
+    }
+
+
 def remove_all(host: Host, uuid: str) -> None:
     """Remove every local disk of an instance; none is a success.
 
     Raises:
         as `translated`
     """
-    numbers = takewhile(lambda number: _is_there(host, uuid, _ephemeral(number)), count())
-    last = sum(1 for _ in numbers)  # one more may have been half made
+    last = _ephemerals(host, uuid)  # one more may have been half made
     # Backwards, so that a removal which is interrupted leaves no gap that hides those behind it.
     for name in (*map(_ephemeral, range(last, -1, -1)), SWAP, RESCUE, ROOT):
         remove(host, uuid, name)
@@ -110,6 +141,11 @@ def remove(host: Host, uuid: str, name: str) -> bool:
         except errors.DiskNotFound:
             return False
     return True
+
+
+def _ephemerals(host: Host, uuid: str) -> int:
+    """How many there are; they are numbered without a gap."""
+    return sum(1 for _ in takewhile(lambda number: _is_there(host, uuid, _ephemeral(number)), count()))
 
 
 def _ephemeral(number: int) -> str:

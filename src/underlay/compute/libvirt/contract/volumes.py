@@ -1,16 +1,45 @@
-"""Volumes and local disks; of volumes there is nothing yet."""
+"""Local disks and the names of devices; of volumes there is nothing yet."""
 
+from collections.abc import Sequence
+
+from underlay.compute.arguments import BlockDeviceInfo, BlockDeviceMapping, ImageMeta, Instance
 from underlay.compute.contract.volumes import Volumes
+from underlay.compute.libvirt import diagnosing, localdisks, rownames
+from underlay.compute.libvirt.contract.located import Located
 from underlay.generated import FILE_SYSTEMS
 
 
-class LibvirtVolumes(Volumes):
-    """Which shapes of block devices are understood, and which file systems can be made."""
+class LibvirtVolumes(Volumes, Located):
+    """What local disks are like, and what devices are called."""
 
     @property
     def need_legacy_block_device_info(self) -> bool:
         """As the contract has it: no."""
         return False
+
+    def block_stats(self, instance: Instance, disk_id: str) -> list[int] | None:
+        """As the contract has it; libvirt does not count failures of QEMU's disks, so there are none."""
+        return diagnosing.of_disk(self.site, instance, disk_id)
+
+    def get_instance_disk_info(self, instance: Instance, block_device_info: BlockDeviceInfo | None = None) -> str:
+        """As the contract has it."""
+        return localdisks.facts(self.site, instance)
+
+    def default_root_device_name(self, instance: Instance, image_meta: ImageMeta, root_bdm: BlockDeviceMapping) -> str:
+        """As the contract has it: the first name of the bus."""
+        return rownames.root_name(self.site, image_meta, root_bdm)
+
+    def default_device_names_for_instance(
+        self, instance: Instance, root_device_name: str, *block_device_lists: Sequence[BlockDeviceMapping]
+    ) -> None:
+        """As the contract has it."""
+        rownames.name_all(self.site, instance, root_device_name, [row for rows in block_device_lists for row in rows])
+
+    def get_device_name_for_instance(
+        self, instance: Instance, bdms: Sequence[BlockDeviceMapping], block_device_obj: BlockDeviceMapping
+    ) -> str:
+        """As the contract has it; a name that is asked for is not looked at."""
+        return rownames.further_name(self.site, instance, bdms, block_device_obj)
 
     def is_supported_fs_format(self, fs_type: str) -> bool:
         """As the contract has it: what an ephemeral disk can be given."""

@@ -16,6 +16,8 @@ _Answer = TypeVar("_Answer")
 LONG = 1800.0
 """Seconds that libvirt may take to write a guest's memory."""
 
+_REMOVALS = 3
+
 # libvirt's virDomainState; blocked is a guest that waits, which is one that runs.
 _STATES = MappingProxyType(
     {
@@ -131,12 +133,24 @@ class Domain:
         self._do(lambda domain: _while_active(domain, partial(_end_job, libvirt, domain)))
 
     def remove(self) -> bool:
-        """End it and have libvirt forget it with all that libvirt keeps of it; whether it was there."""
-        try:
-            self.cut()
-            self._do(lambda domain: domain.undefineFlags(_undefine_flags()))
-        except InstanceNotFound:
+        """End it and have libvirt forget it with all that libvirt keeps of it; whether it was there.
+
+        One that was just being started, by who was killed meanwhile, runs once it is forgotten, so it is looked for until it
+        is gone.
+
+        Raises:
+            OperationFailed: it does not go.
+        """
+        if not self.exists():
             return False
+        for _ in range(_REMOVALS):
+            try:
+                self.cut()
+                self._do(lambda domain: domain.undefineFlags(_undefine_flags()))
+            except InstanceNotFound:
+                return True
+        if self.exists():
+            raise OperationFailed(f"libvirt does not let go of the domain {self.uuid}")
         return True
 
     def _do(self, what: Callable[[Any], _Answer], *, seconds: float | None = None) -> _Answer:

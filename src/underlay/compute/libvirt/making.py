@@ -8,7 +8,8 @@ what was made: the next driver that starts, or the next attempt to make the inst
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 
 from underlay import locks
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, NetworkInfo
@@ -50,15 +51,15 @@ def spawn(
     directory = site.directory(instance)
     if directory.making.exists():
         undo_interrupted(site, directory)
-    with _claimed(site, instance, directory) as progress:
+    with _claimed(site, instance, directory) as tried:
         localdisks.make(site, instance, disks, image_id=image.id)
         deliver_kernel(site, instance, kernel_id=instance.kernel_id, ramdisk_id=instance.ramdisk_id)
         write_config_drive(site, instance, image, network_info, password=password)
         guest = assembled(site, instance, image, network_info, info)
-        progress.append("defined")
+        tried.defined = True
         domains.define(site.connection, guestxml.to_xml(guest))
         if power_on:
-            progress.append("started")
+            tried.started = True
             start(site, site.domain(instance))
 
 
@@ -112,51 +113,63 @@ def undo_interrupted(site: Site, directory: InstanceDirectory) -> None:
     Raises:
         HypervisorUnavailable, OperationFailed
     """
-    with suppress(FileNotFoundError), locks.try_exclusive(directory.making) as lock:
-        if lock is None:
-            return
-        maker = directory.making.read_text(encoding="utf-8")
-        if maker != site.name:  # where hosts share the directory, another one's libvirt may have the instance
-            if not maker:
-                _unclaim(directory)
-            return
+    with localdisks.translated(), translated(directory.making), suppress(FileNotFoundError):
+        with locks.try_exclusive(directory.making) as lock:
+            if lock is not None:
+                _undo_left(site, directory)
+
+
+def _undo_left(site: Site, directory: InstanceDirectory) -> None:
+    maker = directory.making.read_bytes()
+    if not maker:
+        _unclaim(directory)
+    elif maker == site.name.encode():  # where hosts share the directory, another one's libvirt may have the instance
         _LOG.info("removing what is left of the instance %s, whose making was interrupted", directory.uuid)
-        _undo(site, directory, ["defined", "started"])
+        _undo(site, directory, _Tried(defined=True, started=True))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the steps
 
 
-@contextmanager
-def _claimed(site: Site, instance: Instance, directory: InstanceDirectory) -> Iterator[list[str]]:
-    """The instance is ours to make: nobody else has it, and when the block fails nothing of it is left.
+@dataclass(slots=True)
+class _Tried:
+    """What has been tried with libvirt so far."""
 
-    Yields:
-        what has been tried with libvirt so far: ``defined``, ``started``.
-    """
+    defined: bool = False
+    started: bool = False
+
+
+@contextmanager
+def _claimed(site: Site, instance: Instance, directory: InstanceDirectory) -> Iterator[_Tried]:
+    """The instance is ours to make: nobody else has it, and when the block fails nothing of it is left."""
     _refuse_taken(site, instance)
-    with localdisks.translated():
-        is_new = directory.make()
-        if not is_new and os.listdir(directory.path):
-            raise InstanceExists(
-                f"files of an instance {instance.uuid} are there: {directory.path}", hint="delete_instance_files removes them"
-            )
-    with locks.try_exclusive(directory.making) as lock:
+    with ExitStack() as holding:
+        with localdisks.translated(), translated(directory.making):
+            _refuse_files(directory)
+            lock = holding.enter_context(locks.try_exclusive(directory.making))
         if lock is None:
             raise InstanceExists(name=instance.name)
-        progress: list[str] = []
         try:
             _refuse_taken(site, instance)
             _be_sure(site, directory)
         except BaseException:
             _unclaim(directory)
             raise
+        tried = _Tried()
         try:
-            yield progress
+            yield tried
+            _finish(directory)
         except BaseException:
-            _undo_quietly(site, directory, progress)
+            _undo_quietly(site, directory, tried)
             raise
-        _finish(directory)
+
+
+def _refuse_files(directory: InstanceDirectory) -> None:
+    """Make the directory. Raises InstanceExists when something is in it."""
+    if not directory.make() and os.listdir(directory.path):
+        raise InstanceExists(
+            f"files of an instance {directory.uuid} are there: {directory.path}", hint="delete_instance_files removes them"
+        )
 
 
 def _refuse_taken(site: Site, instance: Instance) -> None:
@@ -187,21 +200,21 @@ def _unclaim(directory: InstanceDirectory) -> None:
         directory.path.rmdir()
 
 
-def _undo_quietly(site: Site, directory: InstanceDirectory, progress: list[str]) -> None:
+def _undo_quietly(site: Site, directory: InstanceDirectory, tried: _Tried) -> None:
     """After a failure, whose error goes on; what cannot be undone now is when somebody comes upon the claim."""
     try:
-        _undo(site, directory, progress)
+        _undo(site, directory, tried)
     except ComputeError as error:
         _LOG.warning("what was made of the instance %s cannot be removed yet: %s", directory.uuid, error)
 
 
-def _undo(site: Site, directory: InstanceDirectory, progress: list[str]) -> None:
+def _undo(site: Site, directory: InstanceDirectory, tried: _Tried) -> None:
     """Remove the domain, then the disks, then the files; a crash between leaves the claim, which is among the files."""
-    if progress:
+    if tried.defined:
         try:
             Domain(site.connection, directory.uuid).remove()
         except HypervisorUnavailable:
-            if "started" not in progress:  # then no QEMU has the disks, and only a definition may be left
+            if not tried.started:  # then no QEMU has the disks, and only a definition may be left
                 localdisks.remove_all(site.host, directory.uuid)
             raise
     localdisks.remove_all(site.host, directory.uuid)

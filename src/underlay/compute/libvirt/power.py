@@ -9,6 +9,7 @@ from underlay.compute import states
 from underlay.compute.arguments import BlockDeviceInfo, Instance, NetworkInfo
 from underlay.compute.errors import (
     ComputeError,
+    HypervisorUnavailable,
     InstanceNotFound,
     InstanceNotRunning,
     InstancePowerOffFailure,
@@ -54,7 +55,7 @@ def power_off(site: Site, instance: Instance, *, timeout: float, retry_interval:
         return
     try:
         domain.cut()
-    except InstanceNotFound:
+    except (InstanceNotFound, HypervisorUnavailable):
         raise
     except ComputeError as error:
         raise InstancePowerOffFailure(reason=error.message) from error
@@ -210,7 +211,7 @@ def _held(site: Site, instance: Instance) -> Iterator[None]:
 def _failing_as_reboot() -> Iterator[None]:
     try:
         yield
-    except InstanceNotFound:
+    except (InstanceNotFound, HypervisorUnavailable):
         raise
     except ComputeError as error:
         raise InstanceRebootFailure(f"the instance could not be rebooted: {error.message}", hint=error.hint) from error

@@ -64,10 +64,9 @@ def _let_go(connection: Connection, events: LifecycleEvents, loop: EventLoop) ->
 
 
 def _virt_type(host: Host, connection: Connection) -> str:
-    options = host.config.libvirt
-    connection.ask(lambda handle: handle.getLibVersion())  # which says at once when libvirt is not there
-    if options.virt_type != "auto":
-        return options.virt_type
-    with translated():
-        works = runs_under_kvm(connection, host.config.instances, machine=options.machine_type, seconds=_PROBE)
-    return "kvm" if works else "qemu"
+    options, works = host.config.libvirt, None
+    if options.virt_type == "auto":
+        with translated():
+            works = runs_under_kvm(connection, host.config.instances, machine=options.machine_type, seconds=_PROBE)
+    connection.ask(lambda handle: handle.getLibVersion())  # when libvirt is not there, this says so
+    return options.virt_type if works is None else "kvm" if works else "qemu"

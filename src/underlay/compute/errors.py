@@ -367,8 +367,8 @@ class ReshapeFailed(OperationFailed):
 class HypervisorUnavailable(ComputeError):
     """The hypervisor cannot be reached, or does not answer; it may soon."""
 
-    code, exit_code, http_status, transient = "hypervisor-unavailable", 96, 503, True
-    template = "the hypervisor on {host} does not answer"
+    code, exit_code, http_status, transient = "hypervisor-unavailable", 96, 500, True
+    template = "the hypervisor does not answer"
 
 
 class ReshapeNeeded(ComputeError):

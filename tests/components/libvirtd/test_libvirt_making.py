@@ -108,6 +108,24 @@ def test_an_instance_has_its_root_ephemeral_and_swap_disks(place: Place, driver:
     assert [] == place.traces(instance)
 
 
+def test_disks_are_kept_by_the_configured_backend(place: Place) -> None:
+    driver = place.driver(more='images_type = "flat"\nmachine_type = "pc"\nforce_config_drive = true')
+    image = place.image(properties={"hw_disk_bus": "ide"})
+    instance = place.instance(image)
+    spawn(driver, instance, image)
+    place.await_boot(instance)
+    assert [("flat", "raw", 1 << 30)] == [(one.backend, one.format, one.size) for one in driver.site.host.disks() if one.base]
+    found = [
+        (one.get("device"), target.get("dev"), target.get("bus"))
+        for one in parsed(domain_xml(place.daemon, instance)).iterfind("devices/disk")
+        for target in one.iter("target")
+    ]
+    assert [("disk", "hda", "ide"), ("cdrom", "hdb", "ide")] == sorted(found, reverse=True)
+    driver.destroy(None, instance, [])
+    assert ([], []) == (place.traces(instance), driver.site.host.disks())
+    driver.cleanup_host("node1")
+
+
 def test_a_kernel_and_a_ramdisk_are_booted_in_place_of_the_disk(place: Place, driver: LibvirtDriver) -> None:
     for name, content in (("kernel", kernel_image()), ("ramdisk", bytes(5000))):
         (place.root / name).write_bytes(content)

@@ -67,7 +67,7 @@ def shut_down(domain: Domain, *, seconds: float, again: float = 0) -> bool:
     deadline, press_at = now + seconds, now
     while domain.is_active():
         now = time.monotonic()
-        if now >= deadline or domain.state()[0] != states.RUNNING:
+        if now >= deadline or domain.state()[0] not in (states.RUNNING, states.SHUTDOWN):
             return not domain.is_active()
         if now >= press_at:
             domain.press()
@@ -107,11 +107,12 @@ def hard_start(site: Site, instance: Instance, network_info: NetworkInfo | None,
     Raises:
         InstanceNotFound, OperationFailed, HypervisorUnavailable
     """
-    domain = site.domain(instance)
-    domain.cut()
-    domain.forget_memory()
+    domain, guest = site.domain(instance), None
     if info is not None and not site.directory(instance).unrescue.exists():
         guest = assembled(site, instance, instance.image_meta, network_info, info)
+    domain.cut()
+    domain.forget_memory()
+    if guest is not None:
         domains.define(site.connection, guestxml.to_xml(guest))
     start(site, domain)
 

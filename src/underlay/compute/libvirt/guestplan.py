@@ -51,7 +51,7 @@ def guest_of(
         virt_type=virt_type,
         architecture=wanted.get("hw_architecture") or getattr(instance, "architecture", None) or platform.machine(),
         machine=machine,
-        cpu_mode=options.cpu_mode or ("host-model" if virt_type == "kvm" else ""),
+        cpu_mode=cpu_mode_of(options, virt_type),
         cpu_model=options.cpu_model,
         boot=boot,
         disks=_disks(disks, config_drive, wanted, machine=machine),
@@ -65,6 +65,11 @@ def guest_of(
         agent=_is_true(wanted.get("hw_qemu_guest_agent")),
         metadata=metadata_of(instance, network_info or ()),
     )
+
+
+def cpu_mode_of(options: Libvirt, virt_type: str) -> str:
+    """What processor guests are given: the host's where it runs them itself, unless the configuration has it otherwise."""
+    return options.cpu_mode or ("host-model" if virt_type == "kvm" else "")
 
 
 def check(image: ImageMeta, network_info: NetworkInfo | None) -> None:

@@ -1,6 +1,7 @@
 """Whether guests really run under KVM here. That ``/dev/kvm`` opens does not say so: under some hypervisors a guest then hangs.
 
-So a guest of one sector is started under it, which writes one letter to its serial line.
+So a guest of one sector is started under it, with the machine and the processor that guests get, and writes one letter to its
+serial line.
 """
 
 import logging
@@ -16,6 +17,8 @@ from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.connection import Connection
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guest import Guest, GuestDisk, SerialLine
+from underlay.compute.libvirt.guestplan import cpu_mode_of
+from underlay.config.libvirt import Libvirt
 from underlay.files import translated
 from underlay.model import Attachment
 
@@ -29,7 +32,7 @@ _MEMORY = 64 << 20
 _POLL = 0.1  # seconds
 
 
-def runs_under_kvm(connection: Connection, directory: Path, *, machine: str, seconds: float) -> bool:
+def runs_under_kvm(connection: Connection, directory: Path, options: Libvirt, *, seconds: float) -> bool:
     """Whether a guest under KVM writes its letter in time.
 
     Args:
@@ -43,7 +46,7 @@ def runs_under_kvm(connection: Connection, directory: Path, *, machine: str, sec
     with translated(directory), tempfile.TemporaryDirectory(prefix=".underlay-probe-", dir=directory) as temporary:
         place = Path(temporary)
         place.chmod(0o755)  # whoever libvirt runs QEMU as has to enter it
-        guest = _guest(place, machine=machine)
+        guest = _guest(place, options)
         try:
             return _writes(connection, guest, seconds)
         except ComputeError as error:
@@ -51,7 +54,7 @@ def runs_under_kvm(connection: Connection, directory: Path, *, machine: str, sec
             return False
 
 
-def _guest(place: Path, *, machine: str) -> Guest:
+def _guest(place: Path, options: Libvirt) -> Guest:
     disk = place / "disk"
     disk.write_bytes(_PROGRAM.ljust(_SECTOR - len(_SIGNATURE), b"\0") + _SIGNATURE + bytes(_DISK - _SECTOR))
     opened = Attachment(type="file", source=str(disk), format="raw")
@@ -63,9 +66,9 @@ def _guest(place: Path, *, machine: str) -> Guest:
         vcpus=1,
         virt_type="kvm",
         architecture=platform.machine(),
-        machine=machine,
-        cpu_mode="",
-        cpu_model="",
+        machine=options.machine_type,
+        cpu_mode=cpu_mode_of(options, "kvm"),
+        cpu_model=options.cpu_model,
         boot=None,
         disks=(GuestDisk(attachment=opened, device="vda", bus="virtio", boot_order=1),),
         interfaces=(),

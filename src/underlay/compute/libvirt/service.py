@@ -67,6 +67,6 @@ def _virt_type(host: Host, connection: Connection) -> str:
     options, works = host.config.libvirt, None
     if options.virt_type == "auto":
         with translated():
-            works = runs_under_kvm(connection, host.config.instances, machine=options.machine_type, seconds=_PROBE)
+            works = runs_under_kvm(connection, host.config.instances, options, seconds=_PROBE)
     connection.ask(lambda handle: handle.getLibVersion())  # when libvirt is not there, this says so
     return options.virt_type if works is None else "kvm" if works else "qemu"

@@ -1,37 +1,23 @@
 """The libvirt inventory on libvirt's real QEMU driver: domains whose disks are chains, defined and running."""
 
-import grp
 import os
-import pwd
-import shutil
 import subprocess
-import tempfile
-import threading
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from libvirt_daemon import Daemon
 
 from machine import MIB, Machine
 from underlay.errors import DiskInUse
 from underlay.inventory.libvirt import LibvirtInventory
 from underlay.model import InstanceRecord
 
+pytest_plugins = ["libvirt_fixtures"]
 pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64")
 
-# Nothing of the machine's own libvirt is used: no daemon, no control groups, no security driver, no other user.
-SETTINGS = """
-user = "root"
-group = "root"
-security_driver = "none"
-namespaces = []
-cgroup_controllers = []
-stdio_handler = "file"
-remember_owner = 0
-dynamic_ownership = 0
-"""
 DOMAIN = """
 <domain type='qemu'>
   <name>{name}</name>
@@ -59,43 +45,9 @@ SNAPSHOT = """
 """
 
 
-def ensure_account() -> None:
-    """libvirt's QEMU driver does not start without this account, whatever user it is told to run QEMU as."""
-    try:
-        grp.getgrnam("libvirt-qemu")
-    except KeyError:
-        subprocess.run(["groupadd", "--system", "libvirt-qemu"], check=True)
-    try:
-        pwd.getpwnam("libvirt-qemu")
-    except KeyError:
-        argv = ["useradd", "--system", "--gid", "libvirt-qemu", "--no-create-home", "--shell", "/usr/sbin/nologin"]
-        subprocess.run([*argv, "libvirt-qemu"], check=True)
-
-
-@pytest.fixture(scope="module")
-def uri() -> Iterator[str]:
-    """The QEMU driver inside this process; it needs libvirt's event loop to run, and short paths for its sockets."""
-    ensure_account()
-    library = import_module("libvirt")
-    root = Path(tempfile.mkdtemp(prefix="ul-"))
-    (root / "etc").mkdir()
-    (root / "etc/qemu.conf").write_text(SETTINGS)
-    library.virEventRegisterDefaultImpl()
-    stop = threading.Event()
-    # An event now and then, so that the loop looks whether it is to end.
-    timer = library.virEventAddTimeout(100, lambda _timer, _nothing: None, None)
-
-    def run() -> None:
-        while not stop.is_set():
-            library.virEventRunDefaultImpl()
-
-    loop = threading.Thread(target=run)
-    loop.start()
-    yield f"qemu:///embed?root={root}"
-    stop.set()
-    loop.join(10)
-    library.virEventRemoveTimeout(timer)
-    shutil.rmtree(root)
+@pytest.fixture
+def uri(daemon: Daemon) -> str:
+    return daemon.uri
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def backend_of(config: Config, volume: Volume) -> DiskBackend:
 
 def disks(config: Config, problems: list[Problem]) -> list[InstanceDisk]:
     """Every disk that is recorded and there; what cannot be looked at is added to the problems."""
-    found = []
+    found, silent = [], dict[str, str]()
     for store in config.caches.values():
         try:
             listed = records.volumes(store)
@@ -64,12 +64,27 @@ def disks(config: Config, problems: list[Problem]) -> list[InstanceDisk]:
             continue
         for volume in listed:
             try:
-                found.append(backend_of(config, volume).describe(spec_of(volume)))
+                found.append(_described(config, volume, silent))
             except DiskNotFound:  # gone meanwhile, or one that never came
                 continue
             except UnderlayError as error:
                 problems.append(Problem(error.code, Path(volume.path), error.message))
     return found
+
+
+def _described(config: Config, volume: Volume, silent: dict[str, str]) -> InstanceDisk:
+    """A disk; a backend that has not answered about one is not asked about another, as each would be waited for.
+
+    Args:
+        silent: what the backends said that did not answer, by name; grows.
+    """
+    if volume.backend in silent:
+        raise BackendUnavailable(silent[volume.backend])
+    try:
+        return backend_of(config, volume).describe(spec_of(volume))
+    except BackendUnavailable as error:
+        silent[volume.backend] = error.message
+        raise
 
 
 def refuse_another(config: Config, store: Store, want: DiskSpec) -> None:
@@ -94,12 +109,15 @@ def refuse_another(config: Config, store: Store, want: DiskSpec) -> None:
 def recorded(config: Config, store: Store, backend: DiskBackend, want: DiskSpec, *, base: str | None) -> Iterator[None]:
     """Record a disk that is about to appear; forget it again when it does not. The caller holds the disk's lock.
 
+    What is there and is none of ours is not recorded, so that nobody takes it for the disk after a crash.
+
     Args:
         store: the cache of its base image; of a clone, the configuration's first.
     """
     at = called(config, want.instance, want.name)
-    was_there, was_recorded = backend.exists(want), find(config, at) is not None
-    if not was_recorded:
+    was_there = backend.exists(want)
+    is_new = find(config, at) is None and not (was_there and _is_foreign(backend, want))
+    if is_new:
         volume = Volume(
             instance=want.instance,
             name=want.name,
@@ -113,9 +131,19 @@ def recorded(config: Config, store: Store, backend: DiskBackend, want: DiskSpec,
         yield
     except BaseException:
         with suppress(OSError, UnderlayError):  # what cannot be asked may have it: then the record stays
-            if not was_recorded and (was_there or not backend.exists(want)):
+            if is_new and (was_there or not backend.exists(want)):
                 records.forget(store, at)
         raise
+
+
+def _is_foreign(backend: DiskBackend, want: DiskSpec) -> bool:
+    """Whether what has a disk's place is no disk of ours, so that no record of it may outlive who asks for the disk."""
+    try:
+        return backend.describe(want).format is None
+    except DiskExists:
+        return True
+    except DiskNotFound:  # it is going, or gone meanwhile
+        return False
 
 
 def forget(config: Config, at: Path) -> None:
@@ -133,7 +161,8 @@ def forget_missing(config: Config, volume: Volume) -> None:
         DiskExists: it is there. BackendUnavailable, UnknownBackend, ToolError
     """
     try:
-        is_there = backend_of(config, volume).exists(spec_of(volume))
+        backend, want = backend_of(config, volume), spec_of(volume)
+        is_there = backend.exists(want) and not _is_foreign(backend, want)
     except (BackendUnavailable, UnknownBackend, ToolError):
         if volume.keeps_base:
             raise

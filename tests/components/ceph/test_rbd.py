@@ -2,264 +2,42 @@
 
 import json
 import os
-import pickle
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from importlib import import_module
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from ceph_stage import RbdStage, backend_of, claims, cloneable, images, pool_of
-from ceph_worker import Task
+from ceph_stage import (
+    CONTENT,
+    MIB,
+    RbdStage,
+    backend_of,
+    base_image,
+    cloneable,
+    host_of,
+    nothing,
+    of_disk,
+    pool_of,
+    spec_at,
+    spec_of,
+)
 
-from underlay import Host
-from underlay.config import parse_config
+from underlay import Host, volumes
 from underlay.errors import (
     BackendUnavailable,
     DiskExists,
-    DiskInUse,
     DiskNotFound,
     DiskUnrecorded,
-    InsufficientSpace,
-    Unsupported,
 )
-from underlay.model import BaseImage, DiskSpec, ImageRef, ImageVersion, InstanceDisk, Signature
-from underlay.refs import parse_ref
+from underlay.model import ImageRef, ImageVersion
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
 from underlay.values import replace
 
 pytest_plugins = ["ceph_fixtures"]
 pytestmark = [pytest.mark.component("ceph"), pytest.mark.component("rbd-python")]
-
-MIB = 1 << 20
-CONTENT = os.urandom(MIB) + bytes(4 * MIB) + os.urandom(MIB)
-
-
-def base_image(directory: Path, content: bytes = CONTENT) -> BaseImage:
-    return host_of(directory, {"fake:image": FakeImage(content)}).ensure("fake:image")
-
-
-def host_of(directory: Path, of: dict[str, FakeImage], more: str = "", observer: Recorder | None = None) -> Host:
-    (directory / "cache").mkdir(exist_ok=True)
-    (directory / "instances").mkdir(exist_ok=True)
-    text = f'[caches.one]\nkind = "base"\npath = "{directory}/cache"\n[instances]\npath = "{directory}/instances"\n{more}'
-    return Host.open(parse_config(text, origin=Path("test")), sources={"fake": FakeSource(of)}, observer=observer)
-
-
-def spec_of(stage: RbdStage, *, size: int | None = 8 * MIB) -> DiskSpec:
-    instance = f"vm-{uuid4().hex[:12]}"
-    place = stage.backend.place(instance, "disk")
-    assert place is not None
-    return DiskSpec(instance=instance, name="disk", path=place, size=size)
-
-
-def work(task: Task) -> subprocess.CompletedProcess[bytes]:
-    worker = Path(__file__).with_name("ceph_worker.py")
-    return subprocess.run([sys.executable, worker], input=pickle.dumps(task), capture_output=True, check=False, timeout=120)
-
-
-def of_disk(stage: RbdStage, spec: DiskSpec) -> set[str]:
-    return {name for name in stage.left() if spec.instance in name}
-
-
-# -------------------------------------------------------------------------------------------------- killed at each step
-
-
-def killed_before_each_step(begin: Callable[[], Task], after: Callable[[Task], None], *, stride: int = 1) -> None:
-    for step in count(0, stride):
-        task = replace(begin(), before=step)
-        done = work(task)
-        if done.returncode == 0:
-            assert step >= 5, "the steps are not counted"
-            return
-        assert -signal.SIGKILL == done.returncode, done.stderr.decode()
-        after(task)
-
-
-def test_who_is_killed_while_importing_leaves_a_whole_disk_or_none(stage: RbdStage, tmp_path: Path) -> None:
-    base = base_image(tmp_path)
-
-    def after(task: Task) -> None:
-        spec = task.arguments[1]
-        with suppress(DiskNotFound):
-            assert CONTENT == stage.read(stage.backend.describe(spec))[: len(CONTENT)]
-        made = stage.backend.create(base, spec)
-        assert CONTENT == stage.read(made)[: len(CONTENT)]
-        assert {spec.path.name} == of_disk(stage, spec)
-        stage.backend.remove(made)
-        assert set() == of_disk(stage, spec)
-
-    killed_before_each_step(lambda: Task(stage.backend, "create", (base, spec_of(stage))), after)
-
-
-def test_who_is_killed_while_cloning_leaves_a_whole_disk_or_none(stage: RbdStage) -> None:
-    version = stage.cloneable(CONTENT)
-
-    def after(task: Task) -> None:
-        spec = task.arguments[1]
-        made = stage.backend.clone(version, spec)
-        assert (8 * MIB, CONTENT) == (made.size, stage.read(made)[: len(CONTENT)])
-        assert {spec.path.name} == of_disk(stage, spec)
-        stage.backend.remove(made)
-        assert set() == of_disk(stage, spec)
-
-    killed_before_each_step(lambda: Task(stage.backend, "clone", (version, spec_of(stage))), after)
-
-
-def test_who_is_killed_while_removing_leaves_a_whole_disk_or_none(stage: RbdStage) -> None:
-    version = stage.cloneable(CONTENT)
-
-    def after(task: Task) -> None:
-        (disk,) = task.arguments
-        with suppress(DiskNotFound):
-            assert CONTENT == stage.read(stage.backend.describe(spec_at(disk)))[: len(CONTENT)]
-        stage.backend.remove(disk)
-        assert set() == of_disk(stage, spec_at(disk))
-
-    def begin() -> Task:
-        return Task(stage.backend, "remove", (stage.backend.clone(version, spec_of(stage)),))
-
-    killed_before_each_step(begin, after)
-
-
-def test_who_is_killed_while_making_a_snapshot_leaves_nothing_that_stays(stage: RbdStage) -> None:
-    disk = stage.backend.clone(stage.cloneable(CONTENT), spec_of(stage))
-    names = (f"snap-{disk.instance}-{number}" for number in count())
-
-    def after(task: Task) -> None:
-        name = task.arguments[1]
-        try:
-            location = stage.backend.snapshot(disk, name)
-        except DiskExists:
-            location = f"rbd://{stage.ceph.fsid}/{stage.pool}/{name}/snap"
-        clone = stage.backend.clone(replace(stage.cloneable(b"x"), locations=(location,)), spec_of(stage))
-        assert CONTENT == stage.read(clone)[: len(CONTENT)]
-        stage.backend.remove(clone)
-        stage.backend.discard_snapshot(location)
-        assert {disk.path.name} == of_disk(stage, spec_at(disk))
-
-    killed_before_each_step(lambda: Task(stage.backend, "snapshot", (disk, next(names))), after, stride=3)
-
-
-def spec_at(disk: InstanceDisk) -> DiskSpec:
-    return DiskSpec(instance=disk.instance, name=disk.name, path=disk.path)
-
-
-@pytest.mark.parametrize("known_as", ["the old name", "the new name"])
-def test_a_renaming_that_stopped_halfway_is_brought_to_its_end(stage: RbdStage, tmp_path: Path, known_as: str) -> None:
-    base, spec = base_image(tmp_path), spec_of(stage)
-    made = stage.backend.create(base, spec)
-    temporary, image = f".{spec.path.name}.0123", spec.path.name
-    with pool_of(stage.ceph, stage.pool) as (rbd, pool):
-        if known_as == "the old name":  # before the directory was changed
-            rbd.RBD().rename(pool, image, temporary)
-            pool.write_full(f"rbd_id.{image}", pool.read(f"rbd_id.{temporary}"))
-        else:  # before the old name was removed
-            pool.write_full(f"rbd_id.{temporary}", pool.read(f"rbd_id.{image}"))
-        claim(pool, f"{image}/{temporary}", host=stage.backend.host)
-
-    assert CONTENT == stage.read(stage.backend.describe(spec))[: len(CONTENT)]
-    again = stage.backend.create(base, spec)
-
-    assert made == again
-    assert CONTENT == stage.read(again)[: len(CONTENT)]
-    assert {image} == of_disk(stage, spec)
-    with pool_of(stage.ceph, stage.pool) as (rbd, pool):
-        assert not any(temporary in one.key for one in pool.list_objects())
-
-
-def claim(pool: Any, key: str, *, host: str, made_at: float | None = None) -> None:
-    rados = import_module("rados")
-    value = json.dumps({"host": host, "address": "127.0.0.1:0/1", "made_at": made_at or time.time()}).encode()
-    with rados.WriteOpCtx() as operation:
-        pool.set_omap(operation, (key,), (value,))
-        pool.operate_write_op(operation, "underlay.making")
-
-
-def test_what_another_host_makes_is_left_alone_for_a_day(stage: RbdStage, tmp_path: Path) -> None:
-    base, spec = base_image(tmp_path), spec_of(stage)
-    image, young, old = spec.path.name, f".{spec.path.name}.young", f".{spec.path.name}.old"
-    with pool_of(stage.ceph, stage.pool) as (rbd, pool):
-        for name, age in ((young, 0), (old, 90000)):
-            rbd.RBD().create(pool, name, MIB)
-            claim(pool, f"{image}/{name}", host="another", made_at=time.time() - age)
-
-    stage.backend.create(base, spec)
-
-    assert {image, young, f"{image}/{young}"} == of_disk(stage, spec)
-    with pool_of(stage.ceph, stage.pool) as (_, pool):
-        claim(pool, f"{image}/{young}", host="another", made_at=1.0)
-    stage.backend.remove(stage.backend.describe(spec))
-    assert set() == of_disk(stage, spec)
-
-
-def test_the_name_of_a_half_removed_image_is_free_again(stage: RbdStage, tmp_path: Path) -> None:
-    base, spec = base_image(tmp_path), spec_of(stage)
-    with pool_of(stage.ceph, stage.pool) as (rbd, pool):
-        rbd.RBD().create(pool, spec.path.name, MIB)
-        with rbd.Image(pool, spec.path.name) as image:
-            header = f"rbd_header.{image.id()}"
-        pool.remove_object(header)
-
-    assert CONTENT == stage.read(stage.backend.create(base, spec))[: len(CONTENT)]
-
-
-# ------------------------------------------------------------------------------------------------ a Ceph that goes away
-
-
-@pytest.mark.parametrize("daemon", ["osd.0", "mon.a"])
-def test_a_ceph_that_goes_in_the_middle_is_told_in_time_and_nothing_is_left(
-    stage: RbdStage, tmp_path: Path, daemon: str
-) -> None:
-    base = base_image(tmp_path, os.urandom(24 * MIB))
-    steps = int(work(Task(stage.backend, "create", (base, spec_of(stage, size=None)))).stdout)
-    for step in range(1, steps, 3):
-        spec, started = spec_of(stage, size=None), time.monotonic()
-        task = Task(stage.backend, "create", (base, spec), before=step, halts=stage.ceph.pids[daemon])
-        try:
-            done = work(task)
-        finally:
-            os.kill(stage.ceph.pids[daemon], signal.SIGCONT)
-        assert time.monotonic() - started < 30
-        if daemon == "osd.0":
-            assert b"BackendUnavailable" in done.stderr or done.returncode == 0, done.stderr.decode()
-        made = stage.backend.create(base, spec)
-        assert base.path.read_bytes() == stage.read(made)
-        stage.backend.remove(made)
-        assert set() == of_disk(stage, spec)
-
-
-def test_the_error_says_what_does_not_answer(stage: RbdStage) -> None:
-    with stage.ceph.halted(), pytest.raises(BackendUnavailable, match="does not answer") as told:
-        stage.backend.describe(spec_of(stage))
-
-    assert str(stage.ceph.conf) in told.value.message
-    assert "ceph -s" in str(told.value.hint)
-
-
-def test_there_is_no_room_in_a_pool_over_its_quota(stage: RbdStage, tmp_path: Path) -> None:
-    base, spec = base_image(tmp_path), spec_of(stage)
-    kept = stage.backend.create(base, spec_of(stage))
-    version = stage.cloneable(CONTENT)
-    with stage.ceph.without_room(stage.pool):
-        with pytest.raises(InsufficientSpace, match="pool of image rbd/"):
-            stage.backend.create(base, spec)
-        with pytest.raises(InsufficientSpace, match="pool of image rbd/"):
-            stage.backend.clone(version, spec)
-        stage.backend.remove(kept)  # which is how room is made
-        with pytest.raises(DiskNotFound):
-            stage.backend.describe(spec_at(kept))
-
-    assert set() == of_disk(stage, spec)
-
 
 # ------------------------------------------------------------------------------------------------------ what is refused
 
@@ -282,11 +60,11 @@ def test_a_user_without_a_key_is_told(stage: RbdStage) -> None:
 def test_a_user_who_may_only_read_is_told(stage: RbdStage, tmp_path: Path) -> None:
     stage.ceph.add_user("reader", mon="profile rbd", osd="profile rbd-read-only")
     backend = backend_of(stage.ceph, user="reader")
-    made = stage.backend.create(base_image(tmp_path), spec_of(stage))
+    made = stage.backend.create(base_image(tmp_path, CONTENT), spec_of(stage))
 
     assert made == backend.describe(spec_at(made))
     with pytest.raises(BackendUnavailable, match=r"refuses .* to client\.reader"):
-        backend.create(base_image(tmp_path), spec_of(stage))
+        backend.create(base_image(tmp_path, CONTENT), spec_of(stage))
 
 
 def test_the_usual_capabilities_are_enough(stage: RbdStage, tmp_path: Path) -> None:
@@ -313,88 +91,60 @@ def test_an_image_that_is_not_ours_is_left_alone(stage: RbdStage, tmp_path: Path
         rbd.RBD().create(pool, spec.path.name, 8 * MIB)
 
     with pytest.raises(DiskExists, match="no disk of ours"):
-        stage.backend.create(base_image(tmp_path), spec)
+        stage.backend.create(base_image(tmp_path, CONTENT), spec)
     found = stage.backend.describe(spec)
     assert (None, 8 * MIB) == (found.format, found.size)
-    for touch in (lambda: stage.backend.resize(found, 16 * MIB), lambda: stage.backend.attachment(found)):
+    touches: list[Callable[[], object]] = [
+        lambda: stage.backend.resize(found, 16 * MIB),
+        lambda: stage.backend.attachment(found),
+        lambda: stage.backend.snapshot(found, "kept"),
+        lambda: stage.backend.remove(found),
+    ]
+    for touch in touches:
         with pytest.raises(DiskUnrecorded):
             touch()
+    assert found == stage.backend.describe(spec)
 
 
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        ({"disk_format": "qcow2"}, "its format is qcow2"),
-        ({"disk_format": None}, "not known"),
-        ({"locations": ()}, "names no location"),
-        ({"locations": ("rbd://00000000/images/a/snap",)}, "another Ceph"),
-        ({"locations": ("rbd://FSID/images/absent/snap",)}, "there is no image images/absent@snap"),
-        ({"locations": ("rbd://FSID/absent/a/snap",)}, "no pool absent"),
-        ({"locations": ("https://user:password@example.org/",)}, "no rbd://"),
-        ({"signature": Signature(value=b"", algorithm="sha256", key_type="RSA-PSS", certificate=b"", signer="")}, "signature"),
-    ],
-)
-def test_why_an_image_is_not_cloned_is_said(stage: RbdStage, change: dict[str, Any], why: str) -> None:
-    locations = tuple(url.replace("FSID", stage.ceph.fsid) for url in change.get("locations", ()))
-    version = replace(stage.cloneable(CONTENT), **({**change, "locations": locations} if "locations" in change else change))
+def test_another_disk_under_the_name_is_not_removed(stage: RbdStage) -> None:
+    disk, spec = stage.backend.clone(stage.cloneable(CONTENT), spec_of(stage)), spec_of(stage)
+    stage.ceph.rbd("rename", f"rbd/{disk.path.name}", f"rbd/{spec.path.name}")
 
-    with pytest.raises(Unsupported, match=why) as told:
-        stage.backend.clone(version, spec_of(stage))
+    with pytest.raises(DiskExists, match=f"another disk: disk of {disk.instance}"):
+        stage.backend.remove(replace(disk, instance=spec.instance, path=spec.path))
 
-    assert "password" not in f"{told.value} {told.value.hint}"
+    assert {spec.path.name} == of_disk(stage, spec)
 
 
-def test_a_pool_that_may_not_be_read_is_a_reason(stage: RbdStage) -> None:
-    stage.ceph.add_user("narrow", mon="profile rbd", osd="profile rbd pool=rbd")
+def test_an_image_whose_parent_is_gone_is_there_all_the_same(stage: RbdStage, tmp_path: Path) -> None:
+    spec, pool = spec_of(stage), stage.ceph.make_pool(f"gone-{uuid4().hex[:8]}")
+    version = cloneable(stage.ceph, pool, CONTENT)
+    stage.ceph.rbd("clone", f"{pool}/{version.id}@snap", f"rbd/{spec.path.name}")
+    stage.ceph.run("ceph", "osd", "pool", "delete", pool, pool, "--yes-i-really-really-mean-it")
 
-    with pytest.raises(Unsupported, match=r"client\.narrow"):
-        backend_of(stage.ceph, user="narrow").clone(stage.cloneable(CONTENT), spec_of(stage))
-
-
-def test_a_disk_with_snapshots_of_others_stays(stage: RbdStage) -> None:
-    disk = stage.backend.clone(stage.cloneable(CONTENT), spec_of(stage))
-    stage.ceph.rbd("snap", "create", f"rbd/{disk.path.name}@mine")
-
-    with pytest.raises(DiskInUse, match="mine"):
-        stage.backend.remove(disk)
-
-    assert disk == stage.backend.describe(spec_at(disk))
-    stage.ceph.rbd("snap", "purge", f"rbd/{disk.path.name}", "--no-progress")
-    stage.backend.remove(disk)
-
-
-def test_a_disk_that_somebody_has_open_stays(stage: RbdStage) -> None:
-    disk = stage.backend.clone(stage.cloneable(CONTENT), spec_of(stage))
-
-    with stage.opened(disk), pytest.raises(DiskInUse, match="is open"):
-        stage.backend.remove(disk)
-
-    assert disk == stage.backend.describe(spec_at(disk))
+    assert stage.backend.exists(spec)
+    touches: list[Callable[[], object]] = [
+        lambda: stage.backend.create(base_image(tmp_path, CONTENT), spec),
+        lambda: stage.backend.describe(spec),
+        lambda: stage.backend.remove(nothing(spec)),
+        lambda: stage.backend.discard_snapshot(f"rbd://{stage.ceph.fsid}/rbd/{spec.path.name}/snap"),
+    ]
+    for touch in touches:
+        with pytest.raises(DiskExists, match="what it reads from is gone"):
+            touch()
+    assert {spec.path.name} == of_disk(stage, spec)
 
 
-def test_a_child_in_the_trash_holds_a_snapshot_no_longer_than_it_is_kept_there(stage: RbdStage, tmp_path: Path) -> None:
-    disk = stage.backend.create(base_image(tmp_path), spec_of(stage))
-    location = stage.backend.snapshot(disk, f"snap-{disk.instance}")
-    child = stage.backend.clone(replace(stage.cloneable(b"x"), locations=(location,)), spec_of(stage))
+def test_what_the_trash_has_under_the_name_stays_there(stage: RbdStage, tmp_path: Path) -> None:
+    spec = spec_of(stage)
     with pool_of(stage.ceph, stage.pool) as (rbd, pool):
-        rbd.RBD().trash_move(pool, child.path.name, 3600)
-        with pytest.raises(DiskInUse, match=child.path.name):
-            stage.backend.discard_snapshot(location)
-        (trashed,) = rbd.RBD().trash_list(pool)
-        rbd.RBD().trash_restore(pool, trashed["id"], child.path.name)
-        rbd.RBD().trash_move(pool, child.path.name, 0)
+        rbd.RBD().create(pool, spec.path.name, 8 * MIB)
+        rbd.RBD().trash_move(pool, spec.path.name, 0)
 
-    stage.backend.discard_snapshot(location)
+    stage.backend.remove(nothing(spec))
+    stage.backend.remove(stage.backend.create(base_image(tmp_path, CONTENT), spec))
 
-    stage.backend.remove(disk)
-    assert set() == of_disk(stage, spec_at(disk)) | of_disk(stage, spec_at(child))
-
-
-def test_only_snapshots_that_it_made_are_discarded(stage: RbdStage) -> None:
-    (_, location) = stage.cloneable(CONTENT).locations
-
-    with pytest.raises(Unsupported, match="no snapshot that it made"):
-        stage.backend.discard_snapshot(location)
+    assert {spec.path.name} == of_disk(stage, spec)
 
 
 # ----------------------------------------------------------------------------------------------------------------- cost
@@ -484,7 +234,7 @@ def test_a_host_says_why_it_fetches_and_imports(stage: RbdStage, tmp_path: Path)
     host.remove_disk(instance)
 
 
-def test_a_disk_whose_making_was_killed_is_forgotten_by_removing_it(stage: RbdStage, tmp_path: Path) -> None:
+def test_a_disk_whose_removal_was_killed_is_forgotten_by_removing_it_again(stage: RbdStage, tmp_path: Path) -> None:
     source = CloudSource({"fake:image": FakeImage(CONTENT, disk_format="raw")})
     host, instance = cloud_host(stage, tmp_path, source, Recorder()), f"vm-{uuid4().hex[:12]}"
     disk = host.create_disk(instance, "fake:image", backend="rbd")
@@ -495,7 +245,23 @@ def test_a_disk_whose_making_was_killed_is_forgotten_by_removing_it(stage: RbdSt
         host.remove_disk(instance)
 
     assert set() == of_disk(stage, spec_at(disk))
-    assert [] == [name for name in images(stage.ceph, "images") if instance in name]
-    with pool_of(stage.ceph, stage.pool) as (_, pool):
-        assert [] == [key for key in claims(pool) if instance in key]
-    assert parse_ref("fake:image").canonical == "fake:image"
+
+
+def test_a_record_of_what_is_no_disk_of_ours_removes_nothing(stage: RbdStage, tmp_path: Path) -> None:
+    source = CloudSource({"fake:image": FakeImage(CONTENT, disk_format="raw")})
+    host, spec = cloud_host(stage, tmp_path, source, Recorder()), spec_of(stage)
+    (store,) = host.config.caches.values()
+    with pool_of(stage.ceph, stage.pool) as (rbd, pool):
+        rbd.RBD().create(pool, spec.path.name, 8 * MIB)
+    with volumes.recorded(host.config, store, stage.backend, spec, base=None):
+        assert [] == host.disks(), "who is killed now leaves a record of another's disk"
+    stage.ceph.rbd("rename", f"rbd/{spec.path.name}", "rbd/elsewhere")
+    host.create_disk(spec.instance, "fake:image", backend="rbd")
+    stage.ceph.rbd("rm", "--no-progress", f"rbd/{spec.path.name}")
+    stage.ceph.rbd("rename", "rbd/elsewhere", f"rbd/{spec.path.name}")  # as when the instance came back by Nova
+
+    with pytest.raises(DiskUnrecorded):
+        host.remove_disk(spec.instance)
+    host.forget_disk(spec.path)
+
+    assert ([], {spec.path.name}) == (host.disks(), of_disk(stage, spec))

@@ -12,6 +12,7 @@ error instead.
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -82,12 +83,14 @@ class Access:
         user: without its ``client.``; None: as the configuration or the environment of Ceph has it, else admin.
         conf: Ceph's configuration file; None: where Ceph looks for it.
         connect_timeout, operation_timeout: seconds for a connection, and for each request.
+        host: this one, as other hosts know it.
     """
 
     user: str | None
     conf: Path | None
     connect_timeout: float
     operation_timeout: float
+    host: str
 
     @property
     def spoken(self) -> str:
@@ -107,6 +110,7 @@ class Cluster:
     Attributes:
         address: ours, by which others see who watches an image.
         is_stuck: a call did not return, so nothing of this connection may be closed: that would wait as well.
+        is_silent: a call was not answered in time, or not waited for.
     """
 
     access: Access
@@ -114,6 +118,7 @@ class Cluster:
     rados: Any
     address: str = ""
     is_stuck: bool = False
+    is_silent: bool = False
     stack: ExitStack = field(default_factory=ExitStack)
 
     def ask(self, question: Callable[[], _Answer], *, of: str, pulse: Pulse | None = None) -> _Answer:
@@ -127,13 +132,24 @@ class Cluster:
             DiskNotFound: it is not there. DiskExists: it is. DiskInUse: others use it.
             BackendUnavailable, InsufficientSpace, StorageFailed
         """
+        returned = threading.Event()
+
+        def asked() -> _Answer:
+            try:
+                return question()
+            finally:
+                returned.set()
+
         try:
-            return within(self.access.patience, question, pulse=pulse)
-        except TimeoutError as error:
-            self.is_stuck = True
-            raise self._unanswered(of) from error
+            return within(self.access.patience, asked, pulse=pulse)
         except (self.library.rados.Error, self.library.rbd.Error, CallFailed) as error:
             raise self._translated(error, of) from error
+        except BaseException as error:  # not waited for any longer, unless the question itself raised it
+            if not returned.is_set():
+                self.is_stuck = self.is_silent = True
+                if isinstance(error, TimeoutError):
+                    raise self._unanswered(of) from error
+            raise
 
     def pool(self, name: str) -> Any:
         """A pool, open until the connection ends.
@@ -147,22 +163,8 @@ class Cluster:
             hint = f"make it: ceph osd pool create {name}; rbd pool init {name}"
             raise BackendUnavailable(f"{self.access.spoken} has no pool {name}", hint=hint) from error
         pool.set_osdmap_full_try()
-        self.stack.callback(self._close, pool)
+        self.stack.callback(self.close, pool)
         return pool
-
-    @contextmanager
-    def image(self, pool: Any, name: str, *, snapshot: str | None = None, read_only: bool = True) -> Iterator[Any]:
-        """An image, open. Who opens one to read only is not seen by others.
-
-        Raises:
-            as `ask`
-        """
-        made = self.library.rbd.Image
-        image = self.ask(lambda: made(pool, name, snapshot=snapshot, read_only=read_only), of=spoken(pool, name, snapshot))
-        try:
-            yield image
-        finally:
-            self._close(image)
 
     def fsid(self) -> str:
         """The id of the Ceph. The connection knows it as well, but now and then only after its first request."""
@@ -181,13 +183,14 @@ class Cluster:
             raise self._translated(CallFailed(-status), f"'{words['prefix']}' ({said or 'which said nothing'})")
         return json.loads(output)
 
-    def _close(self, opened: Any) -> None:
+    def close(self, opened: Any) -> None:
         """Close something. What was written is acknowledged already, so an error tells nothing but that Ceph is gone."""
         if not self.is_stuck:
             with suppress(UnderlayError):
                 self.ask(opened.close, of=self.access.spoken)
 
     def _unanswered(self, of: str) -> BackendUnavailable:
+        self.is_silent = True
         what = f"{self.access.spoken} does not answer about {of}"
         return BackendUnavailable(what, hint="see that its monitors and OSDs run: ceph -s")
 
@@ -262,8 +265,3 @@ def _forbidden(access: Access, of: str) -> BackendUnavailable:
     what = f"{access.spoken} refuses {of} to {who}: its key is another, or its capabilities are too few"
     hint = "ceph auth caps client.USER mon 'profile rbd' osd 'profile rbd pool=POOL'"
     return BackendUnavailable(what, hint=hint)
-
-
-def spoken(pool: Any, name: str, snapshot: str | None = None) -> str:
-    """An image as messages call it."""
-    return f"image {pool.name}/{name}" + (f"@{snapshot}" if snapshot else "")

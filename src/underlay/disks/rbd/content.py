@@ -7,17 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from underlay.disks.rbd.cluster import CallFailed, Cluster
+from underlay.disks.rbd.cluster import CallFailed
+from underlay.disks.rbd.named import ImageName
 from underlay.files import create, data_extents, open_regular, write_sparse
 from underlay.stream import BLOCK_BYTES, filled_runs
 from underlay.waiting import Pulse
 
 _PIECE = 4 << 20
 _AT_ONCE = 16  # writes on their way: 64 MiB at most
+_WINDOW = 1 << 30
 _MODE = 0o640
 
 
-def write_file(cluster: Cluster, image: Any, source: Path, *, size: int, of: str) -> None:
+def write_file(of: ImageName, image: Any, source: Path, *, size: int) -> None:
     """Write the first ``size`` bytes of a raw file into a new image; on return they are durable.
 
     Raises:
@@ -26,15 +28,15 @@ def write_file(cluster: Cluster, image: Any, source: Path, *, size: int, of: str
     pulse = Pulse()
     fd = open_regular(source)
     try:
-        cluster.ask(lambda: _write(image, fd, size, pulse), of=of, pulse=pulse)
+        of.ask(lambda: _write(image, fd, size, pulse), pulse=pulse)
     finally:
-        if not cluster.is_stuck:  # else the call may still read from it
+        if not of.cluster.is_stuck:  # else the call may still read from it
             os.close(fd)
 
 
 def _write(image: Any, fd: int, size: int, pulse: Pulse) -> None:
     on_their_way: deque[Any] = deque()
-    for offset, piece in _pieces(fd, size):
+    for offset, piece in _pieces(fd, size, pulse):
         if len(on_their_way) == _AT_ONCE:
             _settle(on_their_way.popleft())
             pulse.beat()
@@ -55,7 +57,7 @@ def _settle(completion: Any) -> None:
         raise CallFailed(-status)
 
 
-def _pieces(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
+def _pieces(fd: int, size: int, pulse: Pulse) -> Iterator[tuple[int, bytes]]:
     """The file's data, each piece within one object of an image, without blocks that are all zero."""
     done = 0
     for start, end in data_extents(fd, size):
@@ -63,12 +65,13 @@ def _pieces(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
         while position < end:
             length = min(_PIECE - position % _PIECE, size - position)
             read = os.pread(fd, length, position)
+            pulse.beat()  # zeros that are allocated are read as well, and none of them is written
             for first, last in filled_runs(memoryview(read)):
                 yield position + first, read[first:last]
             done = position = position + len(read)
 
 
-def read_into(cluster: Cluster, image: Any, target: Path, *, of: str) -> None:
+def read_into(of: ImageName, image: Any, target: Path) -> None:
     """Write all that an image's guest sees into a new raw file. Durability is the caller's.
 
     Raises:
@@ -77,12 +80,12 @@ def read_into(cluster: Cluster, image: Any, target: Path, *, of: str) -> None:
     pulse = Pulse()
     fd = create(target, _MODE)
     try:
-        extents, size = cluster.ask(lambda: _extents(image, pulse), of=of, pulse=pulse)
+        extents, size = of.ask(lambda: _extents(image, pulse), pulse=pulse)
         os.ftruncate(fd, size)
         for start, length in extents:
             for position in range(start, start + length, _PIECE):
                 wanted = min(_PIECE, start + length - position)
-                read = cluster.ask(partial(image.read, position, wanted), of=of)
+                read = of.ask(partial(image.read, position, wanted))
                 write_sparse(fd, memoryview(read), position)
     finally:
         os.close(fd)
@@ -93,10 +96,11 @@ def _extents(image: Any, pulse: Pulse) -> tuple[list[tuple[int, int]], int]:
     found: list[tuple[int, int]] = []
 
     def hear(offset: int, length: int, exists: bool) -> None:  # noqa: FBT001 - librbd calls it so
-        pulse.beat()
         if exists:
             found.append((offset, length))
 
     size: int = image.size()
-    image.diff_iterate(0, size, None, hear, include_parent=True, whole_object=False)
+    for start in range(0, size, _WINDOW):  # each object is asked, and only those that are there are heard of
+        image.diff_iterate(start, min(_WINDOW, size - start), None, hear, include_parent=True, whole_object=False)
+        pulse.beat()
     return found, size

@@ -4,14 +4,17 @@ A disk's record is a value of the image's metadata (``rbd image-meta``), which n
 is going: from then on it is no disk any more, however much of it is there.
 """
 
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from underlay.attributes import decode_disk_record
+from underlay.disks.rbd.claim import Claim, decoded
 from underlay.disks.rbd.cluster import Cluster
-from underlay.errors import DiskNotFound
+from underlay.disks.rbd.named import ImageName
+from underlay.disks.rbd.places import BACKEND
+from underlay.errors import DiskExists, DiskNotFound, DiskUnrecorded
 from underlay.filedisk import base_path_of
 from underlay.model import DiskRecord, DiskSpec, InstanceDisk
 
@@ -22,20 +25,8 @@ GOING = "underlay.going"
 SNAPSHOT = "underlay.snapshot"
 """The key of what marks an image that is the snapshot of a disk."""
 
-_FAST_DIFF = 1 << 4  # RBD_FEATURE_FAST_DIFF of librbd's features.h
-
-
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is at work on an image.
-
-    Attributes:
-        host: where. address: of the connection, as Ceph shows those who watch an image.
-        made_at: seconds since the epoch, by that host's clock.
-    """
-
-    host: str
-    address: str
-    made_at: float
+_STRING = struct.Struct("<I")  # how Ceph encodes one: its length, then the bytes
+_LOOKS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +37,7 @@ class Found:
         id: by which Ceph tells it from others, whatever its name. size, allocated: bytes.
         record: what it says of itself; None: it is not ours, or not yet. claim: of who removes it.
         parent: what it reads from, as Ceph's tools write it, or None. watchers: the addresses of those who have it open.
-        snapshots: by name. is_snapshot: it was made as the snapshot of a disk.
+        snapshots: by name, those that somebody asked for. is_snapshot: it was made as the snapshot of a disk.
     """
 
     id: str
@@ -60,56 +51,131 @@ class Found:
     is_snapshot: bool
 
 
-def look(cluster: Cluster, pool: Any, name: str) -> Found:
-    """The image of a name.
+def find(image: ImageName) -> Found | None:
+    """The image of a name; None when there is none, though something may be left of one.
 
     Raises:
-        DiskNotFound, BackendUnavailable
+        DiskExists: it is there and cannot be opened. BackendUnavailable
     """
-    with cluster.image(pool, name) as image:
-        return cluster.ask(lambda: _found(cluster, image), of=f"image {pool.name}/{name}")
+    for _ in range(_LOOKS):  # one that is published between the look and the question is seen by the second
+        try:
+            with image.opened() as opened:
+                return image.ask(lambda: _found(image.cluster, opened))
+        except DiskNotFound:
+            if (image_id := named_id(image)) is None or not is_header_there(image, image_id):
+                return None
+    # Whose parent is not to be found is not to be found either, to librbd.
+    hint = f"see rbd info {image.pool.name}/{image.name}"
+    raise DiskExists(f"{image} is there and cannot be opened: what it reads from is gone", hint=hint)
 
 
-def find(cluster: Cluster, pool: Any, name: str) -> Found | None:
-    """As `look`; None when there is none."""
+def named_id(image: ImageName) -> str | None:
+    """The id of the image that a name means, whether there is such an image; None: the name means nothing.
+
+    It is in an object of the name's own, ``rbd_id.NAME`` (docs.ceph.com, "RBD layering" and librbd's `util::id_obj_name`).
+    """
     try:
-        return look(cluster, pool, name)
+        content: bytes = image.ask(lambda: image.pool.read(f"rbd_id.{image.name}"))
     except DiskNotFound:
         return None
+    return content[_STRING.size :].decode()
+
+
+def is_header_there(image: ImageName, image_id: str) -> bool:
+    """Whether there is anything of an image but its name."""
+    try:
+        image.ask(lambda: image.pool.stat(f"rbd_header.{image_id}"))
+    except DiskNotFound:
+        return False
+    return True
+
+
+def look(image: ImageName, want: DiskSpec) -> Found:
+    """The image of a disk, which may be no disk of ours.
+
+    Raises:
+        DiskNotFound; DiskExists: another disk of ours has its place. BackendUnavailable
+    """
+    found = find(image)
+    if found is None:
+        raise DiskNotFound(f"there is no {image}")
+    if found.claim is not None:
+        raise DiskNotFound(f"{image} is being removed", hint="remove it again when who did was killed")
+    if found.record is not None and not belongs_to(found, want):
+        raise DiskExists(f"{image} is another disk: {found.record.name} of {found.record.instance}")
+    return found
+
+
+def look_at_ours(image: ImageName, want: DiskSpec) -> Found:
+    """As `look`, for whoever is about to rely on its being the disk.
+
+    Raises:
+        DiskUnrecorded
+    """
+    found = look(image, want)
+    refuse_foreign(image, found, want)
+    return found
+
+
+def refuse_foreign(image: ImageName, found: Found, want: DiskSpec) -> None:
+    """Refuse an image that is not the disk, though it may be on its way out.
+
+    Raises:
+        DiskUnrecorded: nothing says that it is one. DiskExists: it is another.
+    """
+    if found.record is None:
+        raise DiskUnrecorded(f"nothing says that {image} is a disk", hint="only a disk that Underlay made is touched")
+    if not belongs_to(found, want):
+        raise DiskExists(f"{image} is another disk: {found.record.name} of {found.record.instance}")
+
+
+def belongs_to(found: Found, want: DiskSpec) -> bool:
+    """Whether the image says that it is, or was, the disk that is meant."""
+    return found.record is not None and (found.record.instance, found.record.name) == (want.instance, want.name)
+
+
+def disk_of(found: Found, want: DiskSpec) -> InstanceDisk:
+    """The image as a disk."""
+    base_path = base_path_of(found.record)
+    return InstanceDisk(
+        instance=want.instance,
+        name=want.name,
+        path=want.path,
+        backend=BACKEND,
+        format=found.record.format if found.record else None,
+        size=found.size,
+        allocated=found.allocated,
+        base=base_path.name if base_path else None,
+        base_path=base_path,
+        parent=found.parent,
+    )
 
 
 def _found(cluster: Cluster, image: Any) -> Found:
-    told = dict(image.metadata_list())
+    told: Mapping[str, str] = dict(image.metadata_list())
+    going = told.get(GOING)
+    asked_for = cluster.library.rbd.RBD_SNAP_NAMESPACE_TYPE_USER
     return Found(
         id=image.id(),
         size=image.size(),
-        allocated=_allocated(image),
-        record=decode_disk_record(_value(told, RECORD)),
-        claim=_claim(_value(told, GOING)),
+        allocated=_allocated(cluster.library.rbd, image),
+        record=decode_disk_record(told[RECORD].encode() if RECORD in told else None),
+        claim=None if going is None else decoded(going.encode()),
         parent=_parent(cluster, image),
         watchers=tuple(watcher["addr"] for watcher in image.watchers_list()),
-        snapshots=tuple(snapshot["name"] for snapshot in image.list_snaps()),
+        snapshots=tuple(one["name"] for one in image.list_snaps() if one["namespace"] == asked_for),
         is_snapshot=SNAPSHOT in told,
     )
 
 
-def _value(told: dict[str, str], key: str) -> bytes | None:
-    return told[key].encode() if key in told else None
+def _allocated(rbd: Any, image: Any) -> int:
+    """Bytes of the objects that are there, by the image's map of them; without one that holds, all that it may have.
 
-
-def _claim(value: bytes | None) -> Claim | None:
-    if value is None:
-        return None
-    try:
-        return msgspec.json.decode(value, type=Claim)
-    except (msgspec.DecodeError, msgspec.ValidationError):
-        return Claim(host="", address="", made_at=0.0)  # marked all the same
-
-
-def _allocated(image: Any) -> int:
-    """Bytes of the objects that are there, by the image's map of them; without a map, all that it may have."""
+    librbd would ask each object in its stead, which takes minutes for a large image.
+    """
     size: int = image.size()
-    if not image.features() & _FAST_DIFF:
+    spoiled = rbd.RBD_FLAG_OBJECT_MAP_INVALID | rbd.RBD_FLAG_FAST_DIFF_INVALID
+    if not image.features() & rbd.RBD_FEATURE_FAST_DIFF or image.flags() & spoiled:
         return size
     lengths: list[int] = []
 
@@ -127,27 +193,3 @@ def _parent(cluster: Cluster, image: Any) -> str | None:
         return None
     space = f"{parent['pool_namespace']}/" if parent["pool_namespace"] else ""
     return f"rbd:{parent['pool_name']}/{space}{parent['image_name']}@{parent['snap_name']}"
-
-
-def is_disk(found: Found | None, want: DiskSpec) -> bool:
-    """Whether it is a disk, as far as it says, and the one that is meant."""
-    if found is None or found.record is None or found.claim is not None:
-        return False
-    return (found.record.instance, found.record.name) == (want.instance, want.name)
-
-
-def disk_of(found: Found, want: DiskSpec) -> InstanceDisk:
-    """The image as a disk."""
-    base_path = base_path_of(found.record)
-    return InstanceDisk(
-        instance=want.instance,
-        name=want.name,
-        path=want.path,
-        backend="rbd",
-        format=found.record.format if found.record else None,
-        size=found.size,
-        allocated=found.allocated,
-        base=base_path.name if base_path else None,
-        base_path=base_path,
-        parent=found.parent,
-    )

@@ -1,125 +1,113 @@
-"""How an image comes about and how it goes: whole or not at all, whoever is killed meanwhile."""
+"""How a disk's image comes about and how it goes: whole or not at all, whoever is killed meanwhile."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from secrets import token_hex
-from typing import Any
-
-import msgspec
 
 from underlay.attributes import encode_record
-from underlay.disks.rbd import claims
-from underlay.disks.rbd.claims import Maker
-from underlay.disks.rbd.cluster import Cluster, spoken
-from underlay.disks.rbd.looking import GOING, RECORD, Found, find
-from underlay.disks.rbd.snapshots import refuse_needed, take_away_our_snapshots
+from underlay.disks.rbd import claim as claims, worklist
+from underlay.disks.rbd.claim import Claim
+from underlay.disks.rbd.looking import GOING, RECORD, SNAPSHOT, Found, belongs_to, find, refuse_foreign
+from underlay.disks.rbd.named import ImageName
+from underlay.disks.rbd.removing import discard, finish_removal, remove_image
+from underlay.disks.rbd.renaming import rename
+from underlay.disks.rbd.snapshots import refuse_needed, take_away_ours
 from underlay.errors import BackendUnavailable, DiskExists, DiskInUse, UnderlayError
-from underlay.model import DiskRecord
+from underlay.model import DiskRecord, DiskSpec
 
 
-@contextmanager
-def making(cluster: Cluster, pool: Any, image: str, *, maker: Maker) -> Iterator[str]:
-    """A name under which to make an image, which then gets its own.
+def existing(image: ImageName, want: DiskSpec) -> Found | None:
+    """The disk that is there, after what the dead have left has gone; None: nothing is.
 
     Raises:
-        DiskExists: another image got the name meanwhile.
+        DiskExists: what is no disk of ours. BackendUnavailable
     """
-    temporary = f".{image}.{token_hex(8)}"
-    maker.at_work_on.add(temporary)
-    try:
-        with _claimed(cluster, pool, image, temporary, maker=maker):
-            yield temporary
-    finally:
-        maker.at_work_on.discard(temporary)
+    worklist.take_away_left(image)
+    found = find(image)
+    if found is None:
+        return None
+    if not belongs_to(found, want):
+        raise DiskExists(f"{image} exists and is no disk of ours", hint="rename or remove it")
+    if found.claim is not None:
+        _finish(image, found, found.claim)
+        return None
+    return found
 
 
 @contextmanager
-def _claimed(cluster: Cluster, pool: Any, image: str, temporary: str, *, maker: Maker) -> Iterator[None]:
-    claims.put(cluster, pool, image, temporary, claims.claim_of(cluster, maker))  # crash: a claim of what never came
-    try:
-        yield  # crash: an image that is on the list
-        _publish(cluster, pool, temporary, image)  # crash: both names, or the new one
-    except BackendUnavailable:
-        raise  # nothing can be removed now; it is on the list, and the next who makes the disk does
-    except BaseException:
-        with suppress(UnderlayError):  # as above
-            claims.discard(cluster, pool, temporary)
-            claims.drop(cluster, pool, image, temporary)
-        raise
-    claims.drop(cluster, pool, image, temporary)  # crash: a claim of what is whole
+def making(image: ImageName, *, disk: ImageName) -> Iterator[ImageName]:
+    """A name under which to make an image, which then gets its own. The caller holds the lock of the disk that it is made for.
 
-
-def _publish(cluster: Cluster, pool: Any, temporary: str, image: str) -> None:
-    try:
-        claims.rename(cluster, pool, temporary, image)
-    except DiskExists:
-        if find(cluster, pool, image) is not None:
+    Raises:
+        DiskExists: another image has the name. BackendUnavailable, InsufficientSpace
+    """
+    with worklist.claimed(disk, makes=image) as ours:
+        temporary = image.beside(ours.temporary)
+        try:
+            yield temporary  # crash: an image that is on the list
+            rename(temporary, image)  # crash: both names, or the new one
+        except BaseException:
+            if not image.cluster.is_silent:  # else it is on the list, and the next one takes it away
+                with suppress(UnderlayError):
+                    discard(temporary)
+                    worklist.drop(disk, ours.token)
             raise
-        # The name of an image that is not there: who removed it was killed before the last step.
-        claims.remove_image(cluster, pool, image)
-        claims.rename(cluster, pool, temporary, image)
+        worklist.drop(disk, ours.token)  # crash: a claim of what is whole
 
 
-def set_record(cluster: Cluster, image: Any, record: DiskRecord, *, of: str) -> None:
-    """Have an open image say what it is; a snapshot's parent may have left it other words of ours."""
+def set_record(image: ImageName, record: DiskRecord) -> None:
+    """Have an image say what it is, and nothing else that is ours: librbd gives a clone what its parent says of itself."""
 
-    def write() -> None:
-        image.metadata_set(RECORD, encode_record(record).decode())
+    def say() -> None:
+        for key in {SNAPSHOT, GOING} & dict(opened.metadata_list()).keys():
+            opened.metadata_remove(key)
+        opened.metadata_set(RECORD, encode_record(record).decode())
 
-    cluster.ask(write, of=of)
+    with image.opened(read_only=False) as opened:
+        image.ask(say)
 
 
-def remove_disk(cluster: Cluster, pool: Any, image: str, *, maker: Maker) -> None:
+def remove_disk(image: ImageName, want: DiskSpec) -> None:
     """Remove a disk's image, what its making left, and what a killed remover left; one that is gone is a success.
 
     Raises:
-        DiskInUse: somebody has it open, or needs it. BackendUnavailable
+        DiskInUse: somebody has it open, or needs it. DiskUnrecorded, DiskExists: it is no disk, or another one.
+        BackendUnavailable
     """
-    with claims.changing(cluster, pool, image, maker=maker):
-        _remove(cluster, pool, image, maker=maker)
+    with worklist.changing(image) as ours:
+        found = find(image)
+        if found is None:
+            finish_removal(image)
+            return
+        refuse_foreign(image, found, want)
+        if found.claim is not None:
+            _finish(image, found, found.claim)
+        else:
+            _remove(image, found, ours)
 
 
-def _remove(cluster: Cluster, pool: Any, image: str, *, maker: Maker) -> None:
-    found = find(cluster, pool, image)
-    if found is not None and found.claim is None:
-        _refuse_open(found, spoken(pool, image))
-        take_away_our_snapshots(cluster, pool, image, found)
-        refuse_needed(cluster, pool, image)
-        _mark(cluster, pool, image, maker=maker)  # crash: a disk that is there, and is none any more
-    elif found is not None and found.claim is not None:
-        finish_removal(cluster, pool, image, found, maker=maker)
-        return
+def _remove(image: ImageName, found: Found, ours: Claim) -> None:
+    if found.watchers:
+        who = ", ".join(found.watchers)
+        raise DiskInUse(f"{image} is open: {who}", hint="stop the instance; rbd status shows who has it")
+    take_away_ours(image, found, alive=worklist.listed(image))
+    refuse_needed(image)
+    with image.opened(read_only=False) as opened:
+        image.ask(lambda: opened.metadata_set(GOING, claims.encoded(ours).decode()))  # crash: it is there, and no disk any more
     try:
-        claims.remove_image(cluster, pool, image)  # crash: a part of it, marked
+        remove_image(image)
     except DiskInUse:
-        _unmark(cluster, pool, image)
+        with suppress(UnderlayError), image.opened(read_only=False) as opened:
+            image.ask(lambda: opened.metadata_remove(GOING))
         raise
 
 
-def finish_removal(cluster: Cluster, pool: Any, image: str, found: Found, *, maker: Maker) -> None:
+def _finish(image: ImageName, found: Found, claim: Claim) -> None:
     """Remove what a killed remover left of a disk.
 
     Raises:
-        BackendUnavailable: another host is at it. DiskInUse
+        BackendUnavailable: another is at it. DiskInUse
     """
-    assert found.claim is not None
-    if not claims.is_dead(found.claim, maker):
-        claims.refuse_alive(found.claim, spoken(pool, image))
-    claims.shut_out(cluster, found, found.claim)
-    claims.remove_image(cluster, pool, image)
-
-
-def _refuse_open(found: Found, what: str) -> None:
-    if found.watchers:
-        raise DiskInUse(f"{what} is open: {', '.join(found.watchers)}", hint="stop the instance; rbd status shows who has it")
-
-
-def _mark(cluster: Cluster, pool: Any, image: str, *, maker: Maker) -> None:
-    claim = msgspec.json.encode(claims.claim_of(cluster, maker)).decode()
-    with cluster.image(pool, image, read_only=False) as opened:
-        cluster.ask(lambda: opened.metadata_set(GOING, claim), of=spoken(pool, image))
-
-
-def _unmark(cluster: Cluster, pool: Any, image: str) -> None:
-    with suppress(UnderlayError), cluster.image(pool, image, read_only=False) as opened:
-        cluster.ask(lambda: opened.metadata_remove(GOING), of=spoken(pool, image))
+    if not claims.is_dead(image.cluster, claim, watchers=found.watchers):
+        raise BackendUnavailable(f"{image} is being removed by {claim.host}", hint="try again when it is gone")
+    claims.shut_out(image.cluster, claim)
+    remove_image(image)

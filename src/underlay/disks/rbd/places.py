@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+BACKEND = "rbd"
+"""How the backend is called."""
+
 _SCHEME = "rbd://"
 _DEVICES = Path("/dev/rbd")
 

@@ -9,9 +9,12 @@ from hypothesis import given, strategies as st
 
 from underlay.config import parse_config
 from underlay.disks.rbd import RbdBackend
+from underlay.disks.rbd.content import pieces
 from underlay.disks.rbd.places import Location, image_name, parse_location
+from underlay.disks.rbd.underway import is_under_way, under_way
 from underlay.errors import ConfigError
 from underlay.registry import open_backend
+from underlay.waiting import Pulse
 
 NAMES = st.text(alphabet="ab1._+-", min_size=1, max_size=6)
 PARTS = st.text(min_size=1).filter(lambda text: text.isprintable() and not {"/", "@"} & set(text))
@@ -105,6 +108,7 @@ from pathlib import Path
 sys.modules["rados"] = None
 from underlay import DiskSpec
 from underlay.disks.rbd import RbdBackend
+from underlay.disks.rbd.content import pieces
 from underlay.errors import ExtraMissing
 try:
     RbdBackend().describe(DiskSpec(instance="a", name="disk", path=Path("/dev/rbd/rbd/a_disk")))
@@ -120,7 +124,39 @@ def test_neither_making_the_backend_nor_asking_what_it_is_loads_a_library() -> N
     program = """
 import sys
 from underlay.disks.rbd import RbdBackend
+from underlay.disks.rbd.content import pieces
 assert RbdBackend().place("a", "disk") and RbdBackend().traits.clones
 assert not {"rados", "rbd"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_only_reads_zeros_gets_on(tmp_path: Path) -> None:
+    source, pulse = tmp_path / "source", Pulse(at=0.0)
+    source.write_bytes(bytes(8 << 20))
+
+    with source.open("rb") as file:
+        assert [] == list(pieces(file.fileno(), 8 << 20, pulse))
+
+    assert pulse.at > 0.0
+
+
+def test_work_is_under_way_until_it_ends_however_it_ends() -> None:
+    with under_way() as token:
+        assert is_under_way(token)
+    assert not is_under_way(token)
+
+    program = """
+import os, signal
+from underlay.disks.rbd.underway import under_way
+with under_way() as token:
+    print(token, flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        token = process.stdout.readline().strip()
+        assert is_under_way(token)
+        process.kill()
+        process.wait()
+        assert not is_under_way(token)

@@ -22,7 +22,7 @@ from underlay.errors import (
     Unsupported,
 )
 from underlay.host import Host
-from underlay.model import BaseImage
+from underlay.model import BaseImage, DiskSpec, InstanceDisk
 from underlay.store import volumes as records
 from underlay.testing.fakedisks import FakeBackend
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
@@ -172,6 +172,24 @@ def test_a_storage_that_is_away_hides_nothing_and_loses_nothing(
     assert [("web-1", "disk", "fake")] == recorded(host)
     storage.is_away = False
     assert volume == host.disk("web-1")
+
+
+def test_a_storage_that_is_away_is_asked_about_one_disk_only(machine: Machine, base: BaseImage, storage: FakeBackend) -> None:
+    recorder = Recorder()
+    host, asked = machine.host(recorder), list[DiskSpec]()
+    made = [host.create_disk(f"web-{number}", base, backend="fake") for number in range(3)]
+    describe, storage.is_away = storage.describe, True
+
+    def listen(want: DiskSpec) -> InstanceDisk:
+        asked.append(want)
+        return describe(want)
+
+    storage.describe = listen  # type: ignore[method-assign]
+
+    assert [] == host.disks()
+
+    told = {event.fields["path"] for event in recorder.events if event.code == "backend-unavailable"}
+    assert (1, {str(disk.path) for disk in made}) == (len(asked), told)
 
 
 def test_a_volume_needs_its_base_only_where_it_reads_from_it(machine: Machine, base: BaseImage, storage: FakeBackend) -> None:

@@ -105,6 +105,12 @@ class Ceph:
     def rbd(self, *arguments: str, content: bytes | None = None) -> bytes:
         return self.run("rbd", *arguments, content=content)
 
+    def requests(self) -> int:
+        """How many requests of clients the OSD has answered."""
+        socket_of = self.directory / "run" / f"osd.0.{self.pids['osd.0']}.asok"
+        counted: int = json.loads(_call("ceph", "--admin-daemon", os.fspath(socket_of), "perf", "dump", "osd"))["osd"]["op"]
+        return counted
+
     def make_pool(self, name: str) -> str:
         self.run("ceph", "osd", "pool", "create", name, "4")
         self.run("rbd", "pool", "init", name)
@@ -140,7 +146,8 @@ class Ceph:
             self._set_quota(pool, 0)
 
     def _set_quota(self, pool: str, size: int) -> None:
-        self.run("rados", "-p", pool, "put", "ballast", "/proc/self/cmdline") if size else None
+        if size:
+            self.run("rados", "-p", pool, "put", "ballast", "/proc/self/cmdline")
         self.run("ceph", "osd", "pool", "set-quota", pool, "max_bytes", str(size))
         _wait(lambda: self._is_full(pool) == bool(size), f"pool {pool} to be{' ' if size else ' no more '}full")
 
@@ -242,10 +249,11 @@ def _start_osd(running: Ceph) -> None:
             return
 
 
-def _call(*argv: str) -> None:
+def _call(*argv: str) -> bytes:
     done = subprocess.run(argv, capture_output=True, timeout=_PATIENCE, check=False)
     if done.returncode:
         raise CephFailed(f"{argv[0]}: {done.stderr.decode()[-600:]}")
+    return done.stdout
 
 
 def _free_port() -> int:

@@ -8,9 +8,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -40,7 +40,7 @@ def work(task: Task, meanwhile: Callable[[], object] | None = None) -> subproces
     Args:
         meanwhile: what is done while a task waits that waits.
     """
-    argv = [sys.executable, Path(__file__)]
+    argv = [sys.executable, __file__]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             assert process.stdin is not None
@@ -78,9 +78,10 @@ def main() -> None:
             if steps == task.before:
                 act()
             steps += 1
-        elif event == "call" and frame.f_code.co_name == task.before and "rbd" in frame.f_code.co_filename:
+        elif event == "call" and frame.f_code.co_name == task.before and "/disks/rbd/" in frame.f_code.co_filename:
             act()
 
+    threading.setprofile(count)
     sys.setprofile(count)
     try:
         getattr(task.backend, task.method)(*task.arguments)

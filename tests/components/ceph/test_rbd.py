@@ -2,10 +2,8 @@
 
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +16,7 @@ from ceph_stage import (
     base_image,
     cloneable,
     host_of,
+    images,
     nothing,
     of_disk,
     pool_of,
@@ -32,7 +31,7 @@ from underlay.errors import (
     DiskNotFound,
     DiskUnrecorded,
 )
-from underlay.model import ImageRef, ImageVersion
+from underlay.model import Extraction, ImageRef, ImageVersion
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
 from underlay.values import replace
 
@@ -159,19 +158,52 @@ def test_an_import_leaves_out_what_is_zero(stage: RbdStage, tmp_path: Path) -> N
 
 
 def test_what_a_clone_costs_does_not_grow_with_the_image(stage: RbdStage) -> None:
-    sizes = (64 << 20, 4 << 30)
-    versions = {size: cloneable(stage.ceph, "images", CONTENT, size=size) for size in sizes}
-    took: dict[int, list[float]] = {size: [] for size in sizes}
-    for _ in range(5):
-        for size, version in versions.items():
-            started = time.monotonic()
-            made = stage.backend.clone(version, spec_of(stage, size=None))
-            took[size].append(time.monotonic() - started)
-            assert (size, 0) == (made.size, made.allocated)
-            stage.backend.remove(made)
+    requests = []
+    for size in (64 << 20, 1 << 40):
+        version, before = cloneable(stage.ceph, "images", CONTENT, size=size), stage.ceph.requests()
+        made = stage.backend.clone(version, spec_of(stage, size=None))
+        requests.append(stage.ceph.requests() - before)
+        assert (size, 0) == (made.size, made.allocated)
+        stage.ceph.rbd("rm", "--no-progress", f"rbd/{made.path.name}")
 
-    small, large = (median(took[size]) for size in sizes)
-    assert large < 4 * small, took  # 64 times the size
+    small, large = requests
+    assert large < small * 1.2, requests  # there may be a heartbeat among them; the size is 16384 times as large
+
+
+def test_what_a_spoiled_map_of_objects_says_is_not_believed(stage: RbdStage) -> None:
+    disk = stage.backend.clone(stage.cloneable(CONTENT), spec_of(stage))
+    with pool_of(stage.ceph, stage.pool) as (rbd, pool):
+        with rbd.Image(pool, disk.path.name) as image:
+            map_of_objects = f"rbd_object_map.{image.id()}"
+        pool.remove_object(map_of_objects)
+    stage.write(disk, 0, b"x")
+
+    assert (0, 8 * MIB) == (disk.allocated, stage.backend.describe(spec_at(disk)).allocated)
+
+
+def test_a_large_disk_with_next_to_nothing_in_it_is_written_out(stage: RbdStage, tmp_path: Path) -> None:
+    hasty = stage.backend_on("node1", connect_timeout=0.5, operation_timeout=0.25)  # a second without a sign, and it gives up
+    disk = stage.backend.clone(stage.cloneable(CONTENT), spec_of(stage, size=32 << 30))
+
+    hasty.extract(disk, tmp_path / "written", Extraction(format="raw"))
+
+    written = (tmp_path / "written").stat()
+    assert (32 << 30, True) == (written.st_size, written.st_blocks * 512 < 16 * MIB)
+
+
+def test_the_pools_that_are_configured_are_used(stage: RbdStage) -> None:
+    backend = stage.backend_on("node1", data_pool="other", snapshot_pool="images")
+    disk = backend.clone(stage.cloneable(CONTENT), spec_of(stage))
+    name = f"kept-{disk.instance}"
+
+    location = backend.snapshot(disk, name)
+
+    assert f"rbd://{stage.ceph.fsid}/images/{name}/snap" == location
+    for image in (f"rbd/{disk.path.name}", f"images/{name}"):
+        assert "other" == json.loads(stage.ceph.rbd("info", "--format=json", image))["data_pool"]
+    backend.remove(disk)
+    backend.discard_snapshot(location)
+    assert not any(name in left for left in images(stage.ceph, "images"))
 
 
 # ----------------------------------------------------------------------------------------------------------- the host

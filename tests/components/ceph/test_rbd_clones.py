@@ -46,6 +46,32 @@ def test_a_pool_that_may_not_be_read_is_a_reason(stage: RbdStage) -> None:
         backend_of(stage.ceph, user="narrow").clone(stage.cloneable(CONTENT), spec_of(stage))
 
 
+def test_a_snapshot_that_would_have_to_be_protected_and_may_not_be_is_a_reason(stage: RbdStage) -> None:
+    stage.ceph.add_user("nova", mon="profile rbd", osd="profile rbd pool=rbd, profile rbd-read-only pool=images")
+    version, stage = stage.cloneable(CONTENT), replace(stage, clone_format="1")
+    stage.ceph.rbd("snap", "unprotect", f"images/{version.id}@snap")
+    backend, spec = stage.backend_on("node1", user="nova"), spec_of(stage)
+
+    with pytest.raises(Unsupported, match=r"client\.nova"):
+        backend.clone(version, spec)
+
+    assert set() == of_disk(stage, spec)
+    another = stage.cloneable(CONTENT)
+    several = located(version, version.locations[1], another.locations[1])
+    assert another.locations[1].split("/")[4] in str(backend.clone(several, spec).parent), "another location would do"
+
+
+def test_an_image_that_nothing_can_be_cloned_from_is_a_reason(stage: RbdStage) -> None:
+    name, spec = f"flat-{uuid4()}", spec_of(stage)
+    stage.ceph.rbd("create", "--size=8M", "--image-feature=exclusive-lock", f"images/{name}")
+    stage.ceph.rbd("snap", "create", "--no-progress", f"images/{name}@snap")
+
+    with pytest.raises(Unsupported, match="failed on image"):
+        stage.backend.clone(located(stage.cloneable(CONTENT), f"rbd://{stage.ceph.fsid}/images/{name}/snap"), spec)
+
+    assert set() == of_disk(stage, spec)
+
+
 def test_a_disk_with_snapshots_of_others_stays(stage: RbdStage) -> None:
     disk = stage.backend.clone(stage.cloneable(CONTENT), spec_of(stage))
     stage.ceph.rbd("snap", "create", f"rbd/{disk.path.name}@mine")
@@ -75,7 +101,7 @@ def test_a_child_in_the_trash_holds_a_snapshot_no_longer_than_it_is_kept_there(s
         rbd.RBD().trash_move(pool, child.path.name, 3600)
         with pytest.raises(DiskInUse, match=child.path.name):
             stage.backend.discard_snapshot(location)
-        (trashed,) = rbd.RBD().trash_list(pool)
+        (trashed,) = (one for one in rbd.RBD().trash_list(pool) if one["name"] == child.path.name)
         rbd.RBD().trash_restore(pool, trashed["id"], child.path.name)
         rbd.RBD().trash_move(pool, child.path.name, 0)
 

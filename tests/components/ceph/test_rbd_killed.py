@@ -43,7 +43,7 @@ def test_who_is_killed_while_importing_leaves_a_whole_disk_or_none(stage: RbdSta
         stage.backend.remove(made)
         assert set() == of_disk(stage, spec)
 
-    killed_before_each_step(lambda: Task(stage.backend, "create", (base, spec_of(stage))), after)
+    killed_before_each_step(lambda: Task(stage.backend, "create", (base, spec_of(stage))), after, stride=2)
 
 
 def test_who_is_killed_while_cloning_leaves_a_whole_disk_or_none(stage: RbdStage) -> None:
@@ -57,7 +57,7 @@ def test_who_is_killed_while_cloning_leaves_a_whole_disk_or_none(stage: RbdStage
         stage.backend.remove(made)
         assert set() == of_disk(stage, spec)
 
-    killed_before_each_step(lambda: Task(stage.backend, "clone", (version, spec_of(stage))), after)
+    killed_before_each_step(lambda: Task(stage.backend, "clone", (version, spec_of(stage))), after, stride=3)
 
 
 def test_who_is_killed_while_removing_leaves_a_whole_disk_or_none(stage: RbdStage) -> None:
@@ -73,7 +73,7 @@ def test_who_is_killed_while_removing_leaves_a_whole_disk_or_none(stage: RbdStag
     def begin() -> Task:
         return Task(stage.backend, "remove", (stage.backend.clone(version, spec_of(stage)),))
 
-    killed_before_each_step(begin, after)
+    killed_before_each_step(begin, after, stride=2)
 
 
 def test_who_is_killed_while_making_a_snapshot_leaves_nothing_that_stays(stage: RbdStage) -> None:
@@ -92,7 +92,7 @@ def test_who_is_killed_while_making_a_snapshot_leaves_nothing_that_stays(stage: 
         stage.backend.discard_snapshot(location)
         assert {disk.path.name} == of_disk(stage, spec_at(disk))
 
-    killed_before_each_step(lambda: Task(stage.backend, "snapshot", (disk, next(names))), after, stride=3)
+    killed_before_each_step(lambda: Task(stage.backend, "snapshot", (disk, next(names))), after, stride=9)
 
 
 @pytest.mark.parametrize("known_as", ["the old name", "the new name"])

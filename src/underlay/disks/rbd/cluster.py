@@ -11,6 +11,7 @@ error instead.
 
 import errno
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -250,7 +251,7 @@ def _connection(found: Library, access: Access) -> Any:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:g}"
+    return str(math.ceil(value))  # none of them takes a part of a second
 
 
 def _unreadable(access: Access) -> BackendUnavailable:

@@ -36,7 +36,7 @@ def write_file(of: ImageName, image: Any, source: Path, *, size: int) -> None:
 
 def _write(image: Any, fd: int, size: int, pulse: Pulse) -> None:
     on_their_way: deque[Any] = deque()
-    for offset, piece in _pieces(fd, size, pulse):
+    for offset, piece in pieces(fd, size, pulse):
         if len(on_their_way) == _AT_ONCE:
             _settle(on_their_way.popleft())
             pulse.beat()
@@ -57,7 +57,7 @@ def _settle(completion: Any) -> None:
         raise CallFailed(-status)
 
 
-def _pieces(fd: int, size: int, pulse: Pulse) -> Iterator[tuple[int, bytes]]:
+def pieces(fd: int, size: int, pulse: Pulse) -> Iterator[tuple[int, bytes]]:
     """The file's data, each piece within one object of an image, without blocks that are all zero."""
     done = 0
     for start, end in data_extents(fd, size):

@@ -49,8 +49,9 @@ def _held(disk: ImageName, found: Found, *, token: str) -> Iterator[str]:
 
 def _make_lasting(image: ImageName) -> None:
     def say() -> None:
-        for key in {RECORD, GOING} & dict(opened.metadata_list()).keys():
-            opened.metadata_remove(key)  # librbd gives a clone what its parent says of itself
+        for key in (RECORD, GOING):  # librbd gives a clone what its parent says of itself
+            with suppress(KeyError):
+                opened.metadata_remove(key)
         opened.metadata_set(SNAPSHOT, "1")
 
     with image.opened(read_only=False) as opened:

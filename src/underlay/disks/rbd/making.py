@@ -8,10 +8,10 @@ from underlay.disks.rbd import claim as claims, worklist
 from underlay.disks.rbd.claim import Claim
 from underlay.disks.rbd.looking import GOING, RECORD, SNAPSHOT, Found, belongs_to, find, refuse_foreign
 from underlay.disks.rbd.named import ImageName
-from underlay.disks.rbd.removing import discard, finish_removal, remove_image
+from underlay.disks.rbd.removing import discard, finish_removal, keep_trash, remove_image
 from underlay.disks.rbd.renaming import rename
 from underlay.disks.rbd.snapshots import refuse_needed, take_away_ours
-from underlay.errors import BackendUnavailable, DiskExists, DiskInUse, UnderlayError
+from underlay.errors import BackendUnavailable, DiskExists, DiskInUse, StorageFailed, UnderlayError
 from underlay.model import DiskRecord, DiskSpec
 
 
@@ -40,6 +40,7 @@ def making(image: ImageName, *, disk: ImageName) -> Iterator[ImageName]:
     Raises:
         DiskExists: another image has the name. BackendUnavailable, InsufficientSpace
     """
+    keep_trash(image)
     with worklist.claimed(disk, makes=image) as ours:
         temporary = image.beside(ours.temporary)
         try:
@@ -58,8 +59,9 @@ def set_record(image: ImageName, record: DiskRecord) -> None:
     """Have an image say what it is, and nothing else that is ours: librbd gives a clone what its parent says of itself."""
 
     def say() -> None:
-        for key in {SNAPSHOT, GOING} & dict(opened.metadata_list()).keys():
-            opened.metadata_remove(key)
+        for key in (SNAPSHOT, GOING):
+            with suppress(KeyError):
+                opened.metadata_remove(key)
         opened.metadata_set(RECORD, encode_record(record).decode())
 
     with image.opened(read_only=False) as opened:
@@ -95,7 +97,7 @@ def _remove(image: ImageName, found: Found, ours: Claim) -> None:
         image.ask(lambda: opened.metadata_set(GOING, claims.encoded(ours).decode()))  # crash: it is there, and no disk any more
     try:
         remove_image(image)
-    except DiskInUse:
+    except (DiskInUse, StorageFailed):
         with suppress(UnderlayError), image.opened(read_only=False) as opened:
             image.ask(lambda: opened.metadata_remove(GOING))
         raise

@@ -3,23 +3,42 @@
 from contextlib import suppress
 
 from underlay.disks.rbd import renaming
-from underlay.disks.rbd.looking import find
+from underlay.disks.rbd.looking import find, named_id
 from underlay.disks.rbd.named import ImageName
 from underlay.disks.rbd.snapshots import remove_snapshot
-from underlay.errors import DiskNotFound
+from underlay.errors import DiskNotFound, StorageFailed
 from underlay.waiting import Pulse
+
+_TRASH = "rbd_trash"  # RBD_TRASH of librbd
+
+
+def keep_trash(image: ImageName) -> None:
+    """Have the pool's trash be there: a pool that is full has no room for a new one, and nothing could be removed any more."""
+
+    rados = image.cluster.library.rados
+
+    def make() -> None:
+        with rados.WriteOpCtx() as operation:
+            operation.new(rados.LIBRADOS_CREATE_IDEMPOTENT)
+            image.pool.operate_write_op(operation, _TRASH)
+
+    image.ask(make)
 
 
 def remove_image(image: ImageName) -> None:
     """Remove an image that has no snapshots; one that is gone is a success.
 
     Raises:
-        DiskInUse, BackendUnavailable
+        DiskInUse, BackendUnavailable; StorageFailed: all of it is there still.
     """
-    pulse = Pulse()
+    image_id, pulse = named_id(image), Pulse()
     remove = image.cluster.library.rbd.RBD().remove
-    with suppress(DiskNotFound):
+    try:
         image.ask(lambda: remove(image.pool, image.name, pulse.beat), pulse=pulse)  # crash: a part of it, in the trash
+    except DiskNotFound as error:
+        if image_id is not None and named_id(image) == image_id:
+            hint = "a full pool that never had anything in its trash needs room for that first: raise its quota"
+            raise StorageFailed(f"{image} cannot be moved into the trash of its pool", hint=hint) from error
 
 
 def finish_removal(image: ImageName) -> None:

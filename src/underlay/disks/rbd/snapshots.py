@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from underlay.disks.rbd.cluster import Cluster
-from underlay.disks.rbd.looking import RECORD, SNAPSHOT, Found
+from underlay.disks.rbd.looking import RECORD, SNAPSHOT, Found, said
 from underlay.disks.rbd.named import ImageName
 from underlay.errors import DiskInUse, DiskNotFound, StorageFailed
 from underlay.waiting import Pulse
@@ -202,7 +202,7 @@ def _is_purgeable(image: ImageName, child: Child) -> bool:
     def look() -> bool:
         told = library.RBD().trash_get(pool, child.id)
         with library.Image(pool, image_id=child.id, read_only=True) as opened:
-            is_ours = bool({RECORD, SNAPSHOT} & dict(opened.metadata_list()).keys())
+            is_ours = said(opened, RECORD) is not None or said(opened, SNAPSHOT) is not None
         return is_ours and told["deferment_end_time"].replace(tzinfo=UTC) <= datetime.now(UTC)
 
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ceph_stage import (
     spec_at,
     spec_of,
 )
+from ceph_worker import Task, work
 
 from underlay import Host, volumes
 from underlay.errors import (
@@ -32,6 +34,7 @@ from underlay.errors import (
     DiskUnrecorded,
 )
 from underlay.model import Extraction, ImageRef, ImageVersion
+from underlay.registry import open_backend
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
 from underlay.values import replace
 
@@ -277,6 +280,23 @@ def test_a_disk_whose_removal_was_killed_is_forgotten_by_removing_it_again(stage
         host.remove_disk(instance)
 
     assert set() == of_disk(stage, spec_at(disk))
+
+
+def test_a_disk_whose_making_was_killed_is_forgotten_by_removing_it(stage: RbdStage, tmp_path: Path) -> None:
+    host, spec = cloud_host(stage, tmp_path, CloudSource({"fake:image": FakeImage(CONTENT)}), Recorder()), spec_of(stage)
+    (store,) = host.config.caches.values()
+    task = Task(open_backend("rbd", host.config.disks), "create", (host.ensure("fake:image"), spec), before="rename")
+    with volumes.recorded(host.config, store, stage.backend, spec, base=None):
+        assert -signal.SIGKILL == work(task).returncode
+        assert 2 == len(of_disk(stage, spec)), "an image and a claim"
+
+        with pytest.raises(DiskNotFound):
+            host.remove_disk(spec.instance)
+
+    assert (set(), None) == (
+        of_disk(stage, spec),
+        volumes.find(host.config, volumes.called(host.config, spec.instance, "disk")),
+    )
 
 
 def test_a_record_of_what_is_no_disk_of_ours_removes_nothing(stage: RbdStage, tmp_path: Path) -> None:

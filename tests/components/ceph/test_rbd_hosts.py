@@ -3,14 +3,20 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from secrets import token_hex
+from threading import Barrier
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from ceph_stage import CONTENT, MIB, RbdStage, base_image, claim, located, nothing, of_disk, pool_of, spec_at, spec_of
+from ceph_stage import CONTENT, MIB, TIMEOUT, RbdStage, base_image, claim, located, nothing, of_disk, pool_of, spec_at, spec_of
 from ceph_worker import Task, work
 
 from underlay.disks.rbd import RbdBackend
-from underlay.errors import BackendUnavailable, DiskInUse, ShrinkRefused
+from underlay.disks.rbd.cluster import Access, Cluster, connected
+from underlay.disks.rbd.named import ImageName
+from underlay.disks.rbd.removing import remove_image
+from underlay.disks.rbd.renaming import rename
+from underlay.errors import BackendUnavailable, DiskExists, DiskInUse, ShrinkRefused
 
 pytest_plugins = ["ceph_fixtures"]
 pytestmark = [pytest.mark.component("ceph"), pytest.mark.component("rbd-python")]
@@ -43,6 +49,28 @@ def test_two_hosts_may_ask_for_the_same_clone_at_once(stage: RbdStage) -> None:
             one, *others = [answer.result() for answer in asked]
         assert [one, one] == others
         assert {spec.path.name} == of_disk(stage, spec)
+
+
+def test_of_two_that_give_one_name_at_once_one_is_told_that_it_is_taken(stage: RbdStage) -> None:
+    access = Access(user=None, conf=stage.ceph.conf, connect_timeout=TIMEOUT, operation_timeout=TIMEOUT, host="node1")
+    with connected(access) as one, connected(access) as other, ThreadPoolExecutor() as threads:
+        pools = [(cluster, cluster.pool(stage.pool)) for cluster in (one, other)]
+        for _ in range(10):
+            together, name = Barrier(2), uuid4().hex
+
+            def given(cluster: Cluster, pool: Any, together: Barrier = together, name: str = name) -> bool:
+                image = ImageName(cluster, pool, f"{name}-{cluster is one}")
+                cluster.library.rbd.RBD().create(pool, image.name, MIB)
+                together.wait()
+                try:
+                    rename(image, image.beside(name))
+                except DiskExists:
+                    remove_image(image)
+                    return False
+                return True
+
+            assert [False, True] == sorted(threads.map(lambda at, give=given: give(*at), pools))
+            remove_image(ImageName(one, pools[0][1], name))
 
 
 def test_two_hosts_may_protect_the_same_snapshot_at_once(stage: RbdStage) -> None:

@@ -46,7 +46,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     def makes(self) -> str | None:
         """The name that the temporary image is to get; None: there is none, or the claim was not made by us."""
         match = re.fullmatch(_TEMPORARY, self.temporary)
-        return match["image"] if match else None
+        return match["image"] if match and self.pool else None
 
 
 def claimed(cluster: Cluster, *, token: str, pool: str, makes: str | None) -> Claim:

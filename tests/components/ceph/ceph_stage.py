@@ -53,14 +53,26 @@ def images(ceph: Ceph, pool: str) -> frozenset[str]:
 
 def claims(pool: Any) -> list[str]:
     """The keys of the list of what is on its way."""
+    return [key for key, _ in omap(pool, "underlay.making")]
+
+
+def omap(pool: Any, name: str) -> list[tuple[str, bytes]]:
+    """The keys and values of an object; none when it is not there."""
     rados = import_module("rados")
     try:
         with rados.ReadOpCtx() as operation:
             pairs, _ = pool.get_omap_vals(operation, "", "", 1000)
-            pool.operate_read_op(operation, "underlay.making")
-            return [key for key, _ in pairs]
+            pool.operate_read_op(operation, name)
+            return list(pairs)
     except rados.ObjectNotFound:
         return []
+
+
+def set_omap(pool: Any, name: str, key: str, value: bytes) -> None:
+    """Set a value of an object."""
+    with import_module("rados").WriteOpCtx() as operation:
+        pool.set_omap(operation, (key,), (value,))
+        pool.operate_write_op(operation, name)
 
 
 @dataclass(slots=True)
@@ -192,9 +204,7 @@ def claim(pool: Any, key: str, *, host: str, makes: str = "", value: bytes | Non
     Args:
         value: of the claim as a whole, instead. more: of its fields.
     """
-    rados, token = import_module("rados"), key.partition("/")[2]
+    token = key.partition("/")[2]
     temporary = f".{makes}.{token}" if makes else ""
     said = {"host": host, "token": token, "pool": pool.name, "temporary": temporary, "made_at": time.time(), **more}
-    with rados.WriteOpCtx() as operation:
-        pool.set_omap(operation, (key,), (value or json.dumps(said).encode(),))
-        pool.operate_write_op(operation, "underlay.making")
+    set_omap(pool, "underlay.making", key, value or json.dumps(said).encode())

@@ -9,7 +9,7 @@ from pathlib import Path
 from secrets import token_hex
 
 import pytest
-from ceph_stage import CONTENT, MIB, RbdStage, base_image, claim, of_disk, pool_of, spec_at, spec_of
+from ceph_stage import CONTENT, MIB, RbdStage, base_image, claim, of_disk, omap, pool_of, set_omap, spec_at, spec_of
 from ceph_worker import Task, work
 
 from underlay.errors import DiskExists, DiskNotFound
@@ -182,3 +182,23 @@ def test_a_client_that_is_dead_is_shut_out_though_it_watches_nothing(stage: RbdS
     stage.backend.create(base_image(tmp_path, CONTENT), spec)
 
     assert "127.0.0.1:0/4711" in stage.ceph.ceph("osd", "dump")["blocklist"]
+
+
+def test_what_a_killed_removal_left_in_the_trash_goes_when_the_disk_is_made_again(stage: RbdStage, tmp_path: Path) -> None:
+    base, spec = base_image(tmp_path, CONTENT), spec_of(stage)
+    removed_by_us = b"\x03"  # TRASH_IMAGE_SOURCE_REMOVING of cls_rbd_types.h, behind a version and a length of 6 bytes
+    with pool_of(stage.ceph, stage.pool) as (rbd, pool):
+        rbd.RBD().create(pool, spec.path.name, MIB)
+        with rbd.Image(pool, spec.path.name) as image:
+            entry = f"id_{image.id()}"
+        rbd.RBD().trash_move(pool, spec.path.name, 0)
+        [(_, value)] = [pair for pair in omap(pool, "rbd_trash") if pair[0] == entry]
+        set_omap(pool, "rbd_trash", entry, value[:6] + removed_by_us + value[7:])
+        claim(pool, f"{spec.path.name}/{token_hex(8)}", host=stage.backend.host)
+
+    made = stage.backend.create(base, spec)
+
+    with pool_of(stage.ceph, stage.pool) as (_, pool):
+        assert entry not in [key for key, _ in omap(pool, "rbd_trash")]
+    stage.backend.remove(made)
+    assert set() == of_disk(stage, spec)

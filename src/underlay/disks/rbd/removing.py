@@ -1,5 +1,6 @@
 """An image goes: by librbd, which moves it into the pool's trash first and takes it apart there."""
 
+import struct
 from contextlib import suppress
 
 from underlay.disks.rbd import renaming
@@ -9,12 +10,13 @@ from underlay.disks.rbd.snapshots import remove_snapshot
 from underlay.errors import DiskNotFound, StorageFailed
 from underlay.waiting import Pulse
 
-_TRASH = "rbd_trash"  # RBD_TRASH of librbd
+_TRASH, _ID = "rbd_trash", "id_"  # RBD_TRASH of librbd, and with what its keys begin
+_REMOVING = b"\x03"  # TRASH_IMAGE_SOURCE_REMOVING
+_AT_ONCE = 1000
 
 
 def keep_trash(image: ImageName) -> None:
     """Have the pool's trash be there: a pool that is full has no room for a new one, and nothing could be removed any more."""
-
     rados = image.cluster.library.rados
 
     def make() -> None:
@@ -50,10 +52,34 @@ def finish_removal(image: ImageName) -> None:
         DiskInUse, BackendUnavailable
     """
     renaming.free(image)
-    rbd = image.cluster.library.rbd.RBD()
-    for one in image.ask(lambda: list(rbd.trash_list(image.pool))):
-        if (one["name"], one["source"]) == (image.name, "REMOVING"):
-            _purge(image, one["id"])
+    for image_id in _half_removed(image):
+        _purge(image, image_id)
+
+
+def _half_removed(image: ImageName) -> list[str]:
+    """The ids of images of this name that librbd has in the trash to remove them; it lists only the others.
+
+    An entry is a version and a length (6 bytes), who put the image there, and its name (TrashImageSpec of cls_rbd_types.h).
+    """
+    entry = _REMOVING + struct.pack("<I", len(image.name.encode())) + image.name.encode()
+    found, last = [], ""
+    while pairs := _trash(image, after=last):
+        found += [key.removeprefix(_ID) for key, value in pairs if value[6:].startswith(entry)]
+        last = pairs[-1][0]
+    return found
+
+
+def _trash(image: ImageName, *, after: str) -> list[tuple[str, bytes]]:
+    def read() -> list[tuple[str, bytes]]:
+        with image.cluster.library.rados.ReadOpCtx() as operation:
+            pairs, _ = image.pool.get_omap_vals(operation, after, _ID, _AT_ONCE)
+            image.pool.operate_read_op(operation, _TRASH)
+            return list(pairs)
+
+    try:
+        return image.ask(read)
+    except DiskNotFound:  # nothing was ever removed from the pool
+        return []
 
 
 def _purge(image: ImageName, image_id: str) -> None:

@@ -76,6 +76,8 @@ def _take_away(disk: ImageName, token: str, claim: Claim) -> None:
             renaming.finish(made, target, left.id)
         else:
             removing.discard(made)
+    elif left is None:
+        removing.finish_removal(disk)
     drop(disk, token)
 
 

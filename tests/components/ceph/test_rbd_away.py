@@ -28,7 +28,7 @@ def test_a_ceph_that_goes_in_the_middle_is_told_in_time_and_nothing_is_left(
 ) -> None:
     base = base_image(tmp_path, os.urandom(24 * MIB))
     steps = int(work(Task(stage.backend, "create", (base, spec_of(stage, size=None)))).stdout)
-    for step in range(1, steps, 5):
+    for step in range(1, steps, 8):
         spec, started = spec_of(stage, size=None), time.monotonic()
         task = Task(stage.backend, "create", (base, spec), before=step, halts=stage.ceph.pids[daemon])
         try:
@@ -141,28 +141,23 @@ def test_there_is_no_room_in_a_pool_over_its_quota(stage: RbdStage, tmp_path: Pa
     assert set() == of_disk(stage, spec)
 
 
-def test_room_that_ends_in_the_middle_of_an_import_is_told_and_nothing_is_left(stage: RbdStage, tmp_path: Path) -> None:
+def test_room_that_ends_in_the_middle_is_told_and_nothing_is_left(stage: RbdStage, tmp_path: Path) -> None:
     stage = replace(stage, pool=stage.ceph.make_pool(f"small-{uuid4().hex[:8]}"))  # which had no trash
     base, spec = base_image(tmp_path, os.urandom(96 * MIB)), spec_of(stage, size=None)
+    kept = stage.backend.clone(stage.cloneable(CONTENT), spec_of(stage))
     patient = stage.backend_on("node1", operation_timeout=60.0)  # it waits until the pool is full
-    with ExitStack() as meanwhile:
+    with ExitStack() as meanwhile, pool_of(stage.ceph, stage.pool) as (_, pool):
         done = work(
             Task(patient, "create", (base, spec), before="_settle", waits=True),
             lambda: meanwhile.enter_context(stage.ceph.without_room(stage.pool)),
         )
+        assert b"InsufficientSpace" in done.stderr, done.stderr.decode()
+        assert set() == of_disk(stage, spec)
+        pool.set_osdmap_full_try()
+        pool.remove_object("rbd_trash")  # as in a pool where others made the disks
+        with pytest.raises(StorageFailed, match="into the trash"):
+            stage.backend.remove(kept)
 
-    assert b"InsufficientSpace" in done.stderr, done.stderr.decode()
-    assert set() == of_disk(stage, spec)
-
-
-def test_what_cannot_be_moved_into_the_trash_is_told_to_be_there(stage: RbdStage) -> None:
-    stage = replace(stage, pool=stage.ceph.make_pool(f"small-{uuid4().hex[:8]}"))
-    disk = stage.backend.clone(stage.cloneable(CONTENT), spec_of(stage))
-    with pool_of(stage.ceph, stage.pool) as (_, pool):
-        pool.remove_object("rbd_trash")
-    with stage.ceph.without_room(stage.pool), pytest.raises(StorageFailed, match="into the trash"):
-        stage.backend.remove(disk)
-
-    assert disk == stage.backend.describe(spec_at(disk))
-    stage.backend.remove(disk)
-    assert set() == of_disk(stage, spec_at(disk))
+    assert kept == stage.backend.describe(spec_at(kept))
+    stage.backend.remove(kept)
+    assert set() == of_disk(stage, spec_at(kept))

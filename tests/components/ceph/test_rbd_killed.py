@@ -43,7 +43,7 @@ def test_who_is_killed_while_importing_leaves_a_whole_disk_or_none(stage: RbdSta
         stage.backend.remove(made)
         assert set() == of_disk(stage, spec)
 
-    killed_before_each_step(lambda: Task(stage.backend, "create", (base, spec_of(stage))), after, stride=2)
+    killed_before_each_step(lambda: Task(stage.backend, "create", (base, spec_of(stage))), after, stride=3)
 
 
 def test_who_is_killed_while_cloning_leaves_a_whole_disk_or_none(stage: RbdStage) -> None:
@@ -73,7 +73,7 @@ def test_who_is_killed_while_removing_leaves_a_whole_disk_or_none(stage: RbdStag
     def begin() -> Task:
         return Task(stage.backend, "remove", (stage.backend.clone(version, spec_of(stage)),))
 
-    killed_before_each_step(begin, after, stride=2)
+    killed_before_each_step(begin, after, stride=3)
 
 
 def test_who_is_killed_while_making_a_snapshot_leaves_nothing_that_stays(stage: RbdStage) -> None:

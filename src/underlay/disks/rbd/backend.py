@@ -71,9 +71,9 @@ class RbdBackend:
             if found is None:
                 try:
                     self._import(image, base, want)
+                    return looking.disk_of(looking.look(image, want), want)
                 except DiskExists:
-                    """Another host was first."""
-                found = looking.look(image, want)
+                    found = looking.look(image, want)  # another host was first
             disk = looking.disk_of(found, want)
             filedisk.check_wanted(disk, found.record, base, want, self.traits)
             return disk

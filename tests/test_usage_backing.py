@@ -456,6 +456,52 @@ def test_a_disk_of_ours_elsewhere_keeps_its_base_there_or_not(machine: Machine, 
         assert {"recorded-base"} == uses(backing(machine))[image.name]
 
 
+@pytest.mark.parametrize("left", [[], ["lost+found", "notes.txt"]])
+def test_a_directory_in_place_of_a_disk_elsewhere_says_nothing_of_it(machine: Machine, tmp_path: Path, left: list[str]) -> None:
+    """Such as the mount point of a file system that is not mounted."""
+    host = machine.host()
+    image = host.ensure(machine.raw_image())
+    path = tmp_path / "elsewhere"
+    host.create_disk("web-1", image, path=path)
+    path.unlink()
+    path.mkdir()
+    for name in left:
+        (path / name).write_bytes(b"a plain file")
+
+    assert {image.name: {"recorded-base"}} == uses(backing(machine))
+    assert [] == problems(backing(machine))
+    [verdict] = [
+        one
+        for one in machine.run("prune", "--now", "4102444800", "--dry-run", "--json").json["plan"]
+        if one["name"] == image.name
+    ]
+    assert "keep" == verdict["action"], verdict
+
+
+def test_a_part_of_a_disk_elsewhere_that_is_gone_by_now_keeps_its_base_and_is_no_missing_disk(
+    machine: Machine, tmp_path: Path
+) -> None:
+    host = machine.host()
+    image = host.ensure(machine.raw_image())
+    disk = host.create_disk("web-1", image, backend="ploop", path=tmp_path / "web.hdd")
+    assert {} == uses(backing(machine))
+
+    (disk.path / "root.hds.new").symlink_to("renamed-meanwhile")  # listed, and not there when it is looked at
+
+    assert {image.name: {"recorded-base"}} == uses(backing(machine))
+    assert [] == problems(backing(machine))
+
+
+def test_a_recorded_directory_without_its_files_keeps_its_base(machine: Machine, tmp_path: Path) -> None:
+    host = machine.host()
+    image = host.ensure(machine.raw_image())
+    disk = host.create_disk("web-1", image, backend="ploop", path=tmp_path / "web.hdd")
+    for file in disk.path.iterdir():
+        file.unlink()
+
+    assert {image.name: {"recorded-base"}} == uses(backing(machine))
+
+
 def test_a_disk_of_ours_elsewhere_keeps_what_it_was_rebased_to(machine: Machine, tmp_path: Path) -> None:
     host = machine.host()
     image = host.ensure(machine.raw_image())

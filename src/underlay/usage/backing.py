@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from underlay import diskinfo
+from underlay import diskinfo, filedisk
 from underlay.attributes import decode_disk_record
 from underlay.errors import DiskUnrecorded, UnderlayError
 from underlay.files import read_attribute
@@ -206,18 +206,15 @@ class _Look:
 
     def _recorded_disk(self, root: Path, name: str, path: Path) -> None:
         """A disk of ours; while it cannot be read, its base is what was recorded when it was made."""
-        try:
-            files = [DiskFile(part, plain_header(part)) for part in _parts(os.fspath(path))]
-        except OSError as error:
-            self.uses.append(Use(root, name, "recorded-base", printable(os.fspath(path))))
-            if isinstance(error, FileNotFoundError):
-                why = "it is recorded, and not there; if it is gone for good, 'underlay disk forget' says so"
-                self._problem("disk-missing", os.fspath(path), why)
-            return
-        for file in files:
-            if file.references is not None and (file.references.names or file.references.malformed is not None):
+        for file in map(_looked_at, _parts(path)):
+            references = file.references
+            if references is None or references.names or references.malformed is not None:
                 self.uses.append(Use(root, name, "recorded-base", printable(file.path)))
+            if references is not None:
                 self._file(file, None)
+        if _is_missing(path):
+            why = "it is recorded, and not there; if it is gone for good, 'underlay disk forget' says so"
+            self._problem("disk-missing", os.fspath(path), why)
 
     def _file(self, file: DiskFile, record: InstanceRecord | None) -> None:
         who = printable(file.path)
@@ -269,13 +266,36 @@ class _Look:
         self.problems.append(Problem(code, Path(path), f"{printable(path)}: {why}"))
 
 
-def _parts(path: str) -> list[str]:
-    """The files of a disk, which may be a directory of them.
+def _parts(path: Path) -> list[str]:
+    """The files of a disk of ours: those in a directory that is recorded as one, else what has its name.
 
-    Raises:
-        OSError
+    Any other directory is where the disk was, such as a mount point without its file system, and says nothing of it.
     """
-    return [f"{path}/{name}" for name in os.listdir(path)] if os.path.isdir(path) else [path]
+    try:
+        if path.is_dir() and filedisk.backend_of_directory(path) is not None:
+            return [f"{os.fspath(path)}/{name}" for name in os.listdir(path)] or [os.fspath(path)]
+    except OSError:  # then it is no plain file either
+        pass
+    return [os.fspath(path)]
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether nothing has the name, as opposed to what cannot be looked at."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _looked_at(path: str) -> DiskFile:
+    """A file that a disk of ours is, or a part of one; one that is gone by now tells as little as one that cannot be read."""
+    try:
+        return DiskFile(path, plain_header(path))
+    except OSError as error:
+        return DiskFile(path, None, error.strerror or str(error))
 
 
 def _made_from(name: str) -> frozenset[str]:

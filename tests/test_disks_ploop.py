@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,6 +14,7 @@ import pytest
 
 from children import NOBODY, start, tell
 from machine import GIB, MIB, PATIENCE, Machine
+from underlay import locks
 from underlay.attributes import decode_disk_record
 from underlay.disks.ploop import PloopBackend, descriptor
 from underlay.errors import (
@@ -340,6 +342,87 @@ def test_a_disk_that_is_open_is_left_alone(host: Host, disk: InstanceDisk) -> No
     assert disk == host.disk("web-1")
 
 
+def test_a_machine_that_starts_while_its_disk_grows_waits_or_keeps_it_from_growing(host: Host, disk: InstanceDisk) -> None:
+    """By the locks that QEMU takes on its images: who looked before may have looked too early."""
+    image = disk.path / IMAGE
+    before = image.read_bytes()
+    argv = ["qemu-io", "-f", "parallels", os.fspath(image)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as machine:
+        assert machine.stdin is not None
+        assert machine.stdout is not None
+        machine.stdin.write("length\n")
+        machine.stdin.flush()
+        assert "20 MiB" in machine.stdout.readline()
+        with pytest.raises(DiskInUse, match=str(disk.path)):
+            PloopBackend().resize(disk, 40 * MIB)
+        machine.stdin.close()
+        machine.wait(PATIENCE)
+    assert before[52:] == image.read_bytes()[52:]  # QEMU says in the header that it has it open, then that it has not
+    with image.open("r+b") as file, locks.image_held(file.fileno()) as is_ours:
+        assert is_ours
+        ended = subprocess.run([*argv, "-c", "length"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert "lock" in ended.stderr
+    assert 40 * MIB == PloopBackend().resize(disk, 40 * MIB).size
+
+
+@pytest.mark.component("strace")
+def test_a_disk_grows_in_the_directory_that_was_opened_whatever_takes_its_name(disk: InstanceDisk) -> None:
+    argv = ["strace", "-f", "-qq", "-o", "/dev/stdout", "-e", "trace=%file", sys.executable, "-c", _GROW, os.fspath(disk.path)]
+
+    calls = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout.splitlines()
+
+    assert [] == [call for call in calls if f'"{disk.path}/' in call]
+    assert 2 == sum(f'"{disk.path}"' in call for call in calls if "O_DIRECTORY" in call)  # to describe it, and to grow it
+
+
+@pytest.mark.component("strace")
+def test_qemu_does_not_open_an_image_while_it_grows(disk: InstanceDisk) -> None:
+    argv = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/stdout",
+        "-e",
+        "trace=fcntl,pwrite64",
+        sys.executable,
+        "-c",
+        _GROW,
+        str(disk.path),
+    ]
+
+    calls = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout.splitlines()
+
+    held = [number for number, call in enumerate(calls) if "F_OFD_SETLK" in call and "l_start=100, l_len=200" in call]
+    written = [number for number, call in enumerate(calls) if "pwrite64" in call]
+    assert 2 == len(held)
+    assert held[0] < min(written) <= max(written) < held[1]
+
+
+_GROW = """
+import sys
+from pathlib import Path
+from underlay.disks.ploop import PloopBackend
+from underlay.model import DiskSpec
+backend = PloopBackend()
+backend.resize(backend.describe(DiskSpec(instance="web-1", name="disk", path=Path(sys.argv[1]))), 40 << 20)
+"""
+
+
+def test_a_disk_whose_machine_went_down_is_left_alone_until_it_was_checked(disk: InstanceDisk) -> None:
+    image = disk.path / IMAGE
+    with image.open("r+b") as file:
+        file.seek(44)
+        file.write(0x746F6E59.to_bytes(4, "little"))
+
+    with pytest.raises(DiskInUse, match="not closed"):
+        PloopBackend().resize(disk, 40 * MIB)
+
+    assert {IMAGE, DESCRIPTOR} == set(os.listdir(disk.path))
+    subprocess.run(["qemu-img", "check", "-q", "-r", "all", "-f", "parallels", image], check=False, timeout=PATIENCE)
+    assert 40 * MIB == PloopBackend().resize(disk, 40 * MIB).size
+
+
 def test_a_disk_with_a_strange_directory_in_it_is_not_removed(host: Host, disk: InstanceDisk) -> None:
     (disk.path / "photos").mkdir()
 
@@ -564,9 +647,12 @@ def test_a_good_description_is_believed_in_other_encodings_too(host: Host, disk:
         assert 20 * MIB == host.disk("web-1").size
 
 
-@pytest.mark.parametrize("broken", ["nothing", "zeros", "a symlink", "not there", "not described"])
-def test_a_broken_image_is_not_believed(machine: Machine, host: Host, disk: InstanceDisk, broken: str) -> None:
+@pytest.mark.parametrize("kind", ["Compressed", "Plain"])
+@pytest.mark.parametrize("broken", ["nothing", "zeros", "a symlink", "a directory", "a fifo", "not there", "not described"])
+def test_a_broken_image_is_not_believed(machine: Machine, host: Host, disk: InstanceDisk, broken: str, kind: str) -> None:
     image = disk.path / IMAGE
+    if kind == "Plain":
+        nova_made(machine, disk, kind)
     match broken:
         case "nothing":
             image.write_bytes(b"")
@@ -575,16 +661,53 @@ def test_a_broken_image_is_not_believed(machine: Machine, host: Host, disk: Inst
         case "a symlink":
             image.rename(machine.root / "elsewhere")
             image.symlink_to(machine.root / "elsewhere")
+        case "a directory":
+            image.unlink()
+            image.mkdir()
+        case "a fifo":
+            image.unlink()
+            os.mkfifo(image)
         case "not there":
             image.unlink()
         case "not described":
             (disk.path / DESCRIPTOR).unlink()
 
     assert host.disk("web-1").size is None
-    for refused in (lambda: host.resize_disk("web-1", GIB), lambda: PloopBackend().attachment(disk)):
+    for refused in (
+        lambda: PloopBackend().resize(disk, GIB),
+        lambda: PloopBackend().attachment(disk),
+        lambda: PloopBackend().extract(disk, machine.root / "out", Extraction(format="raw")),
+    ):
         with pytest.raises(DiskUnrecorded):
             refused()
+    assert not (machine.root / "out").exists()
+    if broken == "a directory":
+        image.rmdir()
     host.remove_disk("web-1")
+
+
+@pytest.mark.component("strace")
+@pytest.mark.parametrize("name", [IMAGE, DESCRIPTOR])
+def test_a_file_that_cannot_be_opened_now_is_not_called_damaged(disk: InstanceDisk, name: str) -> None:
+    """Too many open files, or a network file system that is away, say nothing of the disk."""
+    argv = ["strace", "-qq", "-o", "/dev/stdout", "-e", "trace=openat"]
+    child = [sys.executable, "-B", "-c", _DESCRIBE, os.fspath(disk.path)]
+    calls = subprocess.run([*argv, *child], check=True, capture_output=True, text=True, timeout=PATIENCE).stdout.splitlines()
+    [number] = [number for number, call in enumerate(calls, 1) if f'/{name}"' in call]
+
+    for fault in ("EIO", "EMFILE", "ESTALE"):
+        inject = ["-e", f"inject=openat:error={fault}:when={number}"]
+        ended = subprocess.run([*argv, *inject, *child], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert f"StorageFailed: {disk.path}/{name}: " in ended.stderr, ended.stderr
+
+
+_DESCRIBE = """
+import sys
+from pathlib import Path
+from underlay.disks.ploop import PloopBackend
+from underlay.model import DiskSpec
+PloopBackend().describe(DiskSpec(instance="web-1", name="disk", path=Path(sys.argv[1])))
+"""
 
 
 def test_a_disk_that_is_gone_is_not_found(host: Host, disk: InstanceDisk) -> None:

@@ -12,7 +12,8 @@ from random import Random
 import pytest
 
 from machine import GIB, MIB, PATIENCE, qemu_img_json
-from underlay.errors import DiskUnrecorded, InvalidSize, Unsupported
+from underlay.errors import DiskInUse, DiskUnrecorded, InvalidSize, Unsupported
+from underlay.extents import own_bytes
 from underlay.files import allocated_bytes
 from underlay.formats import parallels
 
@@ -39,11 +40,11 @@ def raw(path: Path, size: int, *data: tuple[int, int]) -> Path:
     return path
 
 
-def written(source: Path, size: int) -> Path:
+def written(source: Path, size: int, *, share: bool = True) -> Path:
     """An image of a raw file."""
-    target = source.with_suffix(".hds")
+    target = source.with_suffix(".hds" if share else ".apart.hds")
     with opened(source, os.O_RDONLY) as origin, opened(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
-        parallels.write(origin, fd, length=source.stat().st_size, size=size)
+        parallels.write(origin, fd, length=source.stat().st_size, size=size, share=share)
     return target
 
 
@@ -61,7 +62,7 @@ def expect_same(source: Path, image: Path, *, may_leak: bool = False) -> None:
 
 def grown(image: Path, size: int) -> parallels.Header:
     with opened(image) as fd:
-        parallels.grow(fd, header_of(image), size, what="the image")
+        parallels.grow(fd, size, what="the image")
     return header_of(image)
 
 
@@ -118,6 +119,13 @@ def test_clusters_are_shared_with_the_raw_file_where_that_can_be(mounted: Callab
     os.sync()
     assert free - os.statvfs(directory).f_bfree * os.statvfs(directory).f_frsize < 8 * MIB
     expect_same(source, image)
+    with opened(image) as fd:
+        assert 2 * MIB > own_bytes(fd)
+    apart = written(source, 128 * MIB, share=False)
+    with opened(apart) as fd:
+        os.fsync(fd)
+        assert 128 * MIB <= own_bytes(fd)
+    expect_same(source, apart)
 
 
 def test_the_largest_size_has_a_bound() -> None:
@@ -147,6 +155,7 @@ BAD = {
     "more sectors than a number has bytes": changed(36, struct.pack("<Q", (1 << 64) - 1)),
     "data in the header": changed(48, struct.pack("<I", 0)),
     "data off the clusters": changed(48, struct.pack("<I", 2049)),
+    "data in the table": changed(28, struct.pack("<2I", 1, 600_000))[:48] + struct.pack("<I", 1) + GOOD[52:],
 }
 
 
@@ -222,22 +231,97 @@ def test_clusters_in_the_way_of_a_longer_table_move_to_the_end(tmp_path: Path) -
     expect_same(source, image)
 
 
-@pytest.mark.parametrize("what_is_wrong", ["two entries name one cluster", "an entry names the table"])
-def test_a_damaged_table_is_left_alone(tmp_path: Path, what_is_wrong: str) -> None:
-    _, image = with_small_clusters(tmp_path)
-    with image.open("r+b") as file:
-        file.seek(parallels.HEADER_BYTES + 4)
-        file.write(struct.pack("<I", header_of(image).first if what_is_wrong.startswith("two") else 1))
-    if what_is_wrong.startswith("an"):
-        with image.open("r+b") as file:  # whose data begin in the third cluster, so that the second is the table's
-            file.seek(48)
-            file.write(struct.pack("<I", 2 * 8))
+def with_entries(directory: Path, entries: list[int], *, first: int = 1, size: int = 4 * MIB, length: int = 6 * MIB) -> Path:
+    """An image with this table, and with a byte of its own number in each cluster's place in the file."""
+    header = struct.pack("<16s5IQ3IQ", b"WithouFreSpacExt", 2, 16, 0, 2048, len(entries), size // 512, 0, first * 2048, 0, 0)
+    image = directory / "image.hds"
+    with image.open("wb") as file:
+        for number in range(length // MIB):
+            file.write(bytes([number]) * MIB)
+        file.truncate(length)
+        file.seek(0)
+        file.write((header + struct.pack(f"<{len(entries)}I", *entries)).ljust(MIB, b"\0"))
+    return image
+
+
+DAMAGED = {
+    "two entries name one cluster": ([1, 2, 2, 0], 1),
+    "an entry names the table": ([2, 1, 3, 4], 2),
+    "the data begin behind what entries name": ([1, 2, 3, 4], 3),
+    "an entry names the end of the file": ([1, 2, 6, 0], 1),
+    "an entry names what no file has": ([1, 2, 0xFFFFFFFF, 0], 1),
+    "the data begin behind the file": ([0, 0, 0, 0], 7),
+    "the data begin in the far distance": ([0, 0, 0, 0], 0xFFFFF800 // 2048),
+}
+
+
+@pytest.mark.parametrize("size", [8 * MIB, 512 * GIB], ids=["in its table", "with a longer table"])
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_table_is_left_alone(tmp_path: Path, damaged: str, size: int) -> None:
+    entries, first = DAMAGED[damaged]
+    image = with_entries(tmp_path, entries, first=first)
     before = image.read_bytes()
 
-    with pytest.raises(DiskUnrecorded, match="damaged"):
-        grown(image, 64 * MIB)
+    with pytest.raises(DiskUnrecorded, match=r"the table of the image is damaged"):
+        grown(image, size)
 
     assert before == image.read_bytes()
+
+
+def test_a_table_that_is_cut_short_is_left_alone(tmp_path: Path) -> None:
+    image = with_entries(tmp_path, [0] * 4)
+    os.truncate(image, parallels.HEADER_BYTES + 8)
+    before = image.read_bytes()
+
+    with pytest.raises(DiskUnrecorded, match=r"the table of the image is damaged"):
+        grown(image, 8 * MIB)
+
+    assert before == image.read_bytes()
+
+
+@pytest.mark.parametrize("stale", [[5, 3, 0xFFFFFFFF], [1] * 12])
+def test_what_a_table_has_behind_the_disk_is_not_shown_when_the_disk_grows(tmp_path: Path, stale: list[int]) -> None:
+    image = with_entries(tmp_path, [1, 0, 3, 4, *stale])
+    source = tmp_path / "source"
+    source.write_bytes(b"".join(bytes([number]) * MIB for number in (1, 0, 3, 4)))
+
+    assert 10 * MIB == grown(image, 10 * MIB).size
+
+    subprocess.run(["qemu-img", "compare", "-q", "-f", "raw", "-F", "parallels", source, image], check=True, timeout=PATIENCE)
+
+
+def test_what_lies_between_a_table_and_the_data_stays(tmp_path: Path) -> None:
+    image = with_entries(tmp_path, [2, 3, 4, 5], first=2)
+    before = image.read_bytes()[MIB:]
+
+    grown(image, 8 * MIB)
+
+    assert before == image.read_bytes()[MIB:]
+
+
+def test_an_image_that_is_as_large_is_left_as_it_is(tmp_path: Path) -> None:
+    image = with_entries(tmp_path, [1, 2, 3, 4])
+    before = image.read_bytes()
+
+    grown(image, 3 * MIB)
+
+    assert before == image.read_bytes()
+
+
+@pytest.mark.parametrize("in_use", [0, 0x312E3276, 0x746F6E59, 1])
+def test_an_image_that_was_not_closed_is_left_alone(tmp_path: Path, in_use: int) -> None:
+    image = with_entries(tmp_path, [1, 2, 3, 4])
+    with image.open("r+b") as file:
+        file.seek(44)
+        file.write(struct.pack("<I", in_use))
+    before = image.read_bytes()
+
+    if in_use in (0, 0x312E3276):  # closed, in the words of two versions of the format
+        assert 8 * MIB == grown(image, 8 * MIB).size
+    else:
+        with pytest.raises(DiskInUse, match="not closed"):
+            grown(image, 8 * MIB)
+        assert before == image.read_bytes()
 
 
 def test_what_is_not_grown_here_is_refused(tmp_path: Path) -> None:
@@ -256,13 +340,13 @@ def test_what_is_not_grown_here_is_refused(tmp_path: Path) -> None:
         assert before == image.read_bytes()
 
 
+_MOST = 20  # times that one system call is made at most; only a broken test comes so far
 _GROW = """
 import os, sys
 from underlay.formats import parallels
 fd = os.open(sys.argv[1], os.O_RDWR)
-header = parallels.parse_header(os.pread(fd, 64, 0), what="the image")
 try:
-    parallels.grow(fd, header, int(sys.argv[2]), what="the image")
+    parallels.grow(fd, int(sys.argv[2]), what="the image")
 except OSError:
     sys.exit(3)
 """
@@ -270,20 +354,22 @@ except OSError:
 
 @pytest.mark.component("strace")
 @pytest.mark.parametrize("fault", ["signal=KILL", "error=ENOSPC"])
-@pytest.mark.parametrize(("call", "calls"), [("pwrite64", (1, 2, 8, 9, 10, 11)), ("fsync", (1, 2, 3, 4))])
-def test_whoever_is_stopped_while_an_image_grows_leaves_it_as_it_reads(
-    tmp_path: Path, call: str, calls: tuple[int, ...], fault: str
-) -> None:
+@pytest.mark.parametrize("call", ["pwrite64", "fsync"])
+def test_whoever_is_stopped_while_an_image_grows_leaves_it_as_it_reads(tmp_path: Path, call: str, fault: str) -> None:
     source, image = with_small_clusters(tmp_path)
     content = image.read_bytes()
-    for number in calls:
+    for number in range(1, _MOST):
         image.write_bytes(content)
         strace = ["strace", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={number}"]
         child = [sys.executable, "-c", _GROW, str(image), str(16 * MIB)]
         ended = subprocess.run([*strace, *child], capture_output=True, timeout=PATIENCE, check=False)
-        assert ended.returncode in ((-9, 0) if fault.startswith("signal") else (3, 0)), ended.stderr
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == (-9 if fault.startswith("signal") else 3), ended.stderr
         expect_same(source, image, may_leak=True)
         assert header_of(image).size in (2 * MIB, 16 * MIB)
         grown(image, 16 * MIB)
         expect_same(source, image)
         assert 16 * MIB == header_of(image).size
+    assert 1 < number < _MOST
+    expect_same(source, image)

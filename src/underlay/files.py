@@ -520,11 +520,18 @@ def fill_holes(fd: int, size: int) -> None:
     """
     position = 0
     for start, end in [*data_extents(fd, size), (size, size)]:
-        while position < start:
-            length = min(len(_ZEROS), start - position)
-            write_at(fd, _ZEROS[:length], position)
-            position += length
+        write_zeros(fd, position, start)
         position = max(position, end)
+
+
+def write_zeros(fd: int, start: int, end: int) -> None:
+    """Write zeros from one offset to another, if that is behind it.
+
+    Raises:
+        OSError
+    """
+    for position in range(start, end, len(_ZEROS)):
+        write_at(fd, _ZEROS[: end - position], position)
 
 
 def zero_out(device: int, start: int, end: int) -> None:
@@ -573,11 +580,14 @@ def copy_sparse(source: int, target: int, size: int) -> None:
         _copy_extent(source, target, start, end)
 
 
-def copy_range(source: int, target: int, start: int, length: int, *, to: int) -> None:
+def copy_range(source: int, target: int, start: int, length: int, *, to: int, share: bool = True) -> None:
     """Copy bytes of one file to an offset of another, where there are none yet, keeping the holes between them.
 
     In the kernel if it can, which shares the blocks on file systems that have reflinks, else through our memory. Neither file's
     position is used, so other threads may read and write them meanwhile.
+
+    Args:
+        share: whether the two may have blocks in common; if not, all goes through our memory.
 
     Raises:
         OSError: EIO when the source's data end meanwhile.
@@ -585,13 +595,18 @@ def copy_range(source: int, target: int, start: int, length: int, *, to: int) ->
     for data, end in data_extents(source, start + length, start=start):
         position = data
         while position < end:
-            position += _copy_some(source, target, position, end - position, position - start + to)
+            copy = _copy_some if share else _copy_through_memory
+            position += copy(source, target, position, end - position, position - start + to)
 
 
 def _copy_some(source: int, target: int, position: int, length: int, to: int) -> int:
     with _if_supported():
         if copied := os.copy_file_range(source, target, min(length, _COPY_CHUNK), position, to):
             return copied
+    return _copy_through_memory(source, target, position, length, to)
+
+
+def _copy_through_memory(source: int, target: int, position: int, length: int, to: int) -> int:
     piece = os.pread(source, min(length, _BUFFER), position)
     if not piece:
         raise _ended(position)

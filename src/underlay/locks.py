@@ -147,6 +147,24 @@ def opened_elsewhere(path: Path) -> bool | None:
         os.close(fd)
 
 
+@contextmanager
+def image_held(fd: int) -> Iterator[bool]:
+    """Keep QEMU from opening an image while the context lasts, as qemu-img does that changes one; False: it is open already.
+
+    Args:
+        fd: of the image, open for writing.
+
+    Raises:
+        OSError
+    """
+    is_held = _set(fd, _EXCLUSIVE, _QEMU_BYTES)
+    try:
+        yield is_held
+    finally:
+        if is_held:
+            _set(fd, _UNLOCKED, _QEMU_BYTES)
+
+
 def _lease_refused(fd: int) -> bool | None:
     try:
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
@@ -205,9 +223,9 @@ def _open(path: Path, kind: int) -> int:
         return _open(path, kind)  # somebody else made it just now
 
 
-def _set(fd: int, kind: int) -> bool:
+def _set(fd: int, kind: int, byte_range: tuple[int, int] = _WHOLE_FILE) -> bool:
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, *_WHOLE_FILE, 0))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, *byte_range, 0))
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False

@@ -1,16 +1,18 @@
 """Ploop disks: a directory with an image that has all of the base in it, in Parallels' expanding form, and its description."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from underlay import filedisk, later
+from underlay import filedisk, later, locks
 from underlay.contracts import BackendTraits
 from underlay.disks.ploop import descriptor, directory, tool
-from underlay.disks.ploop.directory import IMAGE, Content
-from underlay.errors import DiskNotFound, DiskUnrecorded, FormatMismatch, Unsupported
+from underlay.disks.ploop.directory import IMAGE, Content, Held
+from underlay.errors import DiskInUse, DiskNotFound, DiskUnrecorded, FormatMismatch, Unsupported
 from underlay.files import open_regular, translated
 from underlay.formats import parallels
 from underlay.formats.parallels import CLUSTER_BYTES
@@ -51,8 +53,8 @@ class PloopBackend(msgspec.Struct, frozen=True, kw_only=True):
         parallels.refuse_size(size)
         if found := self._existing(base, want):
             return found
-        with directory.making(want.path, filedisk.record_of(base, want, self.traits)) as inside:
-            _fill(inside, base, size=size)
+        with directory.making(want.path, filedisk.record_of(base, want, self.traits)) as held:
+            _fill(held, base, size=size)
         return self.describe(want)
 
     def _existing(self, base: BaseImage, want: DiskSpec) -> InstanceDisk | None:
@@ -83,15 +85,14 @@ class PloopBackend(msgspec.Struct, frozen=True, kw_only=True):
 
     def resize(self, disk: InstanceDisk, size: int) -> InstanceDisk:
         """Give the image room for more, and describe it again."""
-        size = filedisk.whole(size, CLUSTER_BYTES)
-        content = self._content(disk)
-        if size < content.size:
-            raise filedisk.shrink_refused(self._again(disk), size)
-        if size > content.size or content.descriptor.size != content.size:
-            parallels.refuse_size(size)
-            with translated(disk.path):
-                _grow(disk.path, content, size)
-        return self._again(disk)
+        with self._opened(disk, os.O_RDWR) as (held, content):
+            size = _wanted(size, content.size)
+            if size < content.size:
+                raise filedisk.shrink_refused(self._again(disk), size)
+            if size > content.size or content.descriptor.size != content.size:
+                parallels.refuse_size(size)
+                _grow(held, content, size)
+            return directory.describe_held(held, _spec(disk), backend=self.traits.name, disk_format=self.traits.disk_format)
 
     def remove(self, disk: InstanceDisk) -> None:
         """Remove the directory."""
@@ -99,9 +100,9 @@ class PloopBackend(msgspec.Struct, frozen=True, kw_only=True):
 
     def extract(self, disk: InstanceDisk, target: Path, want: Extraction) -> None:
         """Convert the image."""
-        said = self._content(disk).descriptor
-        image = disk.path.absolute() / said.files[0]
-        fileview.write_out(qemuimg.node(image, format=said.format), target, want)
+        with self._opened(disk) as (_, content):  # and no other file than was compared with its description is read
+            image = Path(f"/proc/{os.getpid()}/fd/{content.image}")
+            fileview.write_out(qemuimg.node(image, format=content.descriptor.format), target, want)
 
     def flatten(self, disk: InstanceDisk) -> InstanceDisk:
         """It stands alone."""
@@ -121,7 +122,8 @@ class PloopBackend(msgspec.Struct, frozen=True, kw_only=True):
 
     def attachment(self, disk: InstanceDisk) -> Attachment:
         """The image in the directory, in libvirt's word for its format."""
-        said = self._content(disk).descriptor
+        with self._opened(disk) as (_, content):
+            said = content.descriptor
         return Attachment(
             type="file",
             source=os.fspath(disk.path / said.files[0]),
@@ -130,45 +132,56 @@ class PloopBackend(msgspec.Struct, frozen=True, kw_only=True):
             discard=self.discard,
         )
 
-    def _content(self, disk: InstanceDisk) -> Content:
-        """What is in a disk that has one image; what others have to do with a disk that has more, the tool knows."""
-        self._again(disk)
-        with translated(disk.path):
-            content = directory.content(disk.path)
-        if len(content.descriptor.files) > 1:
-            what = f"read or change {disk.path}, of which there are snapshots"
-            raise Unsupported(self.traits.name, what, hint="merge them: ploop snapshot-merge")
-        return content
+    @contextmanager
+    def _opened(self, disk: InstanceDisk, flags: int = os.O_RDONLY) -> Iterator[tuple[Held, Content]]:
+        """A disk that has one image, open; what others have to do with a disk that has more, the tool knows."""
+        with translated(disk.path), directory.found(disk.path) as held:
+            directory.describe_held(held, _spec(disk), backend=self.traits.name, disk_format=self.traits.disk_format)
+            with directory.opened(held, flags) as content:
+                if len(content.descriptor.files) > 1:
+                    what = f"read or change {disk.path}, of which there are snapshots"
+                    raise Unsupported(self.traits.name, what, hint="merge them: ploop snapshot-merge")
+                yield held, content
 
     def _again(self, disk: InstanceDisk) -> InstanceDisk:
-        return self.describe(DiskSpec(instance=disk.instance, name=disk.name, path=disk.path))
+        return self.describe(_spec(disk))
 
 
-def _fill(inside: Path, base: BaseImage, *, size: int) -> None:
-    source = open_regular(base.path)
+def _spec(disk: InstanceDisk) -> DiskSpec:
+    return DiskSpec(instance=disk.instance, name=disk.name, path=disk.path)
+
+
+def _wanted(size: int, there: int) -> int:
+    """Bytes that a disk is to have: whole clusters, but for one that somebody made with others, which stays as it is."""
+    rounded = filedisk.whole(size, CLUSTER_BYTES)
+    return there if size <= there < rounded else rounded
+
+
+def _fill(held: Held, base: BaseImage, *, size: int) -> None:
+    source, has_driver = open_regular(base.path), tool.is_usable()
     try:
-        with directory.new_file(inside / IMAGE) as fd:
-            parallels.write(source, fd, length=base.size, size=size)
+        with directory.new_file(held.inside / IMAGE) as fd:
+            parallels.write(source, fd, length=base.size, size=size, share=not has_driver)
     finally:
         os.close(source)
-    if tool.is_usable():
-        tool.describe(inside, IMAGE, mode=directory.FILE_MODE)
+    if has_driver:
+        tool.describe(held.inside, IMAGE, mode=directory.FILE_MODE)
     else:
-        directory.write_descriptor(inside, size=size, cluster=CLUSTER_BYTES)
-    if (found := directory.content(inside)).size != size:
-        raise DiskUnrecorded(f"the image for {inside} has {found.size} bytes, not {size}")
+        directory.write_descriptor(held, size=size, cluster=CLUSTER_BYTES)
+    with directory.opened(held) as content:
+        if content.size != size:
+            raise DiskUnrecorded(f"the image for {held.path} has {content.size} bytes, not {size}")
 
 
-def _grow(path: Path, content: Content, size: int) -> None:
-    """Grow the image, then what describes it."""
-    if content.header is None:
-        what = f"grow {path}, whose image is raw"
+def _grow(held: Held, content: Content, size: int) -> None:
+    """Grow the image, then what describes it, while nobody can open the image."""
+    if content.descriptor.format == "raw":
+        what = f"grow {held.path}, whose image is raw"
         raise Unsupported("ploop", what, hint="ploop convert -f expanded gives it the form that grows")
-    said = descriptor.resized(directory.read_descriptor(path), size, where=path / descriptor.NAME)
-    fd = open_regular(path / content.descriptor.files[0], os.O_RDWR)
-    try:
-        with directory.replacing_descriptor(path, said):
+    said = descriptor.resized(content.text, size, where=held.path / descriptor.NAME)
+    with locks.image_held(content.image) as is_ours:
+        if not is_ours:
+            raise DiskInUse(f"{held.path} is open in QEMU", hint="stop the instance first")
+        with directory.replacing_descriptor(held, said):
             if size > content.size:
-                parallels.grow(fd, content.header, size, what=os.fspath(path))
-    finally:
-        os.close(fd)
+                parallels.grow(content.image, size, what=os.fspath(held.path))

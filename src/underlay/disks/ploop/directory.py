@@ -26,13 +26,31 @@ from underlay.files import (
     write_attribute,
 )
 from underlay.formats import parallels
-from underlay.formats.parallels import Header
 from underlay.model import DiskRecord, DiskSpec, InstanceDisk
 
 IMAGE = "root.hds"
 FILE_MODE = 0o640
 """Of the files in a disk's directory."""
 _MODE = 0o750
+# What open(2) and `open_regular` answer where there is no plain file, as opposed to one that cannot be opened now.
+_NO_PLAIN_FILE = frozenset({errno.ENOENT, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR, errno.ENOTDIR})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A disk's directory that is open: who owns the one above may put another under its name, and does not change this one.
+
+    Attributes:
+        path: its name, as errors have it. fd: of the directory.
+    """
+
+    path: Path
+    fd: int
+
+    @property
+    def inside(self) -> Path:
+        """The directory by its descriptor, also for programs that we run."""
+        return Path(f"/proc/{os.getpid()}/fd/{self.fd}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,20 +58,19 @@ class Content:
     """What is in a disk's directory.
 
     Attributes:
-        descriptor: what describes it. header: of the image, or None when that is raw.
-        size: bytes that the guest sees.
+        text: of what describes it. descriptor: what that says. size: bytes that the guest sees.
+        image: of the first file, the descriptor.
     """
 
+    text: bytes
     descriptor: Descriptor
-    header: Header | None
     size: int
+    image: int
 
 
 @contextmanager
-def making(path: Path, record: DiskRecord) -> Iterator[Path]:
+def making(path: Path, record: DiskRecord) -> Iterator[Held]:
     """Make a disk: the context fills an empty directory, and on success that becomes the disk.
-
-    The context is given the directory by its descriptor, because who owns the one above may put another under its name.
 
     Raises:
         DiskExists: somebody without our lock made one meanwhile.
@@ -64,8 +81,8 @@ def making(path: Path, record: DiskRecord) -> Iterator[Path]:
         filedisk.clear_away(temporary)  # what a crash left; the lock is ours
         make_directory(temporary, _MODE)  # crash: a directory, removed by the next attempt
         try:
-            with _opened(temporary) as fd:
-                yield Path(f"/proc/{os.getpid()}/fd/{fd}")  # crash: the same
+            with _opened(temporary) as fd, _named(Held(path=path, fd=fd)) as held:
+                yield held  # crash: the same
                 write_attribute(fd, encode_record(record))
                 os.fsync(fd)  # crash: the same
                 filedisk.put(temporary, path, fd)
@@ -89,18 +106,18 @@ def new_file(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def write_descriptor(directory: Path, *, size: int, cluster: int) -> None:
+def write_descriptor(held: Held, *, size: int, cluster: int) -> None:
     """Describe a disk of one image, in a directory that is being made.
 
     Raises:
         OSError
     """
-    with new_file(directory / descriptor.NAME) as fd:
+    with new_file(held.inside / descriptor.NAME) as fd:
         write_all(fd, descriptor.render(size=size, cluster=cluster, file=IMAGE))
 
 
 @contextmanager
-def replacing_descriptor(path: Path, said: bytes) -> Iterator[None]:
+def replacing_descriptor(held: Held, said: bytes) -> Iterator[None]:
     """Describe a disk that the context changes: what it is described as then is written before, and takes its place after.
 
     So there is room for it, or nothing is changed.
@@ -108,14 +125,14 @@ def replacing_descriptor(path: Path, said: bytes) -> Iterator[None]:
     Raises:
         OSError
     """
-    temporary = path / f".{descriptor.NAME}.new"
+    temporary = held.inside / f".{descriptor.NAME}.new"
     temporary.unlink(missing_ok=True)  # what a crash left
     try:
         with new_file(temporary) as fd:
             write_all(fd, said)
-        yield  # crash: a file that the next change removes, and a description that says less than there is; see `content`
-        os.rename(temporary, path / descriptor.NAME)
-        sync_directory(path)
+        yield  # crash: a file that the next change removes, and a description that says less than there is; see `opened`
+        os.rename(temporary, held.inside / descriptor.NAME)
+        os.fsync(held.fd)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -124,15 +141,30 @@ def describe(want: DiskSpec, *, backend: str, disk_format: str) -> InstanceDisk:
     """The disk at ``want.path``: a directory that its attribute or Nova's record call a disk.
 
     Raises:
-        DiskNotFound: nothing is there. DiskExists: what is there is no disk. CacheNotWritable: we may not look.
+        DiskNotFound: nothing is there. DiskExists: what is there is no disk. CacheNotWritable: we may not look. StorageFailed
     """
     with translated(want.path):
         try:
-            with _found(want.path) as fd:
-                record = decode_disk_record(read_attribute(fd))
-                size, allocated = _size(want.path), _allocated(fd)
+            with found(want.path) as held:
+                return describe_held(held, want, backend=backend, disk_format=disk_format)
         except PermissionError:  # then only what the directory above says is known
-            record, size, allocated = None, None, 0
+            return _disk(want, None, backend=backend, disk_format=disk_format, size=None, allocated=0)
+
+
+def describe_held(held: Held, want: DiskSpec, *, backend: str, disk_format: str) -> InstanceDisk:
+    """As `describe`, of a directory that is open.
+
+    Raises:
+        DiskExists, OSError
+    """
+    record = decode_disk_record(read_attribute(held.fd))
+    size, allocated = _size(held), _allocated(held.fd)
+    return _disk(want, record, backend=backend, disk_format=disk_format, size=size, allocated=allocated)
+
+
+def _disk(
+    want: DiskSpec, record: DiskRecord | None, *, backend: str, disk_format: str, size: int | None, allocated: int
+) -> InstanceDisk:
     if record is None and filedisk.noted_format(want.path) != disk_format:
         raise filedisk.name_taken(f"{want.path} is a directory, and nothing says that it is a disk")
     base_path = filedisk.base_path_of(record)
@@ -149,51 +181,59 @@ def describe(want: DiskSpec, *, backend: str, disk_format: str) -> InstanceDisk:
     )
 
 
-def _size(path: Path) -> int | None:
+def _size(held: Held) -> int | None:
     try:
-        return content(path).size
+        with opened(held) as content:
+            return content.size
     except (DiskUnrecorded, PermissionError):
         return None
 
 
-def content(path: Path) -> Content:
-    """Read what describes a disk, and compare it with its image.
+@contextmanager
+def opened(held: Held, flags: int = os.O_RDONLY) -> Iterator[Content]:
+    """Read what describes a disk, open its image, and compare the two.
 
     The image has the last word: it is what a guest sees, and the next `resize` completes a descriptor that says less, as one
     does whose disk was growing when its host went down.
 
+    Args:
+        flags: to open the image with.
+
     Raises:
         DiskUnrecorded: they are damaged or contradict each other. OSError
     """
-    said = descriptor.parse(read_descriptor(path), where=path / descriptor.NAME)
-    if said.format != "parallels":
-        return Content(descriptor=said, header=None, size=said.size)
-    image = path / said.files[0]
-    header = parallels.parse_header(_beginning(image, parallels.HEADER_BYTES), what=os.fspath(image))
+    with _plain_file(held, descriptor.NAME) as fd:
+        text = os.pread(fd, descriptor.LONGEST + 1, 0)
+    said = descriptor.parse(text, where=held.path / descriptor.NAME)
+    with _plain_file(held, said.files[0], flags) as fd:
+        yield Content(text=text, descriptor=said, size=_compared(held.path, said, fd), image=fd)
+
+
+def _compared(path: Path, said: Descriptor, fd: int) -> int:
+    """Bytes of the disk, which both its description and its image say."""
+    what = f"{path} is described as {said.size} bytes"
+    if said.format == "raw":
+        if (size := os.fstat(fd).st_size) != said.size:
+            raise DiskUnrecorded(f"{what}, and its image has {size}")
+        return size
+    header = parallels.parse_header(os.pread(fd, parallels.HEADER_BYTES, 0), what=os.fspath(path / said.files[0]))
     if said.size > header.size or said.cluster != header.cluster:
-        what = f"{path} is described as {said.size} bytes in clusters of {said.cluster}"
-        raise DiskUnrecorded(f"{what}, and its image has {header.size} in clusters of {header.cluster}")
-    return Content(descriptor=said, header=header, size=header.size)
+        clusters = f"and its image has {header.size} in clusters of {header.cluster}"
+        raise DiskUnrecorded(f"{what} in clusters of {said.cluster}, {clusters}")
+    return header.size
 
 
-def read_descriptor(path: Path) -> bytes:
-    """The text that describes a disk, or so much of it that it is seen to be too long.
-
-    Raises:
-        DiskUnrecorded, OSError
-    """
-    return _beginning(path / descriptor.NAME, descriptor.LONGEST + 1)
-
-
-def _beginning(path: Path, length: int) -> bytes:
+@contextmanager
+def _plain_file(held: Held, name: str, flags: int = os.O_RDONLY) -> Iterator[int]:
     try:
-        fd = open_regular(path)
+        fd = open_regular(held.inside / name, flags)
     except OSError as error:
-        if isinstance(error, PermissionError):
-            raise
-        raise DiskUnrecorded(f"{path} is no plain file: {os.strerror(error.errno or 0)}") from error
+        if error.errno in _NO_PLAIN_FILE:
+            why = os.strerror(error.errno or 0)
+            raise DiskUnrecorded(f"{held.path / name} is no plain file: {why}") from error
+        raise
     try:
-        return os.pread(fd, length, 0)
+        yield fd
     finally:
         os.close(fd)
 
@@ -216,8 +256,8 @@ def remove(path: Path) -> None:
     temporary = filedisk.temporary_of(path)
     with translated(path):
         filedisk.clear_away(temporary)
-        with suppress(DiskNotFound), _found(path) as fd:
-            _refuse_strange(fd, path)
+        with suppress(DiskNotFound), found(path) as held:
+            _refuse_strange(held.fd, path)
             os.rename(path, temporary)  # crash: no disk any more, and a directory that the next `create` or `remove` removes
             sync_directory(path.parent)
             filedisk.clear_away(temporary)
@@ -232,7 +272,12 @@ def _refuse_strange(fd: int, path: Path) -> None:
 
 
 @contextmanager
-def _found(path: Path) -> Iterator[int]:
+def found(path: Path) -> Iterator[Held]:
+    """The directory of a disk that is there, held open.
+
+    Raises:
+        DiskNotFound, DiskExists, OSError
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -242,9 +287,21 @@ def _found(path: Path) -> Iterator[int]:
             raise filedisk.name_taken(f"{path} is not a directory, as a disk of the ploop backend is") from error
         raise
     try:
-        yield fd
+        with _named(Held(path=path, fd=fd)) as held:
+            yield held
     finally:
         os.close(fd)
+
+
+@contextmanager
+def _named(held: Held) -> Iterator[Held]:
+    """Have errors call a directory by its name."""
+    try:
+        yield held
+    except OSError as error:
+        if isinstance(error.filename, str) and error.filename.startswith(inside := os.fspath(held.inside)):
+            error.filename = os.fspath(held.path) + error.filename.removeprefix(inside)
+        raise
 
 
 @contextmanager

@@ -429,6 +429,36 @@ def test_a_guests_header_on_our_flat_disk_is_told_from_our_record_alone(machine:
     assert [("raw-disk-with-header", disk)] == problems(found)
 
 
+@pytest.mark.parametrize("tells", ["our record", "Nova's record"])
+def test_a_guests_header_on_the_raw_image_of_a_directory_is_told_from_the_directorys_record(
+    machine: Machine, tells: str
+) -> None:
+    host = machine.host()
+    disk = host.create_disk(UUID, host.ensure(machine.raw_image()), backend="ploop").path
+    if tells == "our record":
+        (disk.parent / "disk.info").unlink()
+    else:
+        os.removexattr(disk, "user.underlay")
+    overlay(disk / "root.hds", machine.base / ORIGINAL)
+
+    found = backing(machine)
+
+    assert {ORIGINAL: {"backing-name"}} == uses(found)
+    assert [("raw-disk-with-header", disk / "root.hds")] == problems(found)
+
+
+def test_an_unreadable_image_in_a_directory_keeps_the_base_that_the_directory_records(machine: Machine) -> None:
+    host = machine.host()
+    disk = host.create_disk(UUID, host.ensure(machine.raw_image()), backend="ploop")
+    (disk.path / "root.hds").unlink()
+    _failing(disk.path / "root.hds")
+
+    found = backing(machine)
+
+    assert {disk.base: {"recorded-base"}} == uses(found)
+    assert frozenset() == kept(found)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"disk": 1}', b"\xff\xfe", b'{"raw": "raw"}' * 3000])
 def test_a_record_of_formats_that_cannot_be_read_says_nothing(machine: Machine, content: bytes) -> None:
     disk = disk_on(machine.instances / UUID / "disk", machine.base / ORIGINAL)

@@ -30,15 +30,16 @@ def recorded_format(disk: Path) -> str | None:
     return None if noted is None else _QEMUS.get(noted, noted)
 
 
-def mentions_raw(directory: str) -> bool:
-    """Whether the directory's record may call a disk raw: a cheap look, for who has many directories.
+def mentions(directory: str, disk_format: str) -> bool:
+    """Whether the directory's record may say of a disk that it has this format: a cheap look, for who has many directories.
 
     Raises:
         OSError: it cannot be read.
     """
     fd = os.open(f"{directory}/{NAME}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        return b'"raw"' in os.read(fd, _USUAL_BYTES + 1) or os.fstat(fd).st_size > _USUAL_BYTES
+        noted = f'"{_NOVAS.get(disk_format, disk_format)}"'.encode()
+        return noted in os.read(fd, _USUAL_BYTES + 1) or os.fstat(fd).st_size > _USUAL_BYTES
     finally:
         os.close(fd)
 

@@ -308,8 +308,8 @@ def _made_from(name: str) -> frozenset[str]:
 
 
 def _recorded_bases(path: str, stores: Iterable[Store]) -> list[Use]:
-    """The base that a disk's own record names."""
-    record = _record(path)
+    """The base that a disk's own record names, or that of the directory that is the disk."""
+    record = _record(path) or _record(os.path.dirname(path))
     if record is None or record.base is None:
         return []
     return [
@@ -328,9 +328,13 @@ def _record(path: str) -> DiskRecord | None:
 
 def _is_recorded_raw(path: str) -> bool:
     """Whether something that no guest can write says that the disk is raw; what cannot be read says nothing."""
-    record = _record(path)
-    if record is not None:
-        return record.format == "raw"
+    return _is_recorded(path, "raw") or _is_recorded(os.path.dirname(path), "parallels")  # in which an image may be raw
+
+
+def _is_recorded(path: str, disk_format: str) -> bool:
+    if (record := _record(path)) is not None:
+        return record.format == disk_format
     with suppress(DiskUnrecorded, OSError):
-        return diskinfo.mentions_raw(os.path.dirname(path)) and diskinfo.recorded_format(Path(path)) == "raw"
+        noted = diskinfo.mentions(os.path.dirname(path), disk_format)
+        return noted and diskinfo.recorded_format(Path(path)) == disk_format
     return False

@@ -268,6 +268,23 @@ def test_a_disk_grows_with_its_description_and_never_shrinks(machine: Machine, h
     assert {IMAGE, DESCRIPTOR} == set(os.listdir(disk.path))
 
 
+def test_an_image_that_is_not_of_whole_clusters_is_left_at_its_own_size(host: Host, disk: InstanceDisk) -> None:
+    sectors = 20 * MIB // 512 - 8
+    with (disk.path / IMAGE).open("r+b") as file:
+        file.seek(36)
+        file.write(sectors.to_bytes(8, "little"))
+    path = disk.path / DESCRIPTOR
+    path.write_text(path.read_text().replace(str(20 * MIB // 512), str(sectors)))
+    before = (disk.path / IMAGE).read_bytes()
+
+    assert 512 * sectors == host.resize_disk("web-1", 512 * sectors).size
+
+    assert before == (disk.path / IMAGE).read_bytes()
+    with pytest.raises(ShrinkRefused):
+        host.resize_disk("web-1", 19 * MIB)
+    assert 20 * MIB == host.resize_disk("web-1", 512 * sectors + 1).size
+
+
 def test_a_growth_that_was_cut_off_before_the_description_is_completed(host: Host, disk: InstanceDisk) -> None:
     before = (disk.path / DESCRIPTOR).read_bytes()
     host.resize_disk("web-1", "40MiB")

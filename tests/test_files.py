@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -744,3 +745,38 @@ def test_only_behind_the_end_of_a_file_is_there_padding(tmp_path: Path) -> None:
         assert b"tent\0\0" == files.read_padded(file.fileno(), 6, 3)
         assert bytes(4) == files.read_padded(file.fileno(), 4, 7)
         assert 4 == files.read_full(file.fileno(), memoryview(bytearray(6)), 3)
+
+
+_RENAME = """
+import sys
+from pathlib import Path
+from underlay.files import rename_no_replace
+try:
+    rename_no_replace(Path(sys.argv[1]), Path(sys.argv[2]))
+except FileExistsError as error:
+    sys.exit(17 if error.filename in (sys.argv[1], sys.argv[2]) else 1)
+"""
+
+
+@pytest.mark.component("strace")
+@pytest.mark.parametrize("target", ["nothing", "empty directory", "full directory", "file", "symlink"])
+def test_a_directory_replaces_nothing_where_there_is_no_rename_that_refuses_to(tmp_path: Path, target: str) -> None:
+    source, path = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    match target:
+        case "empty directory" | "full directory":
+            path.mkdir()
+            if target == "full directory":
+                (path / "file").touch()
+        case "file":
+            path.touch()
+        case "symlink":
+            path.symlink_to("nowhere")
+    before = os.lstat(path).st_ino if target != "nothing" else source.stat().st_ino
+    strace = ["strace", "-qq", "-o", os.devnull, "-e", "trace=renameat2", "-e", "inject=renameat2:error=EINVAL"]
+
+    ended = subprocess.run([*strace, sys.executable, "-c", _RENAME, source, path], check=False)
+
+    assert ended.returncode == (0 if target == "nothing" else 17)
+    assert before == os.lstat(path).st_ino
+    assert source.exists() == (target != "nothing")

@@ -101,7 +101,19 @@ def test_novas_names_of_disks_are_good_names(host: Host, base: BaseImage, machin
 
 
 @pytest.mark.parametrize(
-    "path", ["disk", "./disk", "/srv/../etc/disk", "//srv/disk", "/srv/a\0b", "/srv/a\nb", "/srv/a\udcffb", "/"]
+    "path",
+    [
+        "disk",
+        "./disk",
+        "/srv/../etc/disk",
+        "//srv/disk",
+        "/srv/.web.underlay",
+        "/srv/...underlay",
+        "/srv/a\0b",
+        "/srv/a\nb",
+        "/srv/a\udcffb",
+        "/",
+    ],
 )
 def test_a_disk_elsewhere_needs_a_plain_absolute_path(host: Host, base: BaseImage, path: str) -> None:
     with pytest.raises(InvalidName, match="no place for a disk"):
@@ -654,6 +666,50 @@ def test_what_is_left_of_a_disk_that_is_not_there_goes_with_the_next_removal(hos
     with pytest.raises(DiskNotFound):
         host.remove_disk("web-1", name="disk.local")
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("backend", ["qcow2", "ploop"])
+@pytest.mark.parametrize("way", ["remove", "forget"])
+def test_what_is_left_of_a_disk_elsewhere_goes_too_if_one_is_recorded_there(
+    host: Host, base: BaseImage, machine: Machine, backend: str, way: str
+) -> None:
+    path, left = machine.root / "web", machine.root / ".web.underlay"
+    left.write_bytes(b"nothing says whose this is")
+    with pytest.raises(DiskNotFound):
+        host.remove_disk("web-1", path=path)
+    with pytest.raises(DiskNotFound):
+        host.forget_disk(path)
+    assert left.exists()
+    left.unlink()
+    host.create_disk("web-1", base, path=path, backend=backend)
+    path.rename(left)  # as a remover that is killed leaves it
+
+    if way == "remove":
+        with pytest.raises(DiskNotFound):
+            host.remove_disk("web-1", path=path)
+        assert not os.path.lexists(left)
+        assert "disk-missing" in machine.run("check", "--json").out  # its file system may come back, and the disk with it
+    host.forget_disk(path)
+
+    assert not os.path.lexists(left)
+    assert "disk-missing" not in machine.run("check", "--json").out
+
+
+@pytest.mark.component("root", "ramfs")
+@pytest.mark.parametrize("backend", ["qcow2", "ploop"])
+def test_a_disk_elsewhere_without_attributes_is_removed_and_forgotten(
+    host: Host, base: BaseImage, machine: Machine, mounted: Callable[..., Path], backend: str
+) -> None:
+    path = mounted("ramfs") / "web"
+    disk = host.create_disk("web-1", base, path=path, backend=backend)
+    assert (path, backend) == (disk.path, disk.backend)
+
+    assert path == host.disk("web-1", path=path).path
+    host.remove_disk("web-1", path=path)
+
+    assert [] == os.listdir(path.parent)
+    with pytest.raises(DiskNotFound, match="no disk is recorded"):
+        host.forget_disk(path)
 
 
 def test_another_disks_record_stays(host: Host, base: BaseImage, machine: Machine) -> None:

@@ -239,7 +239,8 @@ def put(temporary: Path, path: Path, fd: int) -> None:
         sync_directory(path.parent)  # crash: there for good
     except OSError:
         with suppress(OSError):  # a name that may not last is not handed out; nobody uses it yet
-            clear_away(path)
+            os.rename(path, temporary)  # crash: what the next attempt removes; under its own name a disk is never half there
+            clear_away(temporary)
         raise
 
 

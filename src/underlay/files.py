@@ -346,7 +346,8 @@ def _libc() -> "ctypes.CDLL":
 def rename_no_replace(source: Path, target: Path) -> None:
     """Rename within a file system; an existing target of any kind is left alone.
 
-    renameat2(2), or link and unlink where the file system does not have it.
+    renameat2(2), or link and unlink where the file system does not have it. A directory has no links: there, an empty one that
+    somebody makes under the target's name at this very moment is lost.
 
     Raises:
         FileExistsError, OSError
@@ -364,7 +365,9 @@ def rename_no_replace(source: Path, target: Path) -> None:
 
 
 def _rename_directory(source: Path, target: Path) -> None:
-    """As `rename_no_replace`, of a directory, which has no second name: rename(2) replaces nothing but an empty directory."""
+    """As `rename_no_replace`, of a directory: rename(2) replaces nothing but an empty one, which is looked for before."""
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target))
     try:
         os.rename(source, target)
     except OSError as error:
@@ -530,8 +533,9 @@ def write_zeros(fd: int, start: int, end: int) -> None:
     Raises:
         OSError
     """
-    for position in range(start, end, len(_ZEROS)):
-        write_at(fd, _ZEROS[: end - position], position)
+    zeros = memoryview(bytes(min(_BUFFER, max(0, end - start))))
+    for position in range(start, end, _BUFFER):
+        write_at(fd, zeros[: end - position], position)
 
 
 def zero_out(device: int, start: int, end: int) -> None:

@@ -44,6 +44,7 @@ else:
     registry, volumes = later.module("underlay.registry"), later.module("underlay.volumes")
 
 _DISK_FILE = re.compile(r"disk(\..+)?", re.ASCII)
+_TEMPORARY = re.compile(r"\..*\.underlay", re.DOTALL)  # see `filedisk.temporary_of`
 _NOT_DISKS = frozenset({diskinfo.NAME, f"{diskinfo.NAME}.tmp"})
 _DIRECTORY_MODE = 0o755
 _LONGEST_PATH = 4095 - len("..underlay")  # PATH_MAX, less what a disk's temporary has more
@@ -98,6 +99,8 @@ def check_place(config: Config, path: Path) -> None:
             f"the path of {len(os.fsencode(path))} bytes is too long for a disk: {text[:60]}…",
             hint=f"use a file name of at most {filedisk.LONGEST_NAME} bytes",
         )
+    if _TEMPORARY.fullmatch(path.name):
+        raise InvalidName(f"{text!r} is no place for a disk: so is called what another is made in", hint="use another name")
     if path.name in _NOT_DISKS:
         raise InvalidName(f"{text!r} is no place for a disk: the name is taken by Nova's record", hint="use another name")
     for store in config.caches.values():
@@ -360,7 +363,7 @@ def _backend_of_file(config: Config, spec: DiskSpec, *, must_be_recorded: bool) 
     with translated(spec.path):
         if os.path.isdir(spec.path) and not os.path.islink(spec.path):
             record = filedisk.recorded_directory(spec.path)
-            if record is None and not must_be_recorded and (noted := filedisk.backend_of_directory(spec.path)):
+            if record is None and (noted := filedisk.backend_of_directory(spec.path)):
                 return registry.open_backend(noted, config.disks)
         else:
             found = filedisk.describe(spec)
@@ -408,25 +411,30 @@ def remove(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_close
         with translated(disk.path):
             diskinfo.recorded_format(disk.path)
             backend.remove(disk)  # crash: records of a disk that is gone, which say nothing wrong
-            recorded, scanned = roots_of(config, disk), is_scanned(config, disk.path)
+            scanned = is_scanned(config, disk.path)
+            recorded = roots_of(config, disk) or ([] if scanned else _rooted_at(config, disk.path))
             _forget(_home(config), disk.path, rooted=recorded, with_directory=scanned)
     return disk
 
 
-def take_away_left(config: Config, instance: str, name: str) -> None:
-    """Take away what a maker or a remover that was killed left of a disk below the instances path that is not there.
+def take_away_left(config: Config, instance: str, name: str, *, path: Path | None = None) -> None:
+    """Take away what a maker or a remover that was killed left of a disk that is not there.
+
+    Only a disk below the instances path is forgotten with it: one elsewhere may come back with its file system.
 
     Raises:
         InvalidName, CacheNotWritable, DiskUnrecorded
     """
-    spec = disk_spec(config, instance, name)
-    left = filedisk.temporary_of(spec.path)
-    if not os.path.lexists(left) and filedisk.noted_format(spec.path) is None:
+    spec = disk_spec(config, instance, name, path=path)
+    left, scanned = filedisk.temporary_of(spec.path), is_scanned(config, spec.path)
+    if not os.path.lexists(left) and not (scanned and filedisk.noted_format(spec.path) is not None):
         return
     home = _home(config)
     with _disk_lock(home, spec.path), translated(spec.path):
-        if not os.path.lexists(spec.path):
-            filedisk.clear_away(left)
+        if os.path.lexists(spec.path) or not (scanned or _rooted_at(config, spec.path)):
+            return
+        filedisk.clear_away(left)
+        if scanned:
             _forget(home, spec.path, rooted=[], with_directory=True)
 
 
@@ -497,11 +505,20 @@ def forget(config: Config, path: Path) -> None:
     with _disk_lock(_home(config), path):
         if os.path.lexists(path):
             raise DiskExists(f"{path} is there", hint="'underlay disk remove' removes it")
-        recorded = [(store, name) for store in config.caches.values() for name, disk in roots.disks(store) if disk == path]
+        recorded = _rooted_at(config, path)
         if not recorded:
             raise DiskNotFound(f"no disk is recorded at {path}", hint="'underlay prune --dry-run' names those that are missing")
+        left = filedisk.temporary_of(path)
+        if os.path.lexists(left):
+            with translated(left):
+                filedisk.clear_away(left)  # which nobody would know of any more
         for store, name in recorded:
             roots.retire(store, name, path)
+
+
+def _rooted_at(config: Config, path: Path) -> list[tuple[Store, str]]:
+    """Where a disk elsewhere is recorded, whatever it says of its base itself."""
+    return [(store, name) for store in config.caches.values() for name, disk in roots.disks(store) if disk == path]
 
 
 def roots_of(config: Config, disk: InstanceDisk) -> list[tuple[Store, str]]:

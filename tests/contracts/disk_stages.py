@@ -134,7 +134,7 @@ class DirectoriesStage(FilesStage):
 
     def left(self) -> frozenset[str]:
         root = self.directory / "instances"
-        return frozenset(os.fspath(path.relative_to(root)) for path in root.glob("*/*"))
+        return frozenset(os.fspath(path.relative_to(root)) for path in root.rglob("*") if path.parent != root)
 
 
 @dataclass(slots=True)

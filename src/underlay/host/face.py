@@ -391,8 +391,7 @@ class Host(msgspec.Struct, frozen=True):
         try:
             spec, adapter = instances.find(self.config, instance, name, path=path)
         except DiskNotFound:
-            if path is None:
-                instances.take_away_left(self.config, instance, name)
+            instances.take_away_left(self.config, instance, name, path=path)
             raise
         return instances.remove(self.config, adapter, spec, assume_closed=assume_closed)
 

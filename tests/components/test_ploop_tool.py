@@ -15,6 +15,7 @@ import pytest
 from machine import GIB, MIB, PATIENCE, Machine
 from underlay.disks.ploop import descriptor
 from underlay.errors import ToolFailed
+from underlay.extents import own_bytes
 from underlay.host import Host
 from underlay.model import InstanceDisk
 
@@ -130,6 +131,25 @@ def test_where_the_kernel_has_the_driver_the_tool_describes_the_disk(machine: Ma
     expect_sound(disk)
     assert 50 * MIB == host.resize_disk("web-1", "50MiB").size
     expect_sound(disk)
+
+
+@pytest.mark.component("btrfs")
+def test_where_the_kernel_has_the_driver_no_blocks_are_shared(mounted: Callable[..., Path]) -> None:
+    """Into which it would write for all who have them."""
+    machine = Machine.make(mounted("btrfs"))
+    ref = machine.raw_image(payload=8 * MIB)
+
+    assert "" == made_with_driver(machine, ref, "40MiB")
+    machine.host().create_disk("web-2", ref, backend="ploop", size="40MiB")
+
+    own = [own_bytes_of(machine.instances / name / "disk" / IMAGE) for name in ("web-1", "web-2")]
+    assert own[0] >= 8 * MIB > 2 * MIB > own[1]
+
+
+def own_bytes_of(path: Path) -> int:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return own_bytes(file.fileno())
 
 
 @pytest.mark.component("ext4")

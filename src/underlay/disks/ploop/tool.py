@@ -1,6 +1,12 @@
 """The ``ploop`` tool, where the kernel has the driver that it is for: there it describes and checks what was made.
 
 Elsewhere the tool takes no image of today's form for one, and nothing but files is made.
+
+Nor may an image share blocks where the driver is: it asks the file system once where a file's blocks lie, and then writes to
+them itself, so nobody gives the file blocks of its own first, and a guest would write into the base image and into all disks
+that share with it. Whoever writes through the file system, as QEMU does, gets a block of its own at the first write. A host may
+come to have the driver later, and nothing here can tell whether it will; disks of before are to be copied there, as the
+documentation says.
 """
 
 import os

@@ -299,6 +299,27 @@ def test_what_lies_between_a_table_and_the_data_stays(tmp_path: Path) -> None:
     assert before == image.read_bytes()[MIB:]
 
 
+def test_where_clusters_were_that_moved_there_are_zeros_behind_the_table_too(tmp_path: Path) -> None:
+    """Whoever makes the table longer next may take them for entries, and the data begin nowhere behind the end of the file."""
+    source, image = with_small_clusters(tmp_path)
+
+    header = grown(image, 20 * MIB)
+
+    gap = image.read_bytes()[parallels.HEADER_BYTES + 4 * header.entries : header.first * header.cluster]
+    assert bytes(len(gap)) == gap != b""
+    expect_same(source, image)
+
+
+def test_an_image_without_clusters_grows_again_and_again(tmp_path: Path) -> None:
+    image = with_entries(tmp_path, [0] * 4, length=MIB)
+
+    for size in (300 * GIB, 600 * GIB, 900 * GIB):
+        assert size == grown(image, size).size
+
+    assert 4 == header_of(image).first
+    assert image.stat().st_size == 4 * MIB
+
+
 def test_an_image_that_is_as_large_is_left_as_it_is(tmp_path: Path) -> None:
     image = with_entries(tmp_path, [1, 2, 3, 4])
     before = image.read_bytes()

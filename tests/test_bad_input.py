@@ -175,7 +175,7 @@ def test_an_unknown_backend_and_an_unknown_cache(machine: Machine) -> None:
     ]
 
     assert isinstance(backend, errors.UnknownBackend)
-    assert "known backends: default, flat, qcow2, raw, rbd" == backend.hint
+    assert "known backends: default, flat, lvm, ploop, qcow2, raw, rbd" == backend.hint
     assert all(isinstance(error, errors.UnknownCache) for error in caches)
     assert {"configured caches: base"} == {error.hint for error in caches}
 

@@ -6,6 +6,7 @@ Beside the real Nova: tests/components/nova/test_image_backends.py.
 import errno
 import importlib
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -25,6 +26,7 @@ import corpus
 from children import Child, start, tell
 from installed import install_backend
 from machine import GIB, MIB, NOBODY, Machine
+from pruning import DAY, nova_host
 from underlay.errors import (
     DiskTooSmall,
     DiskUnrecorded,
@@ -284,6 +286,44 @@ def test_a_base_image_that_is_gone_is_fetched_for_a_disk_that_is_there(machine: 
     image().cache(fetch, NAME)
     assert 2 == len(fetch.calls)
     assert fetch.content == (machine.base / NAME).read_bytes()
+
+
+@pytest.mark.parametrize("size", [4 * MIB, 8 * MIB, None])
+def test_a_disk_that_is_there_stays_when_nothing_is_made_for_its_base_image(machine: Machine, size: int | None) -> None:
+    image().cache(Fetch(corpus.noise(MIB)), NAME, 8 * MIB)
+    disk = machine.instances / UUID / "disk"
+    before = disk.read_bytes()
+    (machine.base / NAME).unlink()
+    with pytest.raises(NotCached, match="nothing was made for the image"):
+        image().cache(lambda target: None, NAME, size)
+    assert before == disk.read_bytes()
+
+
+@pytest.mark.parametrize("filename", [NAME, "swap_1"])
+def test_of_two_who_make_one_disk_that_stands_alone_one_does(machine: Machine, filename: str) -> None:
+    fetch, begun = Fetch(), threading.Barrier(2)
+
+    def make(number: int) -> None:
+        one = image("disk.swap", "raw")
+        begun.wait(10)
+        one.create_image(lambda target: (time.sleep(0.1), fetch(target=target)), str(machine.base / filename), 2 * MIB)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(make, range(2)))
+    assert 1 == len(fetch.calls)
+    assert 2 * MIB == image("disk.swap", "raw").get_disk_size(str(machine.instances / UUID / "disk.swap"))
+
+
+def test_nobody_waits_for_the_swap_of_another_disk(machine: Machine) -> None:
+    both = threading.Barrier(2)  # which only two that are in the callback at once get through
+
+    def mkswap(target: str) -> None:
+        both.wait(30)
+        Path(target).write_bytes(b"s" * MIB)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: image(name, "raw").cache(mkswap, "swap_1", MIB), ("disk.swap", "disk.swap1")))
+    assert set() == cached(machine)
 
 
 @pytest.mark.parametrize("image_type", ["qcow2", "raw"])
@@ -611,6 +651,33 @@ def test_a_kernel_is_a_raw_file_beside_the_disks(machine: Machine) -> None:
     kernel.cache(fetch_func=Fetch(bytes(content)), context=None, filename=NAME, image_id="id")
     assert bytes(content) == Path(kernel.path).read_bytes()
     assert (str(machine.instances / UUID / "kernel"), "raw") == (kernel.path, kernel.driver_format)
+
+
+@pytest.mark.parametrize("size", [1, 511, 513, MIB + 100])
+def test_a_kernel_has_every_byte_that_was_fetched_and_no_more(machine: Machine, size: int) -> None:
+    content = corpus.noise(MIB + 512)[:size]
+    (machine.instances / UUID).mkdir()
+    kernel = image("kernel", "raw")
+    for _ in range(2):
+        kernel.cache(fetch_func=Fetch(content), context=None, filename=NAME, image_id="id")
+    assert content == Path(kernel.path).read_bytes()
+
+
+@pytest.mark.component("leases")
+def test_a_kernel_whose_instance_is_gone_keeps_no_base_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = configured(nova_host(tmp_path), monkeypatch)
+    directory, bases = machine.instances / UUID, [machine.base / NAME, machine.base / ("e" * 40)]
+    directory.mkdir()
+    for name, base in zip(("kernel", "ramdisk"), bases, strict=True):
+        image(name, "raw").cache(fetch_func=Fetch(), filename=base.name)
+    shutil.rmtree(directory)  # as Nova's driver does
+    at = time.time() - 10 * DAY
+    for base in bases:
+        for path in (base, machine.base / ".underlay/used" / base.name):
+            os.utime(path, (at, at))
+    told = machine.call("prune", "--json").json
+    assert ["no-inventory"] == [problem["code"] for problem in told["problems"]]
+    assert {str(base) for base in bases} == set(told["removed"])
 
 
 @pytest.mark.parametrize("image_type", ["qcow2", "raw"])

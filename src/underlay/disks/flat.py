@@ -43,7 +43,11 @@ class FlatBackend(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
     def create(self, base: BaseImage, want: DiskSpec) -> InstanceDisk:
-        """Copy the base, by reflink or hole by hole, and give the file the wanted size."""
+        """Copy the base, by reflink or hole by hole, and give the file the wanted size.
+
+        What is made of a file that does not stay, and for which no size is wanted, has every byte of it and no more: so a
+        kernel is the very file that was fetched.
+        """
         if base.format != "raw":
             raise FormatMismatch(
                 f"a flat disk needs a raw image, {base.name} is {base.format}", hint="fetch it for this backend"
@@ -51,7 +55,8 @@ class FlatBackend(msgspec.Struct, frozen=True, kw_only=True):
         if found := filedisk.existing(base, want, self.traits):
             return found
         with filedisk.publishing(base, want, self.traits) as fd:
-            size = filedisk.size_for(base, want)
+            is_copy = want.size is None and not want.origin_stays
+            size = base.size if is_copy else filedisk.size_for(base, want)
             _copy(base, fd, size=size)
             if want.grow_filesystem:
                 extfs.check(fd, size=base.virtual_size, backend=self.traits.name, what=base.name)

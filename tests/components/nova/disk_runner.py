@@ -44,11 +44,12 @@ ATTRIBUTES = [
     "SUPPORTS_CLONE",
     "SUPPORTS_LUKS",
 ]
+PARTS = {"nova.virt.images": ("fetch", "fetch_to_raw"), "nova.virt.libvirt.imagebackend": ("Backend", "Qcow2")}
 ABOUT = ("exists", "is_shared_block_storage", "is_file_in_instance_path")
 
 
 class World:
-    """One request: whose backends, and what Glance has.
+    """One request: whose parts, which of them, and what Glance has.
 
     Attributes:
         fetched: ids of the images whose bytes were asked for, in order.
@@ -63,10 +64,9 @@ class World:
         stack.enter_context(replaced(glance.API, "download", self.download))
         if self.is_ours:
             ours = import_module("underlay.openstack.nova")
-            for name in ("fetch", "fetch_to_raw"):
-                stack.enter_context(replaced(images, name, getattr(ours, name)))
-            for name in ("Backend", "Qcow2"):
-                stack.enter_context(replaced(imagebackend, name, getattr(ours, name)))
+            for part in request.get("parts", PARTS):
+                for name in PARTS[part]:
+                    stack.enter_context(replaced(import_module(part), name, getattr(ours, name)))
 
     def backend(self) -> Any:
         return imagebackend.Backend(CONF.use_cow_images)

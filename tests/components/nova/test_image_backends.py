@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,14 @@ class Side:
     whose: str
     root: Path
     glance: Mapping[str, Any]
+    parts: tuple[str, ...] = ("nova.virt.images", "nova.virt.libvirt.imagebackend")
 
     def do(self, *steps: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """The answer to some steps; a path that begins with ``$`` lies below the instances path."""
         said = json.loads(json.dumps(steps).replace('"$/', f'"{self.root}/'))
         named = {name.replace("__", "."): value for name, value in options.items()}
-        answer: dict[str, Any] = self.nova.ask(
-            whose=self.whose, uuid=UUID, instances_path=str(self.root), glance=self.glance, steps=said, options=named
-        )
+        what = {"whose": self.whose, "parts": self.parts, "glance": self.glance}
+        answer: dict[str, Any] = self.nova.ask(uuid=UUID, instances_path=str(self.root), steps=said, options=named, **what)
         return answer
 
     def one(self, step: Mapping[str, Any], **options: Any) -> Any:
@@ -164,6 +164,22 @@ def test_every_disk_that_nova_s_driver_makes_of_an_instance_is_the_same(sides: l
         assert {"disk", "disk.local", "disk.swap", "kernel"} == {
             name.partition("/")[2] for name in files[0] if name.startswith(UUID)
         }
+
+
+@pytest.mark.parametrize("part", ["nova.virt.images", "nova.virt.libvirt.imagebackend"])
+@pytest.mark.parametrize("images_type", ["qcow2", "raw"])
+def test_each_part_works_with_nova_s_own_others(sides: list[Side], part: str, images_type: str) -> None:
+    """Nova's own backends hold the lock of an image while they have it fetched."""
+    sides = [replace(side, parts=(part,)) for side in sides]
+    spawn = {"do": "spawn", "image_id": IMAGE, "kernel_id": KERNEL, "root_gb": 1, "ephemeral_gb": 1, "swap_mb": 8}
+    steps = [spawn, FETCH | {"disk": "disk.rescue"}, *({"do": "precache", "image_id": one} for one in (KERNEL, IMAGE))]
+    for side in sides:
+        (side.root / UUID).rmdir()
+    answers = [side.do(*steps, libvirt__images_type=images_type) for side in sides]
+    assert [[None] * 4] * 2 == [[outcome["error"] for outcome in answer["steps"]] for answer in answers], answers
+    assert [[KERNEL, IMAGE]] * 2 == [answer["fetched"] for answer in answers]
+    files = [{name: shape for name, shape in side.files().items() if not name.endswith("disk.info")} for side in sides]
+    assert files[0] == files[1]
 
 
 def test_an_image_that_glance_has_lost_is_copied_from_another_host(sides: list[Side], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Read at each use and never kept, because Nova's options may change under us.
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +24,7 @@ from underlay.naming import CacheKind
 from underlay.openstack.nova.logs import Logged
 from underlay.plan import Rules
 from underlay.store import Store
+from underlay.values import replace
 
 CACHE = "base"
 """What Nova's cache is called in the configuration."""
@@ -95,6 +96,15 @@ class Around:
                     import_module("nova.privsep.path").utime(os.fspath(path))
                 except PermissionError as error:  # as over NFS, where Nova lets it pass as well
                     LOG.warning("The time of %s could not be set: %s", path, error)
+
+
+def of_caller(store: Store) -> Store:
+    """The cache for one whose caller sees to Nova's lock, as for Nova's own fetch functions.
+
+    Nova's `Image.cache` holds it around them, and its precaching takes none. Neither tells, and the lock does not know its
+    holder, so to wait for it here may be to wait for oneself.
+    """
+    return store if store.rival_lock is None else replace(store, rival_lock=lambda name: nullcontext(True))  # noqa: FBT003
 
 
 def image_type() -> str:

@@ -17,7 +17,7 @@ from underlay.host import Host
 from underlay.model import ImageRef
 from underlay.naming import CacheKind
 from underlay.openstack.nova import templates
-from underlay.openstack.nova.around import Around
+from underlay.openstack.nova.around import Around, of_caller
 from underlay.openstack.nova.exceptions import OF_FETCHES, translated
 from underlay.openstack.nova.imageservice import NovaImages
 from underlay.policy.form import EXEMPT_FORMATS, SERVED_FORMATS, Want
@@ -80,7 +80,7 @@ def _put(context: Any, href: str, path: Path, trusted_certs: Any, want: Want, *,
             deliver(path)
             return
         with ExitStack() as holding:
-            templates.ensure(store, path.name, deliver, around.parts.observer, holding)
+            templates.ensure(of_caller(store), path.name, deliver, around.parts.observer, holding)
 
 
 def _ref(href: str) -> ImageRef:

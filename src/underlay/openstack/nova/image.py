@@ -12,7 +12,7 @@ from typing import Any
 
 from underlay import diskchanges, instances
 from underlay.contracts import BackendTraits, DiskBackend
-from underlay.errors import DiskNotFound, DiskTooSmall, InvalidName, NotCached, UnderlayError, Unsupported
+from underlay.errors import DiskExists, DiskNotFound, DiskTooSmall, InvalidName, NotCached, UnderlayError, Unsupported
 from underlay.model import BaseImage, Extraction, InstanceDisk
 from underlay.naming import kind_of_name
 from underlay.openstack.nova import guestdisk, making, places, rbdimages, templates
@@ -217,20 +217,35 @@ class Image:
                 self._create_alone(store, name, make, size)
 
     def _create_from_base(self, store: Store, name: str, make: templates.Make, size: int | None) -> None:
+        was_there = False
+
+        def make_unless_there(target: Path) -> None:
+            nonlocal was_there
+            was_there = self.exists()
+            if self.traits.overlays or not was_there:
+                make(target)
+
+        if not self._made_from_base(store, name, make_unless_there, size):
+            self._check_cloned(name, size, was_there=was_there)
+
+    def _made_from_base(self, store: Store, name: str, make: templates.Make, size: int | None) -> bool:
+        """Make the disk from its base image, and again when somebody removes that meanwhile; False: there is no base image."""
         for attempt in range(1, _TRIES + 1):
             try:
                 with ExitStack() as holding:
-                    image = templates.ensure(store, name, make, self._around.parts.observer, holding)
-                    if image is not None:
-                        self._around.touch(image.path)
-                        self._create(store, image, size, holding)
-                        return
+                    return self._made_once(store, name, make, size, holding)
             except NotCached:
                 if attempt == _TRIES:
                     raise
-            else:
-                self._check_cloned(name, size)
-                return
+        raise AssertionError("unreachable")
+
+    def _made_once(self, store: Store, name: str, make: templates.Make, size: int | None, holding: ExitStack) -> bool:
+        image = templates.ensure(store, name, make, self._around.parts.observer, holding)
+        if image is None:
+            return False
+        self._around.touch(image.path)
+        self._create(store, image, size, holding)
+        return True
 
     def _create(self, store: Store, image: BaseImage, size: int | None, holding: ExitStack) -> None:
         observer, config = self._around.parts.observer, self._around.config
@@ -240,30 +255,69 @@ class Image:
             return
         if self.traits.needs_raw:
             image = templates.raw_form(store, image, observer, holding)
+        if self._is_beside_disks():
+            with images.held(store, image.name) as hold:
+                self._make_alone(hold.image, size)
+            return
         want = making.wanted(self._spec, self.traits, image, size)
         self._hand_over(instances.create(config, self._backend, image, want, store=store))
 
+    def _is_beside_disks(self) -> bool:
+        """Whether it is a kernel or a ramdisk: nobody looks for it among the disks, and it needs its base image no more.
+
+        Nova removes it without a word to us, so a root would keep its base for good.
+        """
+        is_file = self.traits.on_host_filesystem and not self.traits.overlays
+        return is_file and not instances.is_scanned(self._around.config, self._spec.path)
+
     def _create_alone(self, store: Store, name: str, make: templates.Make, size: int | None) -> None:
-        with templates.alone(store, name, make, self._around.parts.observer) as content:
+        def make_unless_there(target: Path) -> None:
+            if not self.exists():
+                make(target)
+
+        whose = f"{self._spec.instance}/{self._spec.name}"
+        with templates.alone(store, name, whose, make_unless_there, self._around.parts.observer) as content:
             if content is not None:
-                want = making.wanted(self._spec, self.traits, content, size)
-                self._hand_over(instances.create_alone(self._around.config, self._backend, content, want))
+                self._make_alone(content, size)
             elif not self.exists():
                 raise NotCached(f"nothing was made for the disk {self.path}", hint="look into what makes it")
+
+    def _make_alone(self, content: BaseImage, size: int | None) -> None:
+        want = making.wanted(self._spec, self.traits, content, size)
+        try:
+            disk = instances.create_alone(self._around.config, self._backend, content, want)
+        except DiskExists:
+            if not self.exists():  # it is another one's that is in the way
+                raise
+        else:
+            self._hand_over(disk)
 
     def _hand_over(self, disk: InstanceDisk) -> None:
         if places.is_file(self.traits):
             making.open_to_nova(disk.path)
 
-    def _check_cloned(self, name: str, size: int | None) -> None:
-        """Make sure that what a callback has made in place of a base image is a disk that may be so large, or take it away."""
-        if not self.exists():
+    def _check_cloned(self, name: str, size: int | None, *, was_there: bool) -> None:
+        """Make sure that what a callback has made in place of a base image is a disk that may be so large, or take it away.
+
+        Args:
+            was_there: the disk was, before the callback; then it stays as it is.
+        """
+        if self.traits.overlays or not self.exists():
             raise NotCached(f"nothing was made for the image {name}", hint="look into what fetches it")
+        if was_there:
+            return
         try:
             self.verify_base_size(self.path, size or None, making.size_of(self._describe()))
         except BaseException:
-            self._remove()
+            self._take_back()
             raise
+
+    def _take_back(self) -> None:
+        """Remove the disk because of an error, which one on the way does not hide."""
+        try:
+            self._remove()
+        except UnderlayError as error:
+            LOG.warning("The disk %s could not be removed: %s", self.path, error)
 
     def _remove(self) -> None:
         instances.remove(self._around.config, self._backend, self._spec, assume_closed=True)
@@ -341,7 +395,8 @@ class Image:
         """
         if not self.traits.clones:
             raise NotImplementedError("flatten() is only for disks that can be cloned")
-        diskchanges.flatten(self._around.config, self._backend, self._spec, assume_closed=True)
+        with translated(self.path, OF_DISKS):
+            diskchanges.flatten(self._around.config, self._backend, self._spec, assume_closed=True)
 
     def direct_snapshot(
         self,
@@ -358,7 +413,8 @@ class Image:
         """
         if not self.traits.snapshots:
             raise NotImplementedError("direct_snapshot() is only for storage that keeps images")
-        return diskchanges.snapshot(self._around.config, self._backend, self._spec, image_id)
+        with translated(self.path, OF_DISKS):
+            return diskchanges.snapshot(self._around.config, self._backend, self._spec, image_id)
 
     def cleanup_direct_snapshot(
         self,

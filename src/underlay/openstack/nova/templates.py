@@ -107,14 +107,17 @@ def _hold(store: Store, image: BaseImage, holding: ExitStack) -> None:
 
 
 @contextmanager
-def alone(store: Store, name: str, make: Make, observer: Observer) -> Iterator[BaseImage | None]:
+def alone(store: Store, name: str, whose: str, make: Make, observer: Observer) -> Iterator[BaseImage | None]:
     """What a callback makes for one disk only: a staged file, which is gone with the context. None: nothing was made.
+
+    Args:
+        whose: the disk. Of those who want the same one, one is in the context at a time; nobody waits for another disk.
 
     Raises:
         as `ensure`
     """
     store.prepare()
-    with stagings.turn(store, _ref(name), observer) as staging, _made(store, name, make, staging) as content:
+    with stagings.turn(store, _ref(f"{name}:{whose}"), observer) as staging, _made(store, name, make, staging) as content:
         yield content
 
 

@@ -260,9 +260,31 @@ def test_a_tree_goes_with_its_directories_and_not_with_what_its_links_lead_to(tm
     (tree / "one/two").mkdir(parents=True)
     (tree / "one/two/file").touch()
     (tree / "one/link").symlink_to(elsewhere)
-    files.remove_tree(tree)
+    files.remove_tree(tree, nested=True)
     assert ["elsewhere"] == os.listdir(tmp_path)
     assert ["kept"] == os.listdir(elsewhere)
+
+
+def test_a_tree_with_directories_is_somebody_else_s_unless_it_is_to_have_them(tmp_path: Path) -> None:
+    (tmp_path / "tree/one").mkdir(parents=True)
+    (tmp_path / "tree/one/file").touch()
+    with pytest.raises(OSError, match="one is a directory of somebody else's"):
+        files.remove_tree(tmp_path / "tree")
+    assert (tmp_path / "tree/one/file").exists()
+
+
+@pytest.mark.component("tmpfs")
+def test_what_is_mounted_in_a_tree_stays(tmp_path: Path) -> None:
+    mounted = tmp_path / "tree/one/mounted"
+    mounted.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", mounted], check=True)
+    try:
+        (mounted / "file").touch()
+        with pytest.raises(OSError, match="mounted is a directory of somebody else's"):
+            files.remove_tree(tmp_path / "tree", nested=True)
+        assert (mounted / "file").exists()
+    finally:
+        subprocess.run(["umount", mounted], check=True)
 
 
 # ------------------------------------------------------------------------------------------------------------------ renames

@@ -28,6 +28,7 @@ from installed import install_backend
 from machine import GIB, MIB, NOBODY, Machine
 from pruning import DAY, nova_host
 from underlay.errors import (
+    DiskExists,
     DiskTooSmall,
     DiskUnrecorded,
     ExtraMissing,
@@ -43,7 +44,7 @@ from underlay.errors import (
 from underlay.files import ATTRIBUTE
 from underlay.host.parts import Parts
 from underlay.model import Event
-from underlay.openstack.nova import Backend, Flat, Image, Lvm, Qcow2, Rbd
+from underlay.openstack.nova import Backend, Flat, Image, Lvm, Qcow2, Rbd, templates
 from underlay.openstack.nova.around import Around
 from underlay.testing.fakedisks import FakeBackend
 from underlay.testing.fakes import FakeImage, FakeSource, Recorder
@@ -111,9 +112,15 @@ def info(path: Path) -> dict[str, Any]:
 
 def test_types_are_known_by_nova_s_names(machine: Machine) -> None:
     backend = Backend(use_cow=True)
-    assert (Flat, Flat, Qcow2, Rbd) == tuple(map(backend.backend, ("raw", "flat", "qcow2", "rbd")))
+    assert (Flat, Flat, Qcow2, Lvm, Rbd) == tuple(map(backend.backend, ("raw", "flat", "qcow2", "lvm", "rbd")))
     assert [Qcow2, Flat, Qcow2] == [backend.backend("default"), Backend(use_cow=False).backend("default"), backend.backend()]
-    assert "lvm" == Lvm.name
+
+
+def test_an_image_in_a_volume_group_is_called_by_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(Machine.make(tmp_path, extra='[disks.lvm]\nvolume_group = "group"'), monkeypatch)
+    one = Backend(use_cow=True).by_name(INSTANCE, "disk", "lvm", MAPPING)
+    assert (f"/dev/group/{UUID}_disk", "block", "raw") == (one.path, one.source_type, one.driver_format)
+    assert (True, None, MAPPING) == (one.is_block_dev, one.disk_info_path, one.disk_info_mapping)
 
 
 @pytest.mark.parametrize("unknown", ["qcow3", "Qcow2", "../flat", "none"])
@@ -516,6 +523,27 @@ def test_a_copy_from_another_host_is_told_the_image_s_own_path(
     assert {NAME} == cached(machine)
 
 
+def copy_again_and_again(root: str) -> None:
+    """In a process of its own: copies of an image from another host that come to nothing, one after the other."""
+    store = Around.load().store
+    path = Path(root) / "elsewhere"
+    tell("begun")
+    while True:
+        with templates.named(store, NAME, store.paths.tmp / path.name):
+            pass
+
+
+def test_who_looks_for_an_image_whose_copying_begins_or_ends_just_then_finds_none(machine: Machine) -> None:
+    store = Around.load().store
+    store.prepare()
+    with start(copy_again_and_again, os.fspath(machine.root)) as child:
+        assert "begun" == child.hear()
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            assert templates.find(store, NAME) is None
+        child.process.kill()
+
+
 def copy_until_killed(*_: str) -> None:
     def copy_from_host(target: str) -> None:
         Path(target).write_bytes(b"half")
@@ -740,6 +768,18 @@ def test_a_disk_without_a_record_is_what_its_type_says_and_an_overlay_only_on_th
     assert not (directory / "disk.info").exists()
 
 
+def test_a_json_name_is_no_path_into_the_cache(machine: Machine) -> None:
+    """QEMU reads something else by it than what its last directory seems to be."""
+    directory = machine.instances / UUID
+    directory.mkdir()
+    (machine.base / NAME).write_bytes(bytes(MIB))
+    name = f'json:{{"driver":"raw","file":{{"driver":"file","filename":"{"/.." * 40}{machine.base}/{NAME}"}}}}'
+    corpus.qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "raw", directory / "disk", "1M")
+    with pytest.raises(DiskUnrecorded):
+        image().resize_image(8 * MIB)
+    assert not (directory / "disk.info").exists()
+
+
 def test_a_base_image_is_looked_up_by_its_path_and_nothing_else_is(machine: Machine) -> None:
     one = image()
     one.cache(Fetch(), NAME)
@@ -788,6 +828,11 @@ def test_what_the_guest_sees_is_extracted(
     assert found == info(target)["format"]
     assert content == corpus.to_raw(target, tmp_path / "read", found).read_bytes()
     assert "backing-filename" not in info(target)
+    assert ["snapshot"] == [name for name in os.listdir(tmp_path) if "snapshot" in name or "underlay-" in name]
+    before = target.read_bytes()
+    with pytest.raises(DiskExists):
+        one.snapshot_extract(os.fspath(target), out_format)
+    assert before == target.read_bytes()
 
 
 def test_a_disk_is_not_extracted_in_a_format_that_nothing_reads(machine: Machine, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ Beside the real Nova: tests/components/nova/test_image_backends.py.
 
 import gzip
 import os
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +15,17 @@ from types import SimpleNamespace
 import pytest
 
 import corpus
+from children import start
 from machine import MIB, Machine
-from underlay.errors import CacheMissing, ImageNotFound, InvalidRef, SourceUnavailable, UnderlayError, UnsafeImage
+from underlay.errors import (
+    CacheMissing,
+    ImageNotFound,
+    InvalidRef,
+    SourceUnavailable,
+    UnderlayError,
+    UnsafeImage,
+    VirtualSizeRefused,
+)
 from underlay.openstack.nova import Backend, fetch, fetch_raw_image, fetch_to_raw
 from underlay.testing.httpserver import Served, Server, serving
 
@@ -97,6 +108,38 @@ def test_a_fetch_that_fails_leaves_nothing(machine: Machine, server: Server, tmp
             fetch_to_raw(None, server.url(f"/{kind}"), os.fspath(path))
         assert [] == [name for name in os.listdir(path.parent) if name != ".underlay"]
     assert [] == os.listdir(machine.base / ".underlay/tmp")
+
+
+def test_an_image_above_the_cache_s_limit_is_refused_elsewhere_too(
+    machine: Machine, server: Server, tmp_path: Path, target: Path
+) -> None:
+    text = machine.config.read_text()
+    machine.config.write_text(text.replace("force_raw_images = true", 'force_raw_images = true\nvirtual_size_limit = "4MiB"'))
+    huge = corpus.create(tmp_path / "huge", "qcow2", 64 * MIB)
+    with pytest.raises(VirtualSizeRefused):
+        fetch_to_raw(None, served(server, huge.read_bytes()), os.fspath(target))
+    assert [] == os.listdir(target.parent)
+
+
+def fetch_slowly(url: str, path: str) -> None:
+    """In a process of its own."""
+    fetch(None, url, path)
+
+
+def test_a_fetch_that_is_killed_leaves_nothing_beside_its_path_and_what_it_leaves_is_swept(
+    machine: Machine, server: Server, target: Path
+) -> None:
+    server.serve("/image", Served(b"i" * MIB, rate=MIB // 8))
+    with start(fetch_slowly, server.url("/image"), os.fspath(target)) as child:
+        end = time.monotonic() + 30
+        while not list(machine.base.glob(".underlay/tmp/*/.underlay/tmp/*/download")) and time.monotonic() < end:
+            time.sleep(0.02)
+        os.kill(child.pid, signal.SIGKILL)
+        child.process.wait(10)
+    assert [] == os.listdir(target.parent)
+    assert 1 == len(os.listdir(machine.base / ".underlay/tmp"))
+    fetch(None, served(server, b"j" * MIB), os.fspath(target))
+    assert (b"j" * MIB, []) == (target.read_bytes(), os.listdir(machine.base / ".underlay/tmp"))
 
 
 @pytest.mark.parametrize("href", ["", "no ref", "nothing:x"])

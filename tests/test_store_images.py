@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -170,6 +171,38 @@ def test_many_publish_a_name_without_a_record_and_one_of_their_files_has_it(stor
         found = list(pool.map(lambda path: images.publish_unrecorded(store, path, "c" * 40), staged))
     assert 7 == sum(path.exists() for path in staged)
     assert 1 == len({image.path.read_bytes() for image in found})
+
+
+def link_as_soon_as_used(source: str, target: str, marker: str) -> None:
+    """In a process of its own: give a file a name at the moment at which its use is marked, without a lock."""
+    while told() == "go":
+        tell("ready")
+        while not os.path.lexists(marker):
+            pass
+        with suppress(FileExistsError):
+            os.link(source, target)
+        tell("done")
+
+
+def test_who_publishes_a_name_that_somebody_without_a_lock_takes_at_that_moment_gets_that_image(
+    tmp_path: Path, store: Store
+) -> None:
+    name, other = "e" * 40, tmp_path / "other"
+    other.write_bytes(b"theirs" * 1024)
+    marker, won = store.paths.used_marker(name), 0
+    with start(link_as_soon_as_used, os.fspath(other), os.fspath(store.root / name), os.fspath(marker)) as child:
+        for _ in range(100):
+            staged = stage(store, b"ours" * 1024)
+            marker.unlink(missing_ok=True)
+            child.say("go")
+            assert "ready" == child.hear()
+            image = images.publish_unrecorded(store, staged, name)
+            assert "done" == child.hear()
+            won += staged.exists()
+            assert image.path.read_bytes() == (other.read_bytes() if staged.exists() else b"ours" * 1024)
+            image.path.unlink()
+            staged.unlink(missing_ok=True)
+    assert won
 
 
 def test_a_staged_file_that_has_another_name_can_be_changed_by_it_and_is_refused(store: Store, tmp_path: Path) -> None:

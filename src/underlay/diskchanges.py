@@ -36,7 +36,7 @@ def extract(
     _check_extraction(extraction)
     instances.check_place(config, target)
     with instances.closed(config, backend, want, assume_closed=assume_closed) as disk:
-        with _new_file(target) as temporary:
+        with new_file(target) as temporary:
             backend.extract(disk, temporary, extraction)
 
 
@@ -49,8 +49,12 @@ def _check_extraction(want: Extraction) -> None:
 
 
 @contextmanager
-def _new_file(target: Path) -> Iterator[Path]:
-    """A path to write a file at, which then gets its name; it lies in a directory that nobody else may enter."""
+def new_file(target: Path) -> Iterator[Path]:
+    """A path to write a file at, which then gets its name, durably; it lies in a directory that nobody else may enter.
+
+    Raises:
+        DiskExists: something has that name. CacheMissing, CacheNotWritable, InsufficientSpace, StorageFailed
+    """
     directory = target.with_name(f".{target.name}.underlay")
     with translated(target.parent):
         if os.path.lexists(target):

@@ -407,35 +407,45 @@ def _renameat2(source: Path, target: Path) -> int:
 _ENTER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def remove_tree(path: Path) -> None:
-    """Remove a directory of our own with everything in it; what is gone already is a success.
+def remove_tree(path: Path, *, nested: bool = False) -> None:
+    """Remove a directory of our own with the files in it; what is gone already is a success.
 
     A symlink is not followed: what has the directory's name may have been put there by who owns the one above.
 
+    Args:
+        nested: with the directories in it as well, as far as they are on its own file system.
+
     Raises:
-        OSError
+        OSError: among others, there is a directory in it that is not to be removed.
     """
     with suppress(FileNotFoundError):
         fd = os.open(path, _ENTER)
         try:
-            _empty(fd)
+            _empty(fd, os.fstat(fd).st_dev if nested else None)
         finally:
             os.close(fd)
         os.rmdir(path)
 
 
-def _empty(directory: int) -> None:
+def _empty(directory: int, device: int | None) -> None:
     for name in os.listdir(directory):
         with suppress(FileNotFoundError):
             try:
                 os.unlink(name, dir_fd=directory)
             except IsADirectoryError:
-                fd = os.open(name, _ENTER, dir_fd=directory)
-                try:
-                    _empty(fd)
-                finally:
-                    os.close(fd)
-                os.rmdir(name, dir_fd=directory)
+                _remove_within(directory, name, device)
+
+
+def _remove_within(directory: int, name: str, device: int | None) -> None:
+    """Remove a directory and what is in it; ``device`` is that of the file system that it has to be on, None: there is none."""
+    fd = os.open(name, _ENTER, dir_fd=directory)
+    try:
+        if os.fstat(fd).st_dev != device:
+            raise OSError(errno.ENOTEMPTY, f"{os.strerror(errno.ENOTEMPTY)}: {name} is a directory of somebody else's")
+        _empty(fd, device)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=directory)
 
 
 # ---------------------------------------------------------------------------------------------------------------- attributes

@@ -35,7 +35,7 @@ def write_out(node: Node, target: Path, want: Extraction) -> None:
     with translated(target):
         qemuimg.convert(node, target, format=want.format, compressed=want.compressed)
         if want.format != "raw":
-            _prove(node, qemuimg.node(target, format=want.format) | {"backing": None}, target)
+            prove(node, qemuimg.node(target, format=want.format) | {"backing": None}, target)
 
 
 def flatten(disk: InstanceDisk) -> None:
@@ -48,7 +48,7 @@ def flatten(disk: InstanceDisk) -> None:
     if node.get("backing") is not None:
         with filedisk.rewriting(disk, None) as copy:
             qemuimg.rebase(_at(copy, node), None)
-            _prove(node, _at(copy, node) | {"backing": None}, disk.path)
+            prove(node, _at(copy, node) | {"backing": None}, disk.path)
 
 
 def rebase(disk: InstanceDisk, base: BaseImage, record: DiskRecord) -> None:
@@ -63,10 +63,10 @@ def rebase(disk: InstanceDisk, base: BaseImage, record: DiskRecord) -> None:
     node = chain(disk)
     with filedisk.rewriting(disk, record) as copy:
         qemuimg.rebase(_at(copy, node), (base.path.absolute(), base.format))
-        _prove(node, _at(copy, node) | {"backing": qemuimg.node(base.path.absolute(), format=base.format)}, disk.path)
+        prove(node, _at(copy, node) | {"backing": qemuimg.node(base.path.absolute(), format=base.format)}, disk.path)
 
 
-def _prove(before: Node, after: Node, path: Path) -> None:
+def prove(before: Node, after: Node, path: Path) -> None:
     """Compare what was read with what was written: qemu-img ends well though its last tables could not be written.
 
     Raises:

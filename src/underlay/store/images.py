@@ -391,10 +391,16 @@ def publish_unrecorded(store: Store, staged: Path, name: str, *, holding: ExitSt
 
     Raises:
         as `find`; NotAnImage, LockTimeout, InsufficientSpace, StorageFailed
+        ImageConflict: one was put there by somebody who takes no lock, and is gone again.
     """
 
     def put(held_locks: Sequence[locks.Lock]) -> BaseImage:
-        return find(store, name) or _put(store, staged, name, held_locks, _put_new)
+        try:
+            return find(store, name) or _put(store, staged, name, held_locks, _put_new)
+        except ImageConflict:
+            if (image := find(store, name)) is None:
+                raise
+            return image
 
     return _exclusively(store, name, put, holding)
 

@@ -180,7 +180,7 @@ def begin(staging: Staging) -> Journal | None:
             staging.converted.unlink(missing_ok=True)
             drop_reservation(staging)
             if partial(staging) is None:
-                remove_tree(staging.directory)
+                remove_tree(staging.directory, nested=True)
                 make_directory(staging.directory, 0o700)
     return None
 
@@ -239,7 +239,7 @@ def keep(staging: Staging, journal: Journal) -> None:
 def discard(staging: Staging) -> None:
     """Remove the ingest's directory; one that is gone is a success."""
     with translated(staging.directory):
-        remove_tree(staging.directory)
+        remove_tree(staging.directory, nested=True)
 
 
 def restart(staging: Staging) -> None:

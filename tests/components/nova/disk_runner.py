@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
+from itertools import islice
 from typing import Any
 
 monkey_patch = import_module("nova.monkey_patch")
@@ -252,17 +253,18 @@ def do_spawn(world: World, step: dict[str, Any]) -> list[Any]:
     return list(made._create_image(context.get_admin_context(), instance, mapping))
 
 
-def do_signatures(world: World, step: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """The public methods of Nova's classes, and its functions, with their parameters."""
+def do_signatures(world: World, step: dict[str, Any]) -> dict[str, dict[str, list[list[str]]]]:
+    """The public methods of Nova's classes, and its functions, with their parameters and how each is passed."""
     owners = {name: getattr(imagebackend, name) for name in ("Image", "Backend")} | {"images": images, "utils": libvirt_utils}
     return {owner: dict(signatures(found)) for owner, found in owners.items()}
 
 
-def signatures(owner: Any) -> Iterator[tuple[str, list[str]]]:
+def signatures(owner: Any) -> Iterator[tuple[str, list[list[str]]]]:
     for name, member in vars(owner).items():
         function = member.__func__ if isinstance(member, staticmethod) else member
         if inspect.isfunction(function) and not name.startswith("_"):
-            yield name, [one for one in inspect.signature(function).parameters if one != "self"]
+            found = inspect.signature(function).parameters.values()
+            yield name, [[one.name, one.kind.name] for one in found if one.name != "self"]
 
 
 DO: dict[str, Callable[[World, dict[str, Any]], Any]] = {
@@ -317,7 +319,14 @@ def outcome(world: World, step: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"value": DO[step["do"]](world, step), "error": None}
     except Exception as error:  # noqa: BLE001 - told to who asked
-        return {"value": None, "error": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+        told = {"error": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+        return {"value": None, "causes": [type(one).__name__ for one in islice(causes(error), 10)], **told}
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def answer_to(request: dict[str, Any]) -> dict[str, Any]:

@@ -241,8 +241,9 @@ def test_images_say_the_same_of_their_disks(sides: list[Side], images_type: str)
 
 
 def test_types_say_the_same_and_the_driver_knows_an_overlay(sides: list[Side]) -> None:
-    for kind in ("qcow2", "raw", "flat", "default", "rbd", "ploop"):
-        assert sides[0].one({"do": "type", "type": kind}) == sides[1].one({"do": "type", "type": kind})
+    for kind in ("qcow2", "raw", "flat", "default", "lvm", "rbd", "ploop"):
+        found = [side.one({"do": "type", "type": kind}, libvirt__images_volume_group="group") for side in sides]
+        assert found[0] == found[1]
     for kind, expected in (("qcow2", True), ("raw", False), ("default", True)):
         step = {"do": "is-qcow2", "disk": "disk", "type": kind}
         assert [expected, expected] == [side.one(step) for side in sides]
@@ -255,11 +256,12 @@ def test_whoever_calls_nova_s_classes_and_functions_can_call_ours(sides: list[Si
     for owner, ours in (("Image", Image), ("Backend", Backend), ("images", fetches), ("utils", fetches)):
         wanted = found[owner] if isinstance(ours, type) else {name: found[owner][name] for name in FUNCTIONS[owner]}
         for name in wanted.keys() - ITS_OWN:
-            parameters = [one for one in inspect.signature(getattr(ours, name)).parameters if one != "self"]
+            signature = inspect.signature(getattr(ours, name)).parameters.values()
+            parameters = [[one.name, one.kind.name] for one in signature if one.name != "self"]
             # By position the order of 2020 holds, in which no "safe" was.
-            positions = [[one for one in names if one != "safe"] for names in (wanted[name], parameters)]
+            positions = [[one for one in names if one[0] != "safe"] for names in (wanted[name], parameters)]
             assert positions[0] == positions[1], (owner, name)
-            assert set(wanted[name]) == set(parameters)
+            assert {one for one, _ in wanted[name]} == {one for one, _ in parameters}
 
 
 def test_a_domain_s_xml_is_the_same(sides: list[Side]) -> None:
@@ -373,6 +375,11 @@ def test_an_image_whose_signature_is_wrong_is_not_put_anywhere(sides: list[Side]
         step = {"do": "fetch", "function": function, "image_id": IMAGE, "path": f"$/{UUID}/fetched"}
         assert "ImageUnacceptable" == ours.one(step)
     assert {} == ours.files()
+
+
+def test_what_nova_itself_has_said_is_told_once(sides: list[Side]) -> None:
+    [ours] = sides[1].do({"do": "fetch", "function": "fetch", "image_id": UUID, "path": f"$/{UUID}/fetched"})["steps"]
+    assert ("ImageNotFound", ["ImageNotFound"]) == (ours["error"], ours["causes"])
 
 
 def test_an_image_whose_digest_is_another_is_refused(sides: list[Side]) -> None:

@@ -168,18 +168,21 @@ def configuration(
 def _disks(conf: Any) -> dict[str, Mapping[str, Any]]:
     """The arguments of each backend, by Nova's options.
 
-    What Nova's options of a Ceph say is for volumes as well, so where disks are files a mistake in it stops no disk.
+    Nova has options of a Ceph for volumes as well, so a mistake in those of another place than that of the disks stops no disk.
 
     Raises:
         ConfigError: an option that Nova takes and the backend cannot use.
     """
-    try:
-        return _arguments(conf, {"rbd": _rbd(conf)})
-    except ConfigError as error:
-        if conf.libvirt.images_type == "rbd":
-            raise
-        LOG.warning("Disks in a Ceph cannot be reached: %s", error)
-        return _arguments(conf, {})
+    tables: dict[str, Mapping[str, Any]] = {}
+    for name, table in (("lvm", _lvm(conf)), ("rbd", _rbd(conf))):
+        try:
+            _arguments(conf, {name: table})
+            tables[name] = table
+        except ConfigError as error:
+            if conf.libvirt.images_type == name:
+                raise
+            LOG.warning("Disks of the type %s cannot be reached: %s", name, error)
+    return _arguments(conf, tables)
 
 
 def _arguments(conf: Any, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -194,6 +197,15 @@ def _arguments(conf: Any, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, 
         return backend_arguments(msgspec.convert(options, DisksTable), host=conf.host)
     except (msgspec.ValidationError, WrongValue) as error:
         raise ConfigError(f"Nova's options of image backends: {error}", hint="correct them in nova.conf") from error
+
+
+def _lvm(conf: Any) -> Mapping[str, Any]:
+    libvirt = conf.libvirt
+    return {
+        "volume_group": libvirt.images_volume_group,
+        "volume_clear": libvirt.volume_clear,
+        "volume_clear_size": f"{libvirt.volume_clear_size}MiB" if libvirt.volume_clear_size else None,  # MiB; 0: all of them
+    }
 
 
 def _rbd(conf: Any) -> Mapping[str, Any]:

@@ -106,7 +106,6 @@ class Backend:
         instance: Any,
         name: str,
         image_type: str | None = None,
-        *,
         disk_info_mapping: Mapping[str, Any] | None = None,
     ) -> Image:
         """The image of an instance's disk; whether it is there is not looked at.

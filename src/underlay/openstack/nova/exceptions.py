@@ -57,7 +57,7 @@ def translated(of: str, meanings: Sequence[tuple[type[UnderlayError], str]]) -> 
         theirs = _theirs(error, of, meanings)
         if theirs is None:
             raise
-        raise theirs from error
+        raise theirs from (theirs.__cause__ if theirs is error.__cause__ else error)
 
 
 def _theirs(error: UnderlayError, of: str, meanings: Sequence[tuple[type[UnderlayError], str]]) -> Exception | None:

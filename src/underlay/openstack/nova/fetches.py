@@ -8,7 +8,6 @@ published when it is whole. Images of Glance are asked for by way of the Nova ar
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +15,7 @@ from underlay import files
 from underlay.host import Host
 from underlay.model import ImageRef
 from underlay.naming import CacheKind
-from underlay.openstack.nova import templates
+from underlay.openstack.nova import making, templates
 from underlay.openstack.nova.around import Around, of_caller
 from underlay.openstack.nova.exceptions import OF_FETCHES, translated
 from underlay.openstack.nova.imageservice import NovaImages
@@ -33,6 +32,8 @@ def fetch_raw_image(context: Any, target: str, image_id: str, trusted_certs: Any
 
 def fetch(context: Any, image_href: str, path: str, trusted_certs: Any = None) -> None:
     """Put a kernel or a ramdisk at a path: the bytes as served, uninspected.
+
+    At a path in the cache it becomes an image, which is inspected like any other, and made raw where the cache holds raw ones.
 
     Args:
         context: of the request. image_href: Glance's UUID, or a ref of any other source.
@@ -96,11 +97,17 @@ def _ref(href: str) -> ImageRef:
 
 
 def _deliver(around: Around, ref: ImageRef, path: Path, want: Want, *, inspects: bool) -> None:
-    """Put the image at the path by way of a cache beside it that is there for as long as it takes."""
-    with ExitStack() as stack:
-        with files.translated(path.parent):
-            directory = stack.enter_context(TemporaryDirectory(prefix=".underlay-", dir=path.parent))
-        passing = Store(root=Path(directory), kind=CacheKind.MASTERS, force_raw=False, validation=inspects)
-        config = replace(around.config, origin=passing.root, caches={"passing": passing}, instances=passing.root, rules={})
+    """Put the image at the path by way of a cache in staging that is there for as long as it takes."""
+    with files.translated(path.parent):
+        os.stat(path.parent)
+    making.make_cache_directory(around.store)
+    with templates.scratch(around.store, os.fspath(path), around.parts.observer) as directory:
+        passing = replace(_without_nova(around.store), root=directory, force_raw=False, validation=inspects)
+        config = replace(around.config, origin=directory, caches={"passing": passing}, instances=directory, rules={})
         host = Host.open(config, observer=around.parts.observer, sources=around.parts.sources)
         host.deliver_wanted(ref, path, want, cache="passing")
+
+
+def _without_nova(store: Store) -> Store:
+    """The rules of the cache for one of our own, in which no Nova is."""
+    return replace(store, kind=CacheKind.MASTERS, nova_locks=None, rival_lock=None)

@@ -506,7 +506,7 @@ class Image:
             InvalidName, NotCached; as `underlay.store.images.find`.
         """
         store = self._around.store
-        image = images.find(store, _name_in(store, path))
+        image = templates.find(store, _name_in(store, path))
         if image is None:
             raise NotCached(f"there is no image {path}", hint="fetch it first")
         return image

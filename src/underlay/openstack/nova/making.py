@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from underlay import extfs, qemuimg
+from underlay import diskchanges, extfs, fileview, qemuimg
 from underlay.contracts import BackendTraits, Observer
-from underlay.errors import DiskExists, DiskUnrecorded, UnsafeImage, Unsupported
+from underlay.errors import DiskUnrecorded, UnsafeImage, Unsupported
 from underlay.files import allocated_bytes, make_directory, open_regular, translated
 from underlay.formats import qcow2
 from underlay.model import BaseImage, DiskSpec, InstanceDisk
@@ -74,7 +74,11 @@ def can_be(path: Path, disk_format: str, store: Store) -> bool:
         return False
     if header.incompatible & qcow2.INCOMPATIBLE_DATA_FILE:
         return False
-    return name is None or Path(os.path.realpath(path.parent / name)).parent == Path(os.path.realpath(store.root))
+    if name is None:
+        return True
+    if ":" in name.partition("/")[0]:  # a protocol's or a JSON name, which is no path whatever it looks like
+        return False
+    return Path(os.path.realpath(path.parent / name)).parent == Path(os.path.realpath(store.root))
 
 
 def has_file_system(path: Path) -> bool:
@@ -145,16 +149,15 @@ def extraction(target: Path, out_format: str) -> Iterator[tuple[Path, str]]:
     """Where a disk is to be extracted to, and in which format, so that the target then has the wanted one.
 
     Raises:
-        DiskExists: the target is there. ToolError, InsufficientSpace
+        DiskExists: the target is there. ToolError, InsufficientSpace; StorageFailed: what was written is not what was read.
     """
     converted = _CONVERTED.get(out_format)
     if converted is None:
         yield target, out_format
         return
-    if os.path.lexists(target):
-        raise DiskExists(f"{target} is there", hint="remove it, or choose another name")
-    with translated(target), TemporaryDirectory(prefix=".underlay-", dir=target.parent) as directory:
-        raw, written = Path(directory) / "raw", Path(directory) / "written"
+    with diskchanges.new_file(target) as written, TemporaryDirectory(prefix=".underlay-", dir=target.parent) as directory:
+        raw = Path(directory) / "raw"
         yield raw, "raw"
-        qemuimg.convert(qemuimg.node(raw, format="raw"), written, format=converted)
-        os.link(written, target)
+        before, after = qemuimg.node(raw, format="raw"), qemuimg.node(written, format=converted)
+        qemuimg.convert(before, written, format=converted)
+        fileview.prove(before, after, target)

@@ -21,6 +21,7 @@ from underlay.values import replace
 Make = Callable[[Path], None]
 """Makes a file at a path where none is; it may make others beside it."""
 
+_LOOKS = 3  # at a name for which others make links and remove them
 _MODE = 0o600
 _GIB = 1 << 30
 
@@ -40,7 +41,7 @@ def ensure(store: Store, name: str, make: Make, observer: Observer, holding: Exi
         CacheError, LockError, ToolError; what the callback raises.
     """
     store.prepare()
-    found = _find(store, name)
+    found = find(store, name)
     if found is None:
         with stagings.turn(store, _ref(name), observer) as staging:
             _drop_link(store, name)
@@ -79,8 +80,18 @@ def named(store: Store, name: str, target: Path) -> Iterator[Path]:
                     os.rename(path, target)  # crash before this: an image that is whole, as a copy has it
 
 
-def _find(store: Store, name: str) -> BaseImage | None:
-    return None if _is_link_of_ours(store, name) else images.find(store, name)
+def find(store: Store, name: str) -> BaseImage | None:
+    """The image of this name, or None; one that is being copied from another host is not here yet.
+
+    Raises:
+        as `underlay.store.images.find`
+    """
+    for _ in range(_LOOKS):
+        if _is_link_of_ours(store, name):
+            return None
+        with suppress(NotAnImage):  # which may be a link of ours that is new, or was one and is gone
+            return images.find(store, name)
+    return images.find(store, name)
 
 
 def _drop_link(store: Store, name: str) -> None:
@@ -128,15 +139,33 @@ def _ref(name: str) -> ImageRef:
 
 
 @contextmanager
-def _made(store: Store, name: str, make: Make, staging: Staging) -> Iterator[BaseImage | None]:
-    """What the callback makes, inspected, in the form that the cache keeps."""
+def scratch(store: Store, name: str, observer: Observer) -> Iterator[Path]:
+    """An empty directory in staging, for one who asks for this name at a time; what is left of a killed one is swept.
+
+    Raises:
+        CacheMissing, CacheNotWritable
+    """
+    store.prepare()
+    with stagings.turn(store, _ref(name), observer) as staging, _emptied(staging):
+        yield staging.directory
+
+
+@contextmanager
+def _emptied(staging: Staging) -> Iterator[None]:
     stagings.restart(staging)  # what one who was killed has left
     try:
-        make(staging.download)  # crash: an ingest's directory, which the next maker replaces
-        yield _inspected(store, name, staging) if os.path.lexists(staging.download) else None
+        yield  # crash: an ingest's directory, which the next one replaces
     finally:
         with suppress(UnderlayError):
             stagings.discard(staging)
+
+
+@contextmanager
+def _made(store: Store, name: str, make: Make, staging: Staging) -> Iterator[BaseImage | None]:
+    """What the callback makes, inspected, in the form that the cache keeps."""
+    with _emptied(staging):
+        make(staging.download)
+        yield _inspected(store, name, staging) if os.path.lexists(staging.download) else None
 
 
 def _inspected(store: Store, name: str, staging: Staging) -> BaseImage:

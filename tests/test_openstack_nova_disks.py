@@ -310,10 +310,14 @@ def test_a_disk_that_is_there_stays_when_nothing_is_made_for_its_base_image(mach
 def test_of_two_who_make_one_disk_that_stands_alone_one_does(machine: Machine, filename: str) -> None:
     fetch, begun = Fetch(), threading.Barrier(2)
 
+    def slowly(target: str) -> None:
+        time.sleep(0.1)
+        fetch(target=target)
+
     def make(number: int) -> None:
         one = image("disk.swap", "raw")
         begun.wait(10)
-        one.create_image(lambda target: (time.sleep(0.1), fetch(target=target)), str(machine.base / filename), 2 * MIB)
+        one.create_image(slowly, str(machine.base / filename), 2 * MIB)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(make, range(2)))

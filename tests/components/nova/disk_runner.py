@@ -61,6 +61,9 @@ class World:
         self.glance: dict[str, dict[str, Any]] = request.get("glance", {})
         self.fetched: list[str] = []
         self.uuid: str = request["uuid"]
+        if "site" in request:  # a third party's packages
+            sys.path.append(request["site"])
+            stack.callback(sys.path.remove, request["site"])
         stack.enter_context(replaced(glance.API, "get", self.get))
         stack.enter_context(replaced(glance.API, "download", self.download))
         if self.is_ours:

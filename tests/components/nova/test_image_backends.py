@@ -16,6 +16,7 @@ import pytest
 from nova_environment import image_backends
 
 import corpus
+from installed import install_backend
 from machine import GIB, MIB
 from underlay.files import ATTRIBUTE
 from underlay.openstack.nova import Backend, Image, fetches
@@ -172,7 +173,8 @@ def test_each_part_works_with_nova_s_own_others(sides: list[Side], part: str, im
     """Nova's own backends hold the lock of an image while they have it fetched."""
     sides = [replace(side, parts=(part,)) for side in sides]
     spawn = {"do": "spawn", "image_id": IMAGE, "kernel_id": KERNEL, "root_gb": 1, "ephemeral_gb": 1, "swap_mb": 8}
-    steps = [spawn, FETCH | {"disk": "disk.rescue"}, *({"do": "precache", "image_id": one} for one in (KERNEL, IMAGE))]
+    precaches = [{"do": "precache", "image_id": one} for one in (KERNEL, IMAGE)]
+    steps: list[Mapping[str, Any]] = [spawn, FETCH | {"disk": "disk.rescue"}, *precaches]
     for side in sides:
         (side.root / UUID).rmdir()
     answers = [side.do(*steps, libvirt__images_type=images_type) for side in sides]
@@ -375,6 +377,21 @@ def test_an_image_whose_signature_is_wrong_is_not_put_anywhere(sides: list[Side]
         step = {"do": "fetch", "function": function, "image_id": IMAGE, "path": f"$/{UUID}/fetched"}
         assert "ImageUnacceptable" == ours.one(step)
     assert {} == ours.files()
+
+
+def test_what_storage_cannot_is_said_as_nova_s_driver_expects_it(nova: Any, tmp_path: Path) -> None:
+    install_backend(tmp_path / "site")
+    absent: dict[str, Any] = {"do": "call", "disk": "disk", "type": "fake"}
+    snapshot = absent | {"method": "direct_snapshot", "arguments": [None, "snapshot", "raw", IMAGE, IMAGE]}
+    answer = nova.ask(
+        whose="underlay",
+        uuid=UUID,
+        instances_path=str(tmp_path),
+        steps=[snapshot, absent | {"method": "flatten"}],
+        site=str(tmp_path / "site"),
+    )
+    told = [outcome["message"].partition(" at ")[0] for outcome in answer["steps"]]
+    assert ["No disk", "No disk"] == told, answer
 
 
 def test_what_nova_itself_has_said_is_told_once(sides: list[Side]) -> None:

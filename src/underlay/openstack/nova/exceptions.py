@@ -45,7 +45,7 @@ _REASONLESS = frozenset({"InternalError", "CouldNotFetchImage"})  # their own me
 
 
 @contextmanager
-def translated(of: str, meanings: Sequence[tuple[type[UnderlayError], str]]) -> Iterator[None]:
+def in_nova_s_words(of: str, meanings: Sequence[tuple[type[UnderlayError], str]]) -> Iterator[None]:
     """Say what fails within as Nova would; what Nova itself has said is said again as it was.
 
     Args:

@@ -13,11 +13,12 @@ from uuid import UUID
 
 from underlay import files
 from underlay.host import Host
+from underlay.host.parts import Parts
 from underlay.model import ImageRef
 from underlay.naming import CacheKind
 from underlay.openstack.nova import making, templates
 from underlay.openstack.nova.around import Around, of_caller
-from underlay.openstack.nova.exceptions import OF_FETCHES, translated
+from underlay.openstack.nova.exceptions import OF_FETCHES, in_nova_s_words
 from underlay.openstack.nova.imageservice import NovaImages
 from underlay.policy.form import EXEMPT_FORMATS, SERVED_FORMATS, Want
 from underlay.refs import parse_ref
@@ -43,7 +44,7 @@ def fetch(context: Any, image_href: str, path: str, trusted_certs: Any = None) -
         ImageNotFound, ImageNotAuthorized, ImageUnacceptable, CouldNotFetchImage: Nova's, where Nova is around us.
         SourceError, ImageRefused, CacheError: ours, where it is not, and what Nova has no word for.
     """
-    _put(context, image_href, Path(os.path.abspath(path)), trusted_certs, Want(raw=False), inspects=False)
+    _put(_around(context, trusted_certs), image_href, path, Want(raw=False), inspects=False)
 
 
 def fetch_to_raw(context: Any, image_href: str, path: str, trusted_certs: Any = None) -> None:
@@ -55,9 +56,18 @@ def fetch_to_raw(context: Any, image_href: str, path: str, trusted_certs: Any = 
     Raises:
         as `fetch`; ToolError: it could not be converted.
     """
-    around = Around.load()
+    around = _around(context, trusted_certs)
     want = Want(raw=True if around.store.force_raw else None, formats=_permitted(around))
-    _put(context, image_href, Path(os.path.abspath(path)), trusted_certs, want, inspects=True)
+    _put(around, image_href, path, want, inspects=True)
+
+
+def _around(context: Any, trusted_certs: Any) -> Around:
+    """What is there now; within a Nova, its own client asks Glance."""
+    around = Around.load()
+    if around.conf is None:
+        return around
+    sources = {"glance": NovaImages(context=context, trusted_certs=trusted_certs)}
+    return Around(Parts(around.config, around.parts.observer, sources), around.conf)
 
 
 def _permitted(around: Around) -> frozenset[str] | None:
@@ -67,15 +77,13 @@ def _permitted(around: Around) -> frozenset[str] | None:
     return SERVED_FORMATS - {"vmdk"} | EXEMPT_FORMATS
 
 
-def _put(context: Any, href: str, path: Path, trusted_certs: Any, want: Want, *, inspects: bool) -> None:
-    around = Around.load()
-    if around.conf is not None:
-        around = Around.load(sources={"glance": NovaImages(context=context, trusted_certs=trusted_certs)})
+def _put(around: Around, href: str, where: str, want: Want, *, inspects: bool) -> None:
+    path = Path(os.path.abspath(where))
 
     def deliver(target: Path) -> None:
         _deliver(around, _ref(href), target, want, inspects=inspects)
 
-    with translated(href, OF_FETCHES):
+    with in_nova_s_words(href, OF_FETCHES):
         store = around.store
         if path.parent != store.root:
             deliver(path)

@@ -17,7 +17,7 @@ from underlay.model import BaseImage, Extraction, InstanceDisk
 from underlay.naming import kind_of_name
 from underlay.openstack.nova import guestdisk, making, places, rbdimages, templates
 from underlay.openstack.nova.around import LOG, Around
-from underlay.openstack.nova.exceptions import OF_DISKS, OF_TYPES, translated
+from underlay.openstack.nova.exceptions import OF_DISKS, OF_TYPES, in_nova_s_words
 from underlay.store import Store, images
 
 _TRIES = 5  # a Nova that takes no lock of ours may remove an image between its making and its use
@@ -59,7 +59,7 @@ class Image:
         self._around = around
         self._backend = backend
         self._spec = places.spec_of(around.config, backend, instance, disk_name, path)
-        with translated(self._spec.name, OF_TYPES):
+        with in_nova_s_words(self._spec.name, OF_TYPES):
             guestdisk.refuse_encryption(around.conf, self._spec.name)
         shown = places.shown(self._spec, self.traits, around.conf)
         self.path = shown.path
@@ -120,7 +120,7 @@ class Image:
         Raises:
             InvalidName: it is neither. NotCached, DiskNotFound; DiskUnrecorded: nothing trustworthy says what format it has.
         """
-        with translated(name, OF_DISKS):
+        with in_nova_s_words(name, OF_DISKS):
             if self.is_shared_block_storage() or os.path.abspath(name) == self.path:
                 return making.size_of(self._describe())
             return self._base(name).virtual_size
@@ -141,7 +141,7 @@ class Image:
             base_size = self.get_disk_size(base)
         if size < base_size:
             LOG.error("%s shows a guest %d bytes, which is more than the %d bytes of the disk", base, base_size, size)
-            with translated(base, OF_DISKS):
+            with in_nova_s_words(base, OF_DISKS):
                 raise DiskTooSmall(f"the disk {self.path}", size=size, virtual_size=base_size, image=os.path.basename(base))
 
     # --------------------------------------------------------------------------------------------------------------- making
@@ -208,7 +208,7 @@ class Image:
                 prepare_template(*args, target=os.fspath(path), **kwargs)
 
         making.make_cache_directory(store)
-        with translated(base, OF_DISKS):
+        with in_nova_s_words(base, OF_DISKS):
             if not self.traits.overlays and self.exists():
                 return
             if self.traits.overlays or kind_of_name(name, kind=store.kind) not in _IN_PLACE:
@@ -328,7 +328,7 @@ class Image:
         Raises:
             ImageUnacceptable: Nova's, where Nova is around us: it has to be fetched. Unsupported, where it is not.
         """
-        with translated(image_id_or_uri, OF_DISKS):
+        with in_nova_s_words(image_id_or_uri, OF_DISKS):
             if not self.traits.clones:
                 raise Unsupported(self.traits.name, "clone an image")
             version = rbdimages.version_of(self._around, context, image_id_or_uri)
@@ -342,7 +342,7 @@ class Image:
         """
         if self.traits.on_host_filesystem:
             return
-        with translated(local_file, OF_DISKS):
+        with in_nova_s_words(local_file, OF_DISKS):
             if self.exists():
                 self._remove()
             content = making.raw_file(Path(os.path.abspath(local_file)))
@@ -358,7 +358,7 @@ class Image:
             DiskNotFound, DiskInUse, ToolError
         """
         config = self._around.config
-        with translated(self.path, OF_DISKS):
+        with in_nova_s_words(self.path, OF_DISKS):
             disk = self._describe()
             if making.size_of(disk) >= size:
                 return
@@ -380,7 +380,7 @@ class Image:
         conf = self._around.conf
         out_format = _NOVA_FORMATS.get(out_format, out_format)
         compressed = out_format == "qcow2" and conf is not None and conf.libvirt.snapshot_compression
-        with translated(self.path, OF_DISKS):
+        with in_nova_s_words(self.path, OF_DISKS):
             self._describe()
             path = Path(os.path.abspath(target))
             with making.extraction(path, out_format) as (there, written):
@@ -395,7 +395,7 @@ class Image:
         """
         if not self.traits.clones:
             raise NotImplementedError("flatten() is only for disks that can be cloned")
-        with translated(self.path, OF_DISKS):
+        with in_nova_s_words(self.path, OF_DISKS):
             diskchanges.flatten(self._around.config, self._backend, self._spec, assume_closed=True)
 
     def direct_snapshot(
@@ -413,7 +413,7 @@ class Image:
         """
         if not self.traits.snapshots:
             raise NotImplementedError("direct_snapshot() is only for storage that keeps images")
-        with translated(self.path, OF_DISKS):
+        with in_nova_s_words(self.path, OF_DISKS):
             return diskchanges.snapshot(self._around.config, self._backend, self._spec, image_id)
 
     def cleanup_direct_snapshot(

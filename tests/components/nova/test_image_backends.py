@@ -380,6 +380,8 @@ def test_an_image_whose_signature_is_wrong_is_not_put_anywhere(sides: list[Side]
 
 
 def test_what_storage_cannot_is_said_as_nova_s_driver_expects_it(nova: Any, tmp_path: Path) -> None:
+    for name in ("site", "_base"):
+        (tmp_path / name).mkdir()
     install_backend(tmp_path / "site")
     absent: dict[str, Any] = {"do": "call", "disk": "disk", "type": "fake"}
     snapshot = absent | {"method": "direct_snapshot", "arguments": [None, "snapshot", "raw", IMAGE, IMAGE]}

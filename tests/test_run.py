@@ -394,3 +394,52 @@ def test_a_tool_that_is_bound_to_us_dies_when_we_are_killed() -> None:
 
 def _sleeps(pid: int) -> bool:
     return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0")
+
+
+# ------------------------------------------------------------------------------------------------------------ left to its end
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from underlay.run import Limits, run
+try:
+    script = f"touch {sys.argv[1]}.begun; sleep 1; echo much; touch {sys.argv[1]}"
+    run(["sh", "-c", script], limits=Limits(seconds=30, is_left_to_end=True))
+except KeyboardInterrupt:
+    print(Path(sys.argv[1]).exists())
+"""
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.01)
+
+
+def test_who_is_interrupted_waits_for_a_program_that_is_left_to_its_end(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    command = [sys.executable, "-c", INTERRUPTED, str(ended)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as caller:
+        wait_for(tmp_path / "ended.begun")
+        os.killpg(caller.pid, signal.SIGINT)  # as a terminal does
+        told, _ = caller.communicate(timeout=30)
+
+    assert "True\n" == told
+
+
+def test_a_program_that_is_left_to_its_end_goes_on_after_its_time(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    with pytest.raises(ToolTimedOut, match="goes on"):
+        run(["sh", "-c", f"sleep 1; echo much; touch {ended}"], limits=Limits(seconds=0.1, is_left_to_end=True))
+
+    assert not ended.exists()
+    wait_for(ended)
+
+
+def test_a_program_that_is_left_to_its_end_is_given_and_tells_as_any_other() -> None:
+    ended = run_to_end(
+        ["sh", "-c", "cat; echo no >&2; exit 3"], limits=Limits(seconds=30, is_left_to_end=True), content=b"content"
+    )
+
+    assert Ended(status=3, output=b"content", errors=b"no\n") == ended

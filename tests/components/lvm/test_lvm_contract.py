@@ -1,7 +1,9 @@
 """The lvm backend passes the shipped conformance suite, on a real lvm2 in a micro virtual machine.
 
-Every case is tried on thick disks. How the content of the others comes about and goes differs, so what tries that is tried on
-each: a program of LVM takes longer in that machine than on any other, and all cases on all of them took many minutes.
+A program of LVM takes longer in that machine than on any other, and all cases on all kinds of disks took many minutes. So each
+case is tried on the kind whose code it puts to the hardest test, as the table says, and on thick disks where it says nothing.
+Three are tried on none: they kill somebody at moments that a clock chooses, and test_lvm.py kills before each program of LVM
+instead, on the kinds that differ there.
 """
 
 import pytest
@@ -12,20 +14,41 @@ from underlay.testing.disk_suite import Case, cases
 pytest_plugins = ["lvm_fixtures"]
 pytestmark = [pytest.mark.component("microvm"), pytest.mark.component("qemu-img")]
 
-_EVERY = (
-    "a-disk-holds-the-image-and-zeros-behind-it",
-    "a-disk-grows-and-keeps-its-content",
-    "a-disk-for-which-there-is-no-room-is-not-made",
-)
 _TRIED = {
-    "thin": (*_EVERY, "a-disk-is-encrypted-or-refused"),
-    "snapshot": (*_EVERY, "several-disks-may-be-made-at-once"),
-    "thick-snapshot": (*_EVERY, "a-flattened-disk-needs-no-other-file"),
+    # What is not zero is written into a pool that has room for it, and read back beside holes.
+    "thin": (
+        "a-disk-holds-the-image-and-zeros-behind-it",
+        "a-disk-for-which-there-is-no-room-is-not-made",
+        "a-disk-is-encrypted-or-refused",
+        "a-disk-is-extracted-whole",
+        "a-disk-that-is-no-overlay-needs-its-base-no-more",
+    ),
+    # A snapshot in a pool is smaller than its disk at first, and several wait for one volume of their image.
+    "snapshot": (
+        "a-disk-grows-and-keeps-its-content",
+        "a-base-image-is-only-read",
+        "a-disk-that-several-ask-for-is-made-once",
+        "several-disks-may-be-made-at-once",
+    ),
+    # Disks read from one volume, until they stand alone or go.
+    "thick-snapshot": (
+        "disks-of-one-image-do-not-touch-each-other",
+        "an-instance-may-have-several-disks",
+        "a-flattened-disk-needs-no-other-file",
+        "a-disk-goes-alone",
+        "a-disk-goes-without-leaving-anything",
+    ),
 }
+_KILLED_ELSEWHERE = (
+    "a-maker-that-is-killed-leaves-the-whole-disk-or-nothing",
+    "who-is-killed-while-a-disk-grows-leaves-it-readable",
+    "who-is-killed-while-a-disk-goes-leaves-it-whole-or-nothing",
+)
+_SOMEWHERE_ELSE = {*_KILLED_ELSEWHERE, *(name for tried in _TRIED.values() for name in tried)}
 _ALL = cases(LvmStage)
 
 
-@pytest.mark.parametrize("case", _ALL, ids=str)
+@pytest.mark.parametrize("case", [case for case in _ALL if case.name not in _SOMEWHERE_ELSE], ids=str)
 @pytest.mark.parametrize("stage", ["thick"], indirect=True)
 def test_the_backend_keeps_its_contract(case: Case, stage: LvmStage) -> None:
     case.run(stage)
@@ -42,4 +65,4 @@ def test_other_disks_keep_it_too(case: Case, stage: LvmStage) -> None:
 
 
 def test_each_of_these_cases_is_there() -> None:
-    assert {name for tried in _TRIED.values() for name in tried} <= {case.name for case in _ALL}
+    assert {case.name for case in _ALL} >= _SOMEWHERE_ELSE

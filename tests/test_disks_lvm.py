@@ -1,5 +1,6 @@
 """The lvm backend without a device mapper: names, tags, options, what LVM's reports and errors mean."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -137,6 +138,8 @@ def test_an_images_volume_is_one_for_each_content_and_size(tmp_path: Path) -> No
     first = names.base_name(image("image"), size=None)
     assert first == names.base_name(image("image"), size=None)
     assert first != names.base_name(image("image"), size=1 << 20)
+    os.utime(path)  # as each use does
+    assert first == names.base_name(image("image"), size=None)
     path.write_bytes(b"another")
     assert first != names.base_name(image("image"), size=None)
 
@@ -183,6 +186,7 @@ def test_the_options_reach_the_backend() -> None:
         ('volume_group = "vg"\ntype = "fat"', "type"),
         ('volume_group = "vg"\nvolume_clear = "burn"', "volume_clear"),
         ('volume_group = "vg"\nvolume_clear_size = 64', "unit"),
+        ('volume_group = "vg"\nvolume_clear_size = "0B"', "nothing at all"),
         ('volume_group = "vg"\nlock_timeout = "0s"', "no time at all"),
         ('volume_grup = "vg"', "volume_grup"),
     ],
@@ -200,6 +204,16 @@ def test_what_it_cannot_is_refused_without_asking_lvm() -> None:
         backend.clone(ImageVersion(ref=parse_ref("https://example.org/image")), spec)
     with pytest.raises(Unsupported, match="snapshot"):
         backend.discard_snapshot("lvm:anything")
+
+
+def test_a_disk_of_another_volume_group_is_never_looked_for_in_this_one() -> None:
+    backend = LvmBackend(volume_group="underlay-absent")
+    spec = DiskSpec(instance="vm", name="disk", path=Path("/dev/another/vm_disk"))
+
+    for ask in (backend.exists, backend.describe):
+        with pytest.raises(BackendUnavailable, match="/dev/another/vm_disk is not in the volume group underlay-absent") as told:
+            ask(spec)
+        assert "be another" in str(told.value.hint)
 
 
 def test_an_image_that_is_not_raw_is_refused_without_asking_lvm(tmp_path: Path) -> None:
@@ -238,6 +252,7 @@ def test_a_volume_group_that_is_not_there_is_told() -> None:
     [
         ('  Volume group "vg" not found\n  Cannot process volume group vg', BackendUnavailable),
         ("  WARNING: Couldn't find device with uuid abc.\n  Cannot change VG vg while PVs are missing.", BackendUnavailable),
+        ("  Volume group vg is exported", BackendUnavailable),
         ('  Failed to find logical volume "vg/a"', DiskNotFound),
         ('  Logical Volume "a" already exists in volume group "vg"', DiskExists),
         ("  Logical volume vg/a in use.", DiskInUse),

@@ -113,7 +113,7 @@ def _lvm(table: LvmTable) -> Mapping[str, Any]:
         "type": table.type,
         "thin_pool": _lvm_name(table.thin_pool, "disks.lvm.thin_pool"),
         "volume_clear": table.volume_clear,
-        "volume_clear_size": values.optional_size(table.volume_clear_size, "disks.lvm.volume_clear_size"),
+        "volume_clear_size": values.optional_positive_size(table.volume_clear_size, "disks.lvm.volume_clear_size"),
         "lock_timeout": values.positive(table.lock_timeout, "disks.lvm.lock_timeout"),
     }
 

@@ -56,6 +56,14 @@ def optional_size(value: str | int | None, key: str) -> int | None:
     return None if value is None else size(value, key)
 
 
+def optional_positive_size(value: str | int | None, key: str) -> int | None:
+    """As `size`, and more than none; None when there is none."""
+    found = optional_size(value, key)
+    if found == 0:
+        raise WrongValue(key, f"{value!r} is nothing at all", hint="leave it out for all")
+    return found
+
+
 def duration(value: str | int, key: str) -> float:
     """Seconds, of a text with a unit."""
     return _with_unit(parse_duration, value, key)

@@ -18,6 +18,7 @@ MIB = 1 << 20
 EXTENT = MIB
 _TIMEOUT, _SHORT = 20.0, 1.0  # seconds, of the volume group's lock; on a busy machine a program of LVM takes some
 _POOL = 160 * MIB
+_PIECES = 4
 
 TYPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -66,17 +67,50 @@ class Lvm:
             yield
 
     @contextmanager
-    def without_room(self, *, in_pool: bool) -> Iterator[None]:
-        """While the block lasts, everything is taken."""
+    def without_room(self, *, in_pool: bool, but: int = 0) -> Iterator[None]:
+        """While the block lasts, everything is taken but so many extents."""
         if in_pool:
             call("lvcreate", "-q", "-y", "-n", "filler", "-V", f"{_POOL}b", "--thinpool", self.pool, self.group)
-            self._fill(int(self.field(self.pool, "lv_size")))
+            self._fill(int(self.field(self.pool, "lv_size")) - but * EXTENT)
         else:
-            call("lvcreate", "-q", "-y", "-n", "filler", "-l", "100%FREE", "-Zn", "-Wn", self.group)
+            self._take("filler", self._free() - but)
         try:
             yield
         finally:
             call("lvremove", "-q", "-y", f"{self.group}/filler")
+
+    @contextmanager
+    def in_pieces(self, extents: int) -> Iterator[None]:
+        """While the block lasts, all that is free is in a few pieces of so many extents."""
+        free = call("pvs", "--noheadings", "--segments", "-o", "pvseg_start,pvseg_size,segtype", "/dev/ubda").split()
+        spans = [
+            (int(at), int(size)) for at, size, kind in zip(free[::3], free[1::3], free[2::3], strict=True) if kind == "free"
+        ]
+        (start, size) = max(spans, key=lambda span: span[1])
+        walls = [(start + number * (extents + 1) - 1, 1) for number in range(1, _PIECES)]
+        behind = start + _PIECES * (extents + 1) - 1
+        taken = [*(span for span in spans if span[0] != start), *walls, (behind, start + size - behind)]
+        places = [f"/dev/ubda:{at}-{at + length - 1}" for at, length in taken]
+        count = str(sum(length for _, length in taken))
+        call("lvcreate", "-q", "-y", "-n", "filler", "-l", count, "-Zn", "-Wn", self.group, *places)
+        try:
+            yield
+        finally:
+            call("lvremove", "-q", "-y", f"{self.group}/filler")
+
+    def next_extents(self, extents: int) -> str:
+        """Those that the next volume of this length gets."""
+        self._take("next", extents)
+        try:
+            return self.field("next", "seg_pe_ranges")
+        finally:
+            call("lvremove", "-q", "-y", f"{self.group}/next")
+
+    def _take(self, name: str, extents: int) -> None:
+        call("lvcreate", "-q", "-y", "-n", name, "-l", str(extents), "-Zn", "-Wn", self.group)
+
+    def _free(self) -> int:
+        return int(call("vgs", "--noheadings", "-o", "vg_free_count", self.group))
 
     def _fill(self, size: int) -> None:
         """Write until the pool is full: what others have of it is not written twice."""

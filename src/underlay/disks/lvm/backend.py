@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +12,7 @@ from underlay.contracts import BackendTraits
 from underlay.disks.lvm import bases, changes, content, crypt, looking, making, names
 from underlay.disks.lvm.commands import Group
 from underlay.disks.lvm.looking import HEADER_BYTES, Found, Volume
-from underlay.disks.lvm.storage import Clearing, Storage, check_pool, written
+from underlay.disks.lvm.storage import Clearing, Storage, room, written
 from underlay.errors import (
     ConfigError,
     DiskExists,
@@ -108,7 +108,7 @@ class LvmBackend:
             yield image
 
     def _create(self, storage: Storage, base: BaseImage, want: DiskSpec, *, size: int, image: str | None) -> InstanceDisk:
-        volume = names.volume_of(want.path)
+        volume = self._volume_of(want.path)
         found = making.settled(storage, volume, image=image)
         if found.disk is None:
             try:
@@ -123,7 +123,7 @@ class LvmBackend:
     def _make(
         self, storage: Storage, found: Found, base: BaseImage, want: DiskSpec, *, size: int, image: str | None
     ) -> InstanceDisk:
-        volume, record = names.volume_of(want.path), filedisk.record_of(base, want, self.traits)
+        volume, record = self._volume_of(want.path), filedisk.record_of(base, want, self.traits)
         tags = [*names.record_tags(record), names.made_for(volume)]
         if image is not None and not want.grow_filesystem:  # it is whole at once
             origin = bases.snapshot(storage, base, volume, found=found, base=image, size=size, tags=tags)
@@ -133,7 +133,7 @@ class LvmBackend:
                 occupied = self._fill(storage, temporary, found, base, want, size=size, image=image, tags=tags)
                 changes.rename(storage.group, temporary, volume)
         if want.key is not None:
-            crypt.open_side(want.path, volume, want.key)
+            crypt.open_side(want.path, want.key)
         return self._made(storage, want, record, image=image, occupied=occupied)
 
     def _fill(
@@ -152,19 +152,20 @@ class LvmBackend:
         side = storage.device(temporary)
         if want.key is not None:
             side, tags, occupied = names.mapped(temporary), [*tags, names.ENCRYPTED], size + HEADER_BYTES
-            self._fill_encrypted(storage, temporary, base, want.key, size=size, tags=tags, pool=found.pool)
+            with room(storage, needed=occupied):
+                self._fill_encrypted(storage, temporary, base, want.key, size=size, tags=tags)
         elif image is not None:
             occupied = bases.snapshot(storage, base, temporary, found=found, base=image, size=size, tags=tags).occupied
         else:
-            occupied = bases.fill(storage, temporary, base, size=size, tags=tags, pool=found.pool)
+            occupied = bases.fill(storage, temporary, base, size=size, tags=tags)
         if want.grow_filesystem:
             _grow_filesystem(side, base)
-        crypt.close_side(temporary)
+        crypt.close_side(storage.device(temporary))
         return occupied
 
     def _made(self, storage: Storage, want: DiskSpec, record: DiskRecord, *, image: str | None, occupied: int) -> InstanceDisk:
         """What was made, by what its making told."""
-        with written(storage, names.volume_of(want.path)), content.opened(want.path, os.O_RDONLY) as fd:
+        with written(storage, self._volume_of(want.path)), content.opened(want.path, os.O_RDONLY) as fd:
             size = device_bytes(fd)
         if storage.pool is None:
             occupied = 0 if image else size
@@ -181,17 +182,15 @@ class LvmBackend:
         *,
         size: int,
         tags: list[str],
-        pool: Volume | None,
     ) -> None:
         group, occupied = storage.group, size + HEADER_BYTES
         if storage.pool is None:
             changes.make_plain(group, temporary, size=occupied, tags=tags)
         else:
-            check_pool(storage, pool, needed=occupied)
             changes.make_thin(group, temporary, pool=storage.pool, size=occupied, tags=tags)
         device = storage.device(temporary)
         crypt.encrypt(device, key)
-        crypt.open_side(device, temporary, key)
+        crypt.open_side(device, key)
         with written(storage, temporary):
             content.write_file(base.path, names.mapped(temporary), size=base.size, skips_zeros=False)
 
@@ -209,7 +208,7 @@ class LvmBackend:
         filedisk.check_wanted(compared, volume.record, base, want, self.traits)
         changes.activate(storage.group, volume)
         if want.key is not None:
-            crypt.open_side(want.path, volume.name, want.key)
+            crypt.open_side(want.path, want.key)
         return disk
 
     def clone(self, version: ImageVersion, want: DiskSpec) -> InstanceDisk:
@@ -220,7 +219,7 @@ class LvmBackend:
 
     def exists(self, want: DiskSpec) -> bool:
         """Whether a volume has the disk's name."""
-        found = looking.find(self._group, names.volume_of(want.path), pool=None)
+        found = looking.find(self._group, self._volume_of(want.path), pool=None)
         return found.named is not None or found.replacement is not None
 
     def describe(self, want: DiskSpec) -> InstanceDisk:
@@ -230,7 +229,7 @@ class LvmBackend:
     def is_open(self, disk: InstanceDisk) -> bool | None:
         """Whether anybody has the volume open, or the device of its decrypted side."""
         _, volume = self._look(_spec(disk))
-        return crypt.is_in_use(volume.name) if volume.is_encrypted else volume.is_open
+        return crypt.is_in_use(self._storage.device(volume.name)) if volume.is_encrypted else volume.is_open
 
     def attachment(self, disk: InstanceDisk) -> Attachment:
         """A block device; of an encrypted disk, that of its decrypted side."""
@@ -246,10 +245,13 @@ class LvmBackend:
         )
 
     def _look(self, want: DiskSpec) -> tuple[Found, Volume]:
-        found, volume = looking.look(self._group, names.volume_of(want.path), pool=self._storage.pool)
+        found, volume = looking.look(self._group, self._volume_of(want.path), pool=self._storage.pool)
         if volume.record is not None and not looking.is_disk(volume, want):
             raise DiskExists(f"{want.path} is another disk: {volume.record.name} of {volume.record.instance}")
         return found, volume
+
+    def _volume_of(self, path: Path) -> str:
+        return names.volume_of(path, group=self._group.name)
 
     def _side(self, volume: Volume) -> Path:
         """The device that the disk's guest sees."""
@@ -264,24 +266,23 @@ class LvmBackend:
     def resize(self, disk: InstanceDisk, size: int) -> InstanceDisk:
         """Grow the volume; a snapshot outside a pool, whose size is its origin's, stands alone then."""
         storage, want = self._storage, _spec(disk)
-        found, volume = self._settled(storage, disk)
+        volume = self._settled(storage, disk)
         header = volume.size - volume.visible
         size = looking.rounded(filedisk.whole_sectors(size) + header, volume.extent)
         if size < volume.size:
             raise filedisk.shrink_refused(looking.disk_of(storage.group, volume, want), size - header)
-        if size > volume.size:
+        if size > volume.size or _is_half_grown(storage, volume):
             changes.activate(storage.group, volume)
-            self._grow(storage, found, volume, size=size)
+            self._grow(storage, volume, size=size)
         return self.describe(want)
 
-    def _grow(self, storage: Storage, found: Found, volume: Volume, *, size: int) -> None:
+    def _grow(self, storage: Storage, volume: Volume, *, size: int) -> None:
         if volume.is_encrypted:
-            if not crypt.is_opened(volume.name):
+            if not crypt.is_opened(storage.device(volume.name)):
                 hint = "ask for the disk again, with its key"
                 raise Unsupported(self.traits.name, f"grow {volume.name}, which is encrypted and not open", hint=hint)
-            if volume.is_thin and storage.pool is not None:
-                check_pool(storage, found.pool, needed=size - volume.size)
-            making.grow_encrypted(storage, volume, size=size)
+            with room(storage, needed=size - volume.size) if volume.is_thin else nullcontext():
+                making.grow_encrypted(storage, volume, size=size)
         elif volume.is_snapshot:
             making.stand_alone(storage, volume, size=size)
             bases.sweep(storage)
@@ -293,7 +294,7 @@ class LvmBackend:
     def remove(self, disk: InstanceDisk) -> None:
         """Remove the volume, after what was written to it is cleared; and its image's, when nobody stands on that any more."""
         storage = self._storage
-        found = making.settled(storage, names.volume_of(disk.path))
+        found = making.settled(storage, self._volume_of(disk.path))
         if found.disk is not None:
             making.remove(storage, _checked(found.disk, disk))
         if self.type == "snapshot" or (found.disk is not None and found.disk.origin is not None):
@@ -303,7 +304,7 @@ class LvmBackend:
         """Read the device."""
         volume = self._recorded(disk)
         changes.activate(self._group, volume)
-        if volume.is_encrypted and not crypt.is_opened(volume.name):
+        if volume.is_encrypted and not crypt.is_opened(self._storage.device(volume.name)):
             hint = "ask for the disk again, with its key"
             raise Unsupported(self.traits.name, f"read {disk.path}, which is encrypted and not open", hint=hint)
         source: qemuimg.Node = {
@@ -316,17 +317,17 @@ class LvmBackend:
     def flatten(self, disk: InstanceDisk) -> InstanceDisk:
         """Put a volume of its own extents in the place of a snapshot outside a pool; any other stands alone."""
         storage = self._storage
-        _, volume = self._settled(storage, disk)
+        volume = self._settled(storage, disk)
         if volume.is_snapshot:
             making.stand_alone(storage, volume, size=volume.size)
             bases.sweep(storage)
         return self.describe(_spec(disk))
 
-    def _settled(self, storage: Storage, disk: InstanceDisk) -> tuple[Found, Volume]:
-        found = making.settled(storage, names.volume_of(disk.path))
+    def _settled(self, storage: Storage, disk: InstanceDisk) -> Volume:
+        found = making.settled(storage, self._volume_of(disk.path))
         if found.disk is None:
             raise DiskNotFound(f"there is no disk {disk.path}")
-        return found, _checked(found.disk, disk)
+        return _checked(found.disk, disk)
 
     def rebase(self, disk: InstanceDisk, base: BaseImage) -> InstanceDisk:
         """No volume reads from a file."""
@@ -339,6 +340,12 @@ class LvmBackend:
     def discard_snapshot(self, location: str) -> None:
         """There is none."""
         raise Unsupported(self.traits.name, "keep a snapshot within its storage")
+
+
+def _is_half_grown(storage: Storage, volume: Volume) -> bool:
+    """Whether a growth of an encrypted disk did not come to its end."""
+    device = storage.device(volume.name)
+    return volume.is_encrypted and crypt.is_opened(device) and crypt.side_bytes(device) < volume.visible
 
 
 def _spec(disk: InstanceDisk) -> DiskSpec:

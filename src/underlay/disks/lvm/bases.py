@@ -7,18 +7,14 @@ process holds none. That nobody stands on a volume which goes, LVM sees to as we
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 from underlay import locks
 from underlay.disks.lvm import changes, content, names
 from underlay.disks.lvm.looking import Found, Volume, rounded, volumes
-from underlay.disks.lvm.storage import Storage, check_pool, written
-from underlay.errors import DiskExists, DiskInUse
-from underlay.files import keep_directory, translated
+from underlay.disks.lvm.storage import LOCKS, Storage, check_pool, lock_file, room, written
+from underlay.errors import DiskExists, DiskInUse, UnderlayError
+from underlay.files import translated
 from underlay.model import BaseImage
-
-_LOCKS = Path("/run/lock/underlay")
-_PRIVATE = 0o700
 
 
 @contextmanager
@@ -35,8 +31,8 @@ def held(storage: Storage, image: BaseImage, *, size: int) -> Iterator[str]:
         base = names.base_name(image, size=None if storage.pool else size)
     with ExitStack() as stack:
         # Without a deadline: an image may be large, and the kernel frees what a dead holder held.
-        with translated(_LOCKS):
-            stack.enter_context(locks.exclusive(_lock(storage, base), timeout=math.inf))
+        with translated(LOCKS):
+            stack.enter_context(locks.exclusive(lock_file(storage, base), timeout=math.inf))
         yield base
 
 
@@ -54,19 +50,22 @@ def snapshot(storage: Storage, image: BaseImage, volume: str, *, found: Found, b
     is_thin = storage.pool is not None
     origin = _kept(storage, base, found.image)
     if origin is None:
-        origin = _made(storage, base, image, size=image.size if is_thin else size, pool=found.pool)
+        origin = _made(storage, base, image, size=image.size if is_thin else size)
     elif is_thin:
         check_pool(storage, found.pool, needed=0)
     full = rounded(size, origin.extent)
     is_smaller = is_thin and full > origin.size
+    unfinished = names.unfinished(origin.size)
     if is_smaller:
-        tags = [*tags, names.sized(full)]
-    changes.make_snapshot(storage.group, volume, origin=base, is_thin=is_thin, tags=tags)
+        tags = [*tags, unfinished]
+    changes.make_snapshot(storage.group, volume, origin=origin, is_thin=is_thin, tags=tags)
     if is_smaller:
         try:
             changes.extend(storage.group, volume, full)  # crash: a disk that says it is not whole
+            changes.untag(storage.group, volume, unfinished)  # crash: a tag that says nothing at this size
         except BaseException:
-            changes.remove_named(storage.group, volume)
+            with suppress(UnderlayError):  # what cannot go now is taken away by the next who makes the disk
+                changes.remove_made(storage.group, volume, tag=unfinished)
             raise
     return origin
 
@@ -84,20 +83,21 @@ def _kept(storage: Storage, base: str, found: Volume | None) -> Volume | None:
     return None
 
 
-def _made(storage: Storage, base: str, image: BaseImage, *, size: int, pool: Volume | None) -> Volume:
+def _made(storage: Storage, base: str, image: BaseImage, *, size: int) -> Volume:
     tags = [names.BASE, names.MAKING]
     try:
-        fill(storage, base, image, size=size, tags=tags, pool=pool)  # crash: a volume that says it is not whole
+        fill(storage, base, image, size=size, tags=tags)  # crash: a volume that says it is not whole
         changes.finish_base(storage.group, base)
     except BaseException:
-        with suppress(DiskExists):
-            changes.remove_named(storage.group, base)
+        # By what only ours says: another may have its name, and lvremove takes snapshots along with their origin.
+        with suppress(UnderlayError):  # what cannot go now is taken away by the next who needs the image's volume
+            changes.remove_made(storage.group, base, tag=names.MAKING)
         raise
     (made,) = volumes(storage.group, f'lv_name="{base}"')
     return made
 
 
-def fill(storage: Storage, volume: str, image: BaseImage, *, size: int, tags: list[str], pool: Volume | None) -> int:
+def fill(storage: Storage, volume: str, image: BaseImage, *, size: int, tags: list[str]) -> int:
     """Make a volume that holds an image, and zeros behind it; the bytes that were written to it.
 
     Raises:
@@ -105,11 +105,15 @@ def fill(storage: Storage, volume: str, image: BaseImage, *, size: int, tags: li
     """
     if storage.pool is None:
         changes.make_plain(storage.group, volume, size=size, tags=tags)
-    else:
-        with translated(image.path):
-            needed = content.allocated(image.path, size=image.size)
-        check_pool(storage, pool, needed=needed)
+        return _write(storage, volume, image)
+    with translated(image.path):
+        needed = content.allocated(image.path, size=image.size)
+    with room(storage, needed=needed):
         changes.make_thin(storage.group, volume, pool=storage.pool, size=size, tags=tags)
+        return _write(storage, volume, image)
+
+
+def _write(storage: Storage, volume: str, image: BaseImage) -> int:
     with written(storage, volume):
         device = storage.device(volume)
         return content.write_file(image.path, device, size=image.size, skips_zeros=storage.pool is not None)
@@ -122,11 +126,6 @@ def sweep(storage: Storage) -> None:
         BackendUnavailable
     """
     for base in volumes(storage.group, f'lv_tags="{names.BASE}" && lv_descendants=""'):
-        with translated(_LOCKS), locks.try_exclusive(_lock(storage, base.name)) as lock, suppress(DiskInUse):
+        with translated(LOCKS), locks.try_exclusive(lock_file(storage, base.name)) as lock, suppress(DiskInUse):
             if lock is not None:
                 changes.remove(storage.group, base, is_needed_by_snapshots=True)
-
-
-def _lock(storage: Storage, base: str) -> Path:
-    keep_directory(_LOCKS, _PRIVATE)
-    return _LOCKS / f"{storage.group.name}-{base}"

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from underlay.disks.lvm import names
 from underlay.disks.lvm.commands import Group
 from underlay.disks.lvm.looking import Volume, volumes
-from underlay.errors import BackendUnavailable, DiskInUse, DiskNotFound, InsufficientSpace
+from underlay.errors import BackendUnavailable, DiskInUse, InsufficientSpace
+
+_CHUNKS = 4 << 20  # bytes: the header of a snapshot, its first table and what is rounded, in chunks of up to 512 KiB
 
 
 def spoken(group: Group, volume: str) -> str:
@@ -28,6 +30,18 @@ def make_plain(group: Group, volume: str, *, size: int, tags: Sequence[str]) -> 
     group.change("lvcreate", *words, of=spoken(group, volume))
 
 
+def make_plain_over(group: Group, volume: str, extents: Sequence[str], *, tags: Sequence[str]) -> None:
+    """Make a volume of exactly these extents, said as by `extents_of`, which hold what was there before.
+
+    Raises:
+        InsufficientSpace: somebody has some of them. DiskExists, BackendUnavailable
+    """
+    count = sum(map(_length, extents))
+    fresh = ["--wipesignatures", "n", "--zero", "n"]
+    words = ["--name", volume, "--extents", str(count), *fresh, *_tagged(tags), group.name, *extents]
+    group.change("lvcreate", *words, of=spoken(group, volume))
+
+
 def make_thin(group: Group, volume: str, *, pool: str, size: int, tags: Sequence[str]) -> None:
     """Make a volume in a thin pool.
 
@@ -38,15 +52,24 @@ def make_thin(group: Group, volume: str, *, pool: str, size: int, tags: Sequence
     group.change("lvcreate", *words, of=spoken(group, volume))
 
 
-def make_snapshot(group: Group, volume: str, *, origin: str, is_thin: bool, tags: Sequence[str]) -> None:
+def make_snapshot(group: Group, volume: str, *, origin: Volume, is_thin: bool, tags: Sequence[str]) -> None:
     """Make a snapshot. Outside a pool it has room for all that may be written to it, because one without room is lost.
 
     Raises:
         DiskNotFound: there is no such origin. As `make_plain`
     """
-    room = ["--setactivationskip", "n"] if is_thin else ["--extents", "100%ORIGIN"]
-    words = ["--snapshot", "--name", volume, *room, *_tagged(tags), f"{group.name}/{origin}"]
-    group.change("lvcreate", *words, of=spoken(group, origin))
+    room = ["--setactivationskip", "n"] if is_thin else ["--size", f"{_room_for_all(origin.size)}b"]
+    words = ["--snapshot", "--name", volume, *room, *_tagged(tags), f"{group.name}/{origin.name}"]
+    group.change("lvcreate", *words, of=spoken(group, origin.name))
+
+
+def _room_for_all(size: int) -> int:
+    """Bytes of a snapshot in which every chunk of its origin has place, with the tables that say where.
+
+    A table's entry has 16 bytes, a chunk 4 KiB at least (the kernel's ``dm-snap-persistent.c``). LVM makes it no larger than is
+    of use. It is said in bytes, because of the extents of an origin ``lvcreate`` takes what it can get (lvcreate(8)).
+    """
+    return size + size // 128 + _CHUNKS
 
 
 def rename(group: Group, old: str, new: str) -> None:
@@ -61,6 +84,22 @@ def rename(group: Group, old: str, new: str) -> None:
 def tag(group: Group, volume: str, *tags: str) -> None:
     """Have a volume say something more."""
     group.change("lvchange", *_tagged(tags), f"{group.name}/{volume}", of=spoken(group, volume))
+
+
+def untag(group: Group, volume: str, tag: str) -> None:
+    """Have a volume say something no more."""
+    group.change("lvchange", "--deltag", tag, f"{group.name}/{volume}", of=spoken(group, volume))
+
+
+def doom(group: Group, volume: Volume) -> None:
+    """Have exactly this volume, not another of its name, say that it is being removed; one that is gone is a success."""
+    words = [*_tagged([names.GOING]), "--select", this(volume), group.name]
+    group.change("lvchange", *words, of=spoken(group, volume.name))
+
+
+def this(volume: Volume) -> str:
+    """The selection (lvmreport(7)) of a volume, as long as it has its name."""
+    return f'lv_uuid="{volume.uuid}" && lv_name="{volume.name}"'
 
 
 def finish_base(group: Group, volume: str) -> None:
@@ -125,16 +164,14 @@ def remove(group: Group, volume: Volume, *, is_needed_by_snapshots: bool) -> Non
     """
     alone = ' && lv_descendants=""' if is_needed_by_snapshots else ""
     of = spoken(group, volume.name)
-    which = f'lv_uuid="{volume.uuid}"'
+    which = this(volume)
     if "successfully removed" in group.change("lvremove", "--select", which + alone, group.name, of=of):
         return
     for left in volumes(group, which):
         raise DiskInUse(f"{of} is needed by {', '.join(left.snapshots)}", hint="remove them, or flatten them")
 
 
-def remove_named(group: Group, volume: str) -> None:
-    """Remove what nobody knows but us; one that is gone is a success."""
-    try:
-        group.change("lvremove", f"{group.name}/{volume}", of=spoken(group, volume))
-    except DiskNotFound:
-        return
+def remove_made(group: Group, volume: str, *, tag: str) -> None:
+    """Remove a volume that is on its way as long as it says so, and nobody stands on it; one that is gone is a success."""
+    which = f'lv_name="{volume}" && lv_tags="{tag}" && lv_descendants=""'
+    group.change("lvremove", "--select", which, group.name, of=spoken(group, volume))

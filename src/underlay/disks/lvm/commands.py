@@ -2,7 +2,8 @@
 
 A program of LVM that waits for a volume group's lock waits without end, and one that is killed later may leave devices
 suspended, for which whoever opens them waits without end. So each is told not to wait (``global/wait_for_locks``, lvm.conf(5)),
-and asked again until the time is over; and none dies with us: what one has begun it ends, and the next one waits for it.
+and asked again until the time is over; and none is killed, with us or by us: what one has begun it ends, and the next one waits
+for it.
 """
 
 import re
@@ -25,14 +26,18 @@ from underlay.errors import (
 )
 from underlay.run import PLAIN_ENVIRONMENT, Ended, Limits, failed, run_to_end
 
-_LIMITS = Limits(seconds=600)  # of what is not waiting for a lock: only a device that hangs takes so long
+_LIMITS = Limits(seconds=600, is_left_to_end=True)  # of what is not waiting for a lock: only a device that hangs takes so long
 _PAUSE = 0.1
 _ENVIRONMENT: Mapping[str, str] = MappingProxyType({**PLAIN_ENVIRONMENT, "LVM_SUPPRESS_FD_WARNINGS": "1"})
-_NOT_WAITING = ("--config", "global/wait_for_locks=0")
+# What of lvm.conf(5) decides how reports look: whoever set it had other readers in mind.
+_REPORTS = (
+    'report/binary_values_as_numeric=0 report/list_item_separator="," report/compact_output=0 report/compact_output_cols=""'
+)
+_CONFIG = ("--config", f"global/wait_for_locks=0 {_REPORTS}")
 _LOCKED = re.compile(r"Can't get lock for|flock failed: Resource temporarily unavailable")
 _GONE = re.compile(
     r"Volume group \"[^\"]*\" not found|Cannot process volume group|PVs are missing|missing PVs|Couldn't find device with uuid"
-    r"|[Tt]hin pool .*not found|No such device"
+    r"|[Tt]hin pool .*not found|No such device|is exported"
 )
 _NO_ROOM = re.compile(
     r"insufficient (free )?space|free space in thin pool|insufficient suitable|not enough free|No space left", re.IGNORECASE
@@ -73,7 +78,7 @@ class Group:
         Raises:
             DiskNotFound, DiskExists, DiskInUse; BackendUnavailable, InsufficientSpace, ToolMissing, ToolFailed
         """
-        return self._ask([program, *_NOT_WAITING, "--yes", *arguments], of=of).decode(errors="replace")
+        return self._ask([program, *_CONFIG, "--yes", *arguments], of=of).decode(errors="replace")
 
     def report(self, program: str, *arguments: str, fields: Sequence[str]) -> list[dict[str, str]]:
         """The rows of a report; every value is a text, sizes are bytes.
@@ -81,7 +86,7 @@ class Group:
         Raises:
             as `change`
         """
-        words = [program, *_NOT_WAITING, "--reportformat", "json", "--units", "b", "--nosuffix", "-o", ",".join(fields)]
+        words = [program, *_CONFIG, "--reportformat", "json", "--units", "b", "--nosuffix", "-o", ",".join(fields)]
         return _rows(self._ask([*words, *arguments, self.name], of=self.spoken))
 
     def free(self) -> int:

@@ -116,23 +116,33 @@ def write_zeros(device: Path, start: int) -> None:
         os.fsync(fd)
 
 
-def clear(device: Path, *, how: str, size: int | None) -> None:
+def clear(device: Path, *, uuid: str, how: str, size: int | None) -> None:
     """Overwrite what a guest wrote.
 
     Args:
+        uuid: of the volume; the device of another one is left alone.
         how: zero or shred. size: bytes from the beginning; None: all.
 
     Raises:
-        OSError; ToolMissing, ToolFailed
+        OSError: EBUSY: somebody claims the device. ESTALE: it is another's; ToolMissing, ToolFailed
     """
-    with opened(device, os.O_RDWR) as fd:
+    with opened(device, os.O_RDWR | os.O_EXCL) as fd:
+        _check_uuid(fd, uuid)
         whole = device_bytes(fd)
         length = whole if size is None else min(whole, _whole_sectors(size))
         if how == "zero":
             zero_out(fd, 0, length)
             os.fsync(fd)
-    if how == "shred":
-        run(["shred", "-n3", f"-s{length}", device], limits=_SHRED)
+        if how == "shred":  # by what is open here: the name may become another's
+            run(["shred", "-n3", f"-s{length}", f"/proc/{os.getpid()}/fd/{fd}"], limits=_SHRED)
+
+
+def _check_uuid(fd: int, uuid: str) -> None:
+    """See to it that a device is the volume's: LVM calls it ``LVM-``, and both uuids, of the group and of the volume."""
+    number = os.fstat(fd).st_rdev
+    told = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/dm/uuid").read_text(encoding="ascii")
+    if not told.strip().endswith(uuid.replace("-", "")):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from underlay.disks.lvm import names
 from underlay.disks.lvm.commands import Group
-from underlay.errors import DiskNotFound
+from underlay.errors import DiskNotFound, ToolFailed
 from underlay.filedisk import base_path_of
 from underlay.model import DiskRecord, DiskSpec, InstanceDisk
 
@@ -14,9 +15,21 @@ HEADER_BYTES = 16 << 20
 
 _FIELDS = (
     *("lv_name", "lv_uuid", "lv_size", "lv_tags", "lv_role", "lv_active", "lv_device_open", "lv_descendants"),
-    *("origin", "origin_size", "pool_lv", "segtype", "data_percent", "metadata_percent", "chunk_size", "zero"),
+    *(
+        "lv_snapshot_invalid",
+        "origin",
+        "origin_size",
+        "pool_lv",
+        "segtype",
+        "data_percent",
+        "metadata_percent",
+        "chunk_size",
+        "zero",
+    ),
     "vg_extent_size",
 )
+
+_OPEN: Mapping[str, bool] = MappingProxyType({"open": True, "": False, "unknown": False})  # unknown: there is no device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +40,7 @@ class Volume:
         uuid: by which LVM tells it from others, whatever its name.
         size: bytes that who opens it sees. occupied: bytes that it has of its group or its pool.
         origin: the volume of which it is a snapshot, or None. is_snapshot: and that outside a thin pool, so that it cannot do
-            without its origin.
+            without its origin. is_lost: and it ran out of room, so that nobody reads or writes it any more.
         is_thin: in a pool, where what nobody wrote reads as zeros.
         snapshots: volumes that were made as snapshots of it.
         extent: bytes of which its size is a multiple.
@@ -42,6 +55,7 @@ class Volume:
     tags: tuple[str, ...]
     origin: str | None
     is_snapshot: bool
+    is_lost: bool
     is_thin: bool
     is_active: bool
     is_open: bool
@@ -64,8 +78,8 @@ class Volume:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has the size that it was to have, and nobody removes it."""
-        return names.GOING not in self.tags and self.size >= names.whole_at(self.tags)
+        """Whether its making came to its end, and nobody removes it."""
+        return names.GOING not in self.tags and names.unfinished(self.size) not in self.tags
 
     @property
     def visible(self) -> int:
@@ -138,7 +152,8 @@ def look(group: Group, volume: str, *, pool: str | None = None) -> tuple[Found, 
 
 def volumes(group: Group, which: str) -> Iterator[Volume]:
     """The volumes that a selection of LVM's (lvmreport(7)) names."""
-    return map(_volume, group.report("lvs", "--select", which, fields=_FIELDS))
+    rows = group.report("lvs", "--select", which, fields=_FIELDS)  # one for each segment
+    return map(_volume, {row["lv_uuid"]: row for row in rows}.values())
 
 
 def _volume(row: Mapping[str, str]) -> Volume:
@@ -152,9 +167,10 @@ def _volume(row: Mapping[str, str]) -> Volume:
         tags=tuple(filter(None, row["lv_tags"].split(","))),
         origin=row["origin"] or None,
         is_snapshot=is_snapshot,
+        is_lost=row["lv_snapshot_invalid"] == "snapshot invalid",
         is_thin=is_thin,
         is_active=row["lv_active"] == "active",
-        is_open=row["lv_device_open"] == "open",
+        is_open=_is_open(row["lv_device_open"]),
         snapshots=tuple(filter(None, row["lv_descendants"].split(","))),
         extent=int(row["vg_extent_size"]),
         used=used,
@@ -162,6 +178,12 @@ def _volume(row: Mapping[str, str]) -> Volume:
         chunk=int(row["chunk_size"] or 0),
         gives_zeros=row["zero"] == "zero",
     )
+
+
+def _is_open(word: str) -> bool:
+    if word not in _OPEN:
+        raise ToolFailed(f"LVM's report cannot be read: it says of a device, which is open or not, that it is {word}")
+    return _OPEN[word]
 
 
 def _number(text: str) -> float:

@@ -5,6 +5,7 @@ its tags have ``/=!:#&`` besides. A disk's record is in tags of its volume, whic
 """
 
 import hashlib
+import os
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as NotBase64
@@ -15,8 +16,10 @@ from secrets import token_hex
 import msgspec
 
 from underlay.attributes import decode_disk_record, encode_record
-from underlay.errors import InvalidName
+from underlay.errors import BackendUnavailable, InvalidName
+from underlay.files import open_regular
 from underlay.model import BaseImage, DiskRecord
+from underlay.stream import stored_digest
 
 GOING = "underlay.going"
 """On a disk that is being removed, and is none any more."""
@@ -31,7 +34,6 @@ BASE = "underlay.base"
 MAKING = "underlay.making"
 """On an image's own volume that is not whole."""
 
-_SIZED = "underlay.size."
 _RECORD = re.compile(r"underlay\.record\.(\d+)\.([A-Za-z0-9_=-]+)", re.ASCII)
 _PIECE = 960  # characters; a tag has 1024 at most
 _LONGEST = 127  # characters of a device-mapper name: DM_NAME_LEN of linux/dm-ioctl.h
@@ -81,13 +83,25 @@ def base_name(image: BaseImage, *, size: int | None) -> str:
 
     Args:
         size: bytes of the volume, where they matter.
+
+    Raises:
+        OSError
     """
     if image.record is not None:
         content: tuple[object, ...] = (image.record.version_id, image.record.stored, image.size)
     else:
-        content = (str(image.path), image.size, image.path.stat().st_mtime_ns)
+        content = (_digest(image.path), image.size)
     digest = hashlib.sha256(msgspec.json.encode((content, size))).hexdigest()
     return f"underlay_base_{digest[:32]}"
+
+
+def _digest(path: Path) -> str:
+    # Nothing else tells an image without a record from one that takes its place: each use touches its times.
+    fd = open_regular(path)
+    try:
+        return stored_digest(fd)
+    finally:
+        os.close(fd)
 
 
 def device(group: str, volume: str) -> Path:
@@ -95,8 +109,15 @@ def device(group: str, volume: str) -> Path:
     return _DEVICES / group / volume
 
 
-def volume_of(path: Path) -> str:
-    """The volume of the disk that is called so."""
+def volume_of(path: Path, *, group: str) -> str:
+    """The volume of the disk that is called so.
+
+    Raises:
+        BackendUnavailable: it is in another group.
+    """
+    if path.parent.name != group:
+        hint = f"have volume_group under [disks.lvm] be {path.parent.name}, as when the disk was made"
+        raise BackendUnavailable(f"{path} is not in the volume group {group}", hint=hint)
     return path.name
 
 
@@ -115,14 +136,9 @@ def made_for(volume: str) -> str:
     return f"underlay.for.{volume}"
 
 
-def sized(size: int) -> str:
-    """The tag of a disk that is whole when it has so many bytes."""
-    return f"{_SIZED}{size}"
-
-
-def whole_at(tags: Iterable[str]) -> int:
-    """Bytes that a disk has when it is whole, as far as its tags say."""
-    return max((int(tag.removeprefix(_SIZED)) for tag in tags if tag.startswith(_SIZED)), default=0)
+def unfinished(size: int) -> str:
+    """The tag of a disk that is not whole as long as it has exactly so many bytes."""
+    return f"underlay.unfinished.{size}"
 
 
 def record_tags(record: DiskRecord) -> list[str]:

@@ -1,18 +1,24 @@
 """Where disks come about: a volume group, perhaps a thin pool in it; whether it has room, and what its failures mean."""
 
 import errno
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from underlay import locks
 from underlay.disks.lvm import content, names
 from underlay.disks.lvm.changes import activate
 from underlay.disks.lvm.commands import Group
 from underlay.disks.lvm.looking import Volume, volumes
-from underlay.errors import BackendUnavailable, InsufficientSpace, UnderlayError, Unsupported
-from underlay.files import storage_error
+from underlay.errors import BackendUnavailable, DiskInUse, InsufficientSpace, UnderlayError, Unsupported
+from underlay.files import keep_directory, storage_error, translated
 
+LOCKS = Path("/run/lock/underlay")
+"""Where they are."""
+
+_PRIVATE = 0o700
 _TABLES_FULL = 99.0  # percent of a pool's metadata, above which it may stop in the middle of a write
 _FAILED = frozenset({errno.EIO, errno.ENOSPC, errno.ENODATA})
 
@@ -66,11 +72,38 @@ def check_pool(storage: Storage, pool: Volume | None, *, needed: int) -> None:
 
 
 @contextmanager
+def room(storage: Storage, *, needed: int) -> Iterator[None]:
+    """Have a pool's room for oneself while the block writes into it: what others have begun to write is not counted yet.
+
+    Without a pool there is nothing to see to: extents are taken at once.
+
+    Raises:
+        as `check_pool`; CacheNotWritable
+    """
+    if storage.pool is None:
+        yield
+        return
+    with ExitStack() as stack:
+        # Without a deadline: an image may be large, and the kernel frees what a dead holder held.
+        with translated(LOCKS):
+            stack.enter_context(locks.exclusive(lock_file(storage, f"pool-{storage.pool}"), timeout=math.inf))
+        pool = next(volumes(storage.group, f'lv_name="{storage.pool}"'), None)  # as who held the lock left it
+        check_pool(storage, pool, needed=needed)
+        yield
+
+
+def lock_file(storage: Storage, name: str) -> Path:
+    """Where a lock lies, of which a dead process holds none: locks are of this host, as the volume group is."""
+    keep_directory(LOCKS, _PRIVATE)
+    return LOCKS / f"{storage.group.name}-{name}"
+
+
+@contextmanager
 def written(storage: Storage, volume: str) -> Iterator[None]:
     """Turn what the system says of a device into the error that says what to do about it.
 
     Raises:
-        InsufficientSpace, StorageFailed, BackendUnavailable
+        DiskInUse, InsufficientSpace, StorageFailed, BackendUnavailable
     """
     try:
         yield
@@ -80,6 +113,10 @@ def written(storage: Storage, volume: str) -> Iterator[None]:
 
 def _translated(storage: Storage, volume: str, error: OSError) -> UnderlayError:
     device = storage.device(volume)
+    if error.errno == errno.EBUSY:
+        return DiskInUse(f"{device} is in use", hint="stop who uses it: lsof, dmsetup ls --tree")
+    if error.errno == errno.ESTALE:
+        return BackendUnavailable(f"{device} was given to another volume meanwhile", hint="try again")
     if error.errno == errno.ENOENT and error.filename == str(device):
         return BackendUnavailable(f"{device} is not there", hint="see whether udev runs, and lvs -o +lv_active")
     if error.errno in _FAILED and storage.pool is not None:
@@ -103,4 +140,5 @@ def wipe(storage: Storage, volume: Volume) -> None:
         return
     activate(storage.group, volume)
     with written(storage, volume.name):
-        content.clear(storage.device(volume.name), how=storage.clearing.how, size=storage.clearing.size)
+        how, size = storage.clearing.how, storage.clearing.size
+        content.clear(storage.device(volume.name), uuid=volume.uuid, how=how, size=size)

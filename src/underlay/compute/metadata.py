@@ -99,10 +99,10 @@ def _image(instance: Instance) -> ImageMeta:
     return ImageMeta(
         id=instance.image_ref,
         name=instance.system_metadata.get("image_name"),
-        container_format=_set(meta, "container_format"),
-        disk_format=_set(meta, "disk_format"),
-        min_disk=_set(meta, "min_disk"),
-        min_ram=_set(meta, "min_ram"),
+        container_format=field_of(meta, "container_format"),
+        disk_format=field_of(meta, "disk_format"),
+        min_disk=field_of(meta, "min_disk"),
+        min_ram=field_of(meta, "min_ram"),
         properties=_properties(meta),
     )
 
@@ -120,10 +120,10 @@ def _flavor(flavor: Any) -> FlavorMeta:
     )
 
 
-def _set(meta: Any, name: str) -> Any:
-    """A field of a versioned object may be there and not be set, and then it must not be asked for."""
-    is_set = getattr(meta, "obj_attr_is_set", None)
-    return getattr(meta, name, None) if is_set is None or is_set(name) else None
+def field_of(record: Any, name: str) -> Any:
+    """A field, or None: one of a versioned object may be there and not be set, and then it must not be asked for."""
+    is_set = getattr(record, "obj_attr_is_set", None)
+    return getattr(record, name, None) if is_set is None or is_set(name) else None
 
 
 def _properties(meta: Any) -> Mapping[str, Any]:

@@ -30,10 +30,12 @@ CONFIG = """
 host = "node1"
 [instances]
 path = "{root}/instances"
+{instances}
 [caches.base]
 kind = "base"
 path = "{root}/instances/_base"
 keep_recent = "0s"
+remove_unused_original_minimum_age_seconds = 0
 [sources.file]
 allowed_paths = ["{root}"]
 [sources.http]
@@ -65,12 +67,12 @@ class Place:
     def instances(self) -> Path:
         return self.root / "instances"
 
-    def host(self, *, more: str = "", virt_type: str = "qemu", uri: str | None = None) -> Host:
-        text = CONFIG.format(root=self.root, uri=uri or self.daemon.uri, more=more, virt_type=virt_type)
+    def host(self, *, instances: str = "", more: str = "", virt_type: str = "qemu", uri: str | None = None) -> Host:
+        text = CONFIG.format(root=self.root, uri=uri or self.daemon.uri, instances=instances, more=more, virt_type=virt_type)
         return Host.open(parse_config(text, origin=self.root / "underlay.toml"))
 
-    def driver(self, *, more: str = "", virt_type: str = "qemu") -> LibvirtDriver:
-        driver = LibvirtDriver(None, host=self.host(more=more, virt_type=virt_type))
+    def driver(self, *, instances: str = "", more: str = "", virt_type: str = "qemu") -> LibvirtDriver:
+        driver = LibvirtDriver(None, host=self.host(instances=instances, more=more, virt_type=virt_type))
         driver.init_host("node1")
         return driver
 

@@ -10,12 +10,14 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from guest_kernel import RAMDISK_SEEN, kernel_image
 from libvirt_daemon import Daemon, quiet_library
 from libvirt_stage import MESSAGE, Place, command, wait_until
 
+from installed import install_backend
 from underlay.compute import states
 from underlay.compute.capabilities import IMAGE_TYPE
 from underlay.compute.errors import InstanceExists, InvalidInput
@@ -306,7 +308,48 @@ def test_an_image_that_is_used_stays_and_goes_when_nobody_needs_it(place: Place)
     assert 1 == len(driver.site.host.images()[0])
     driver.destroy(None, instance, [])
     assert not driver.cache_image(None, image.id)
+    driver.manage_image_cache(None, [])
+    assert [] == driver.site.host.images()[0]
     driver.cleanup_host("node1")
+
+
+def test_an_image_of_a_guest_that_the_service_does_not_know_stays(place: Place) -> None:
+    """Somebody else's guest, which is off, as the configured inventory has it."""
+    listing = place.root / "guests.json"
+    driver = place.driver(instances=f'inventory = "file:{listing}"')
+    image = place.image()
+    driver.cache_image(None, image.id)
+
+    listing.write_text(json.dumps([{"uuid": str(uuid4()), "name": "theirs", "host": "node1", "image_ref": image.id}]))
+    driver.manage_image_cache(None, [])
+    assert 1 == len(driver.site.host.images()[0])
+
+    listing.write_text("[")  # then nobody knows
+    driver.manage_image_cache(None, [])
+    assert 1 == len(driver.site.host.images()[0])
+
+    listing.write_text("[]")
+    driver.manage_image_cache(None, [])
+    assert [] == driver.site.host.images()[0]
+    driver.cleanup_host("node1")
+
+
+def test_a_disk_that_is_no_file_is_not_taken_over(
+    place: Place, driver: LibvirtDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What undoes a failed spawn removes the instance's disks, so there may be none before it."""
+    install_backend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    image = place.image()
+    instance = place.instance(image)
+    disk = driver.site.host.create_disk(instance.uuid, image.id, backend="fake")
+
+    with pytest.raises(InstanceExists, match="disks of an instance"):
+        spawn(driver, instance, image)
+
+    assert disk.path == driver.site.host.disk(instance.uuid).path
+    driver.site.host.remove_disk(instance.uuid)
+    assert [] == place.traces(instance)
 
 
 def test_a_guest_runs_under_whatever_works_here(place: Place) -> None:

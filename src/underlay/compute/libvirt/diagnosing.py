@@ -12,6 +12,7 @@ from underlay.compute.errors import InstanceNotFound
 from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.counters import Counters, DiskCounters, TrafficCounters, counters_of
 from underlay.compute.libvirt.site import Site
+from underlay.compute.metadata import field_of
 
 _KIB_IN_MIB = 1024
 
@@ -142,7 +143,7 @@ def _add_nic(told: Diagnostics, one: TrafficCounters, addresses: Mapping[str, st
 
 def _uptime(instance: Instance) -> int | None:
     """Seconds since the service launched it, which is as long as anybody knows."""
-    launched = getattr(instance, "launched_at", None)
+    launched = field_of(instance, "launched_at")
     if not isinstance(launched, datetime):
         return None
     aware = launched if launched.tzinfo else launched.replace(tzinfo=UTC)

@@ -16,6 +16,7 @@ from underlay.compute.blockdevices import (
 from underlay.compute.errors import FlavorDiskSmallerThanImage, InvalidInput, NotSupported, VolumeDriverNotFound
 from underlay.compute.libvirt import devicenames
 from underlay.compute.libvirt.directory import RESCUE, ROOT, SWAP
+from underlay.compute.metadata import field_of
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -42,7 +43,7 @@ class LocalDisk:
 
 def properties_of(image: ImageMeta) -> Mapping[str, Any]:
     """The image's properties, of which only ``get`` is used."""
-    found: Mapping[str, Any] | None = getattr(image, "properties", None)
+    found: Mapping[str, Any] | None = field_of(image, "properties")
     return {} if found is None else found
 
 
@@ -76,9 +77,9 @@ def _root(
 ) -> LocalDisk:
     """An image of a CD is one to the guest as well."""
     wanted, kind = properties_of(image), "disk"
-    if getattr(image, "disk_format", None) == "iso":
+    if field_of(image, "disk_format") == "iso":
         bus, kind = devicenames.cdrom_bus(wanted.get("hw_machine_type") or machine, wanted.get("hw_cdrom_bus")), "cdrom"
-    asked = block_device_info_get_root_device(info) or getattr(instance, "root_device_name", None)
+    asked = block_device_info_get_root_device(info) or field_of(instance, "root_device_name")
     device = devicenames.fitting(asked, bus) or devicenames.next_name(bus, (), prefix=prefix if kind == "disk" else "")
     return LocalDisk(name=ROOT, role="image", size=root_size(instance, image), device=device, bus=bus, boots=True, kind=kind)
 
@@ -110,7 +111,7 @@ def root_size(instance: Instance, image: ImageMeta) -> int | None:
         FlavorDiskSmallerThanImage
     """
     size = instance.flavor.root_gb * GIB
-    smallest = max((getattr(image, "min_disk", None) or 0) * GIB, getattr(image, "virtual_size", None) or 0)
+    smallest = max((field_of(image, "min_disk") or 0) * GIB, field_of(image, "virtual_size") or 0)
     if size and size < smallest:
         raise FlavorDiskSmallerThanImage(flavor_size=size, image_size=smallest)
     return size or None

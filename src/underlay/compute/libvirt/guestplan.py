@@ -10,7 +10,7 @@ from underlay.compute.libvirt import devicenames
 from underlay.compute.libvirt.directory import InstanceDirectory
 from underlay.compute.libvirt.diskplan import MIB, LocalDisk, properties_of
 from underlay.compute.libvirt.guest import DirectBoot, Guest, GuestDisk, GuestInterface, Screen, SerialLine
-from underlay.compute.metadata import metadata_of
+from underlay.compute.metadata import field_of, metadata_of
 from underlay.config.libvirt import Libvirt
 from underlay.model import Attachment
 
@@ -49,7 +49,7 @@ def guest_of(
         memory=instance.flavor.memory_mb * MIB,
         vcpus=instance.flavor.vcpus,
         virt_type=virt_type,
-        architecture=wanted.get("hw_architecture") or getattr(instance, "architecture", None) or platform.machine(),
+        architecture=wanted.get("hw_architecture") or field_of(instance, "architecture") or platform.machine(),
         machine=machine,
         cpu_mode=cpu_mode_of(options, virt_type),
         cpu_model=options.cpu_model,
@@ -61,7 +61,7 @@ def guest_of(
             listen=options.serial_console_listen if options.serial_console_enabled else None,
         ),
         screen=_screen(options, wanted),
-        local_time=getattr(instance, "os_type", None) == "windows",
+        local_time=field_of(instance, "os_type") == "windows",
         agent=_is_true(wanted.get("hw_qemu_guest_agent")),
         metadata=metadata_of(instance, network_info or ()),
     )

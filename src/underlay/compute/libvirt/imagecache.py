@@ -1,5 +1,6 @@
 """The host's images, as a compute service looks after them."""
 
+import logging
 from collections.abc import Sequence
 
 from underlay.compute.arguments import Instance
@@ -8,6 +9,7 @@ from underlay.compute.libvirt.site import Site
 from underlay.model import InstanceRecord
 from underlay.refs import parse_ref
 
+_LOG = logging.getLogger(__name__)
 _HERE = frozenset({"hit", "revalidated", "source-unavailable"})
 
 
@@ -24,13 +26,20 @@ def fetch(site: Site, image_id: str) -> bool:
 
 
 def prune(site: Site, instances: Sequence[Instance]) -> None:
-    """Remove what none of these instances and nothing on this host needs, and is old enough.
+    """Remove what none of these instances, none of the configured inventory and nothing on this host needs, and is old enough.
+
+    Nothing goes while the inventory does not answer: there may be instances on this host that no compute service knows.
 
     Raises:
         as `underlay.compute.libvirt.localdisks.translated`
     """
     with translated():
-        site.host.apply(site.host.plan_prune(instances=[_record(instance) for instance in instances]))
+        others = site.host.parts.known(None)
+        if others.observed.unknowns:
+            _LOG.warning("no image is removed: %s", "; ".join(unknown.detail for unknown in others.observed.unknowns))
+            return
+        records = [*(_record(instance) for instance in instances), *others.records]
+        site.host.apply(site.host.plan_prune(instances=records))
 
 
 def _record(instance: Instance) -> InstanceRecord:

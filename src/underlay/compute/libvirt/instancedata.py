@@ -12,6 +12,7 @@ from typing import Any
 
 from underlay.compute.arguments import Instance, NetworkInfo, Vif
 from underlay.compute.errors import InvalidInput
+from underlay.compute.metadata import field_of
 
 _VERSION = "latest"
 
@@ -30,7 +31,7 @@ def files_of(instance: Instance, network_info: NetworkInfo | None, *, password: 
         "network_data.json": _json(network_data(network_info or ())),
         "vendor_data.json": _json({}),
     }
-    user_data = getattr(instance, "user_data", None)
+    user_data = field_of(instance, "user_data")
     if user_data:
         files["user_data"] = _decoded(user_data)
     return {f"openstack/{_VERSION}/{name}": content for name, content in files.items()}
@@ -51,17 +52,17 @@ def _metadata(instance: Instance, password: str | None) -> dict[str, Any]:
     told: dict[str, Any] = {
         "uuid": instance.uuid,
         "name": instance.display_name,
-        "hostname": getattr(instance, "hostname", None) or instance.display_name,
+        "hostname": field_of(instance, "hostname") or instance.display_name,
         "availability_zone": instance.availability_zone,
         "project_id": instance.project_id,
-        "launch_index": getattr(instance, "launch_index", None) or 0,
+        "launch_index": field_of(instance, "launch_index") or 0,
     }
     if password:
         told["admin_pass"] = password
     if instance.metadata:
         told["meta"] = dict(instance.metadata)
     if instance.key_data:
-        name = getattr(instance, "key_name", None) or "key"
+        name = field_of(instance, "key_name") or "key"
         told["public_keys"] = {name: instance.key_data}
         told["keys"] = [{"name": name, "type": "ssh", "data": instance.key_data}]
     return told

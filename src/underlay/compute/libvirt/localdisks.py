@@ -98,6 +98,16 @@ def facts(site: Site, instance: Instance) -> str:
     return json.dumps(found)
 
 
+def names_of(host: Host, uuid: str) -> list[str]:
+    """The names of an instance's local disks that are there, wherever their backend keeps them.
+
+    Raises:
+        as `translated`
+    """
+    with translated():
+        return [disk.name for disk in _disks(host, uuid)]
+
+
 def _disks(host: Host, uuid: str) -> Iterator[InstanceDisk]:
     for name in (ROOT, *map(_ephemeral, range(_ephemerals(host, uuid))), SWAP):
         with suppress(errors.DiskNotFound):

@@ -151,6 +151,7 @@ def _claimed(site: Site, instance: Instance, directory: InstanceDirectory) -> It
             raise InstanceExists(name=instance.name)
         try:
             _refuse_taken(site, instance)
+            _refuse_disks(site, instance)
             _be_sure(site, directory)
         except BaseException:
             _unclaim(directory)
@@ -170,6 +171,13 @@ def _refuse_files(directory: InstanceDirectory) -> None:
         raise InstanceExists(
             f"files of an instance {directory.uuid} are there: {directory.path}", hint="delete_instance_files removes them"
         )
+
+
+def _refuse_disks(site: Site, instance: Instance) -> None:
+    """Raises InstanceExists when the instance has a disk already: what undoes a failure would remove it."""
+    if left := localdisks.names_of(site.host, instance.uuid):
+        what = f"disks of an instance {instance.uuid} are there: {', '.join(left)}"
+        raise InstanceExists(what, hint="delete_instance_files removes them")
 
 
 def _refuse_taken(site: Site, instance: Instance) -> None:

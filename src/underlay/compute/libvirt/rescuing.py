@@ -9,7 +9,7 @@ from underlay.compute.errors import InstanceNotRescuable
 from underlay.compute.libvirt import domain as domains, guestxml, localdisks
 from underlay.compute.libvirt.assembling import assembled_of, deliver_kernel, write_config_drive
 from underlay.compute.libvirt.directory import RESCUE, RESCUED
-from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, properties_of, rescue_disks
+from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, rescue_disks
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import start
 from underlay.files import translated, write_durably
@@ -66,8 +66,8 @@ def _make(
     password: str | None,
 ) -> None:
     localdisks.make(site, instance, [disk], image_id=image.id)
-    kernel, ramdisk = (properties_of(image).get(name) for name in ("kernel_id", "ramdisk_id"))
-    deliver_kernel(site, instance, kernel_id=kernel, ramdisk_id=ramdisk, suffix=RESCUED)
+    # The instance's own, as in Nova: an image's properties are its owner's words, and would choose what this host fetches.
+    deliver_kernel(site, instance, kernel_id=instance.kernel_id, ramdisk_id=instance.ramdisk_id, suffix=RESCUED)
     write_config_drive(site, instance, image, network_info, password=password, suffix=RESCUED)
 
 

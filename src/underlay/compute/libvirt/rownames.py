@@ -6,6 +6,7 @@ from underlay.compute.arguments import BlockDeviceMapping, ImageMeta, Instance
 from underlay.compute.libvirt import devicenames
 from underlay.compute.libvirt.diskplan import properties_of
 from underlay.compute.libvirt.site import Site
+from underlay.compute.metadata import field_of
 
 
 def root_name(site: Site, image: ImageMeta, row: BlockDeviceMapping) -> str:
@@ -37,7 +38,7 @@ def further_name(site: Site, instance: Instance, rows: Sequence[BlockDeviceMappi
     Raises:
         InvalidInput, TooManyDiskDevices
     """
-    taken = _taken(getattr(instance, "root_device_name", None), rows)
+    taken = _taken(field_of(instance, "root_device_name"), rows)
     bus = _bus(instance.image_meta, row)
     return f"/dev/{devicenames.next_name(bus, taken, prefix=site.options.disk_prefix)}"
 

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,35 @@ def test_a_rebuild_from_an_image_that_cannot_be_had_keeps_the_instance(place: Pl
         )
     assert states.RUNNING == driver.get_info(instance).state
     assert ["disk"] == [disk.name for disk in driver.site.host.disks()]
+    driver.destroy(None, instance, [])
+
+
+@dataclass(slots=True)
+class WithUserData(FakeInstance):
+    user_data: str = "no base64!"
+
+
+def without_kernel(instance: FakeInstance) -> FakeInstance:
+    return replace(instance, kernel_id="file:///nowhere/kernel")
+
+
+def with_bad_user_data(instance: FakeInstance) -> FakeInstance:
+    known = {one.name: getattr(instance, one.name) for one in fields(instance) if one.init}
+    return WithUserData(**known | {"config_drive": "True"})
+
+
+@pytest.mark.parametrize(("changed", "error"), [(without_kernel, ComputeError), (with_bad_user_data, InvalidInput)])
+def test_a_rebuild_whose_files_cannot_be_had_keeps_the_instance(
+    place: Place, driver: LibvirtDriver, changed: Callable[[FakeInstance], FakeInstance], error: type[ComputeError]
+) -> None:
+    image = place.image()
+    instance = place.instance(image)
+    spawn(driver, instance, image)
+    disk = os.stat(driver.site.host.disk(instance.uuid).path).st_ino
+    with pytest.raises(error):
+        driver.rebuild(None, changed(instance), image, [], None, {}, [], print, print, network_info=[])
+    assert states.RUNNING == driver.get_info(instance).state
+    assert disk == os.stat(driver.site.host.disk(instance.uuid).path).st_ino
     driver.destroy(None, instance, [])
 
 

@@ -24,6 +24,31 @@ def deliver_kernel(site: Site, instance: Instance, *, kernel_id: str | None, ram
                 site.host.deliver(parse_ref(image_id), path, disk_format=disk_format, cache=site.options.cache)
 
 
+def prepare(
+    site: Site, instance: Instance, image: ImageMeta, network_info: NetworkInfo | None, *, password: str | None
+) -> None:
+    """Have at hand what `deliver_kernel` and `write_config_drive` will need, before anything is given up for it.
+
+    Raises:
+        as they
+    """
+    with localdisks.translated():
+        for image_id, disk_format in ((instance.kernel_id, "aki"), (instance.ramdisk_id, "ari")):
+            if image_id:
+                site.host.fetch(parse_ref(image_id), disk_format=disk_format, cache=site.options.cache)
+    _config_files(site, instance, image, network_info, password=password)
+
+
+def _config_files(
+    site: Site, instance: Instance, image: ImageMeta, network_info: NetworkInfo | None, *, password: str | None
+) -> dict[str, bytes] | None:
+    """The files of a config drive; None when the instance is to have none."""
+    is_mandatory = properties_of(image).get("img_config_drive") == "mandatory"
+    if not (instance.config_drive or is_mandatory or site.options.force_config_drive):
+        return None
+    return instancedata.files_of(instance, network_info, password=password)
+
+
 def write_config_drive(
     site: Site,
     instance: Instance,
@@ -38,10 +63,9 @@ def write_config_drive(
     Raises:
         InvalidInput: the user data. As `underlay.compute.libvirt.localdisks.translated`
     """
-    is_mandatory = properties_of(image).get("img_config_drive") == "mandatory"
-    if not (instance.config_drive or is_mandatory or site.options.force_config_drive):
+    files = _config_files(site, instance, image, network_info, password=password)
+    if files is None:
         return
-    files = instancedata.files_of(instance, network_info, password=password)
     with localdisks.translated():
         configdrive.write(site.directory(instance).config_drive(suffix), files)
 

@@ -15,7 +15,7 @@ from underlay import locks
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, NetworkInfo
 from underlay.compute.errors import ComputeError, FlavorDiskSmallerThanImage, HypervisorUnavailable, InstanceExists
 from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks
-from underlay.compute.libvirt.assembling import assembled, deliver_kernel, write_config_drive
+from underlay.compute.libvirt.assembling import assembled, deliver_kernel, prepare, write_config_drive
 from underlay.compute.libvirt.directory import InstanceDirectory, interrupted, remove_doomed
 from underlay.compute.libvirt.diskplan import disks_of, root_size
 from underlay.compute.libvirt.domain import Domain
@@ -72,7 +72,7 @@ def rebuild(
     *,
     password: str | None,
 ) -> None:
-    """Make an instance's disks anew from another image, and start it. Until that image is here the old disks stay.
+    """Make an instance's disks anew from another image, and start it. The old ones stay until all for that is here.
 
     Raises:
         InstanceNotFound; as `spawn`
@@ -83,6 +83,7 @@ def rebuild(
     networks.plug(network_info)
     domain.state()
     _bring(site, instance, image)
+    prepare(site, instance, image, network_info, password=password)
     domain.cut()
     domain.forget_memory()
     localdisks.remove_all(site.host, instance.uuid)

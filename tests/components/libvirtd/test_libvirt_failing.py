@@ -264,6 +264,23 @@ def test_a_libvirt_that_hangs_is_not_waited_for(place: Place) -> None:
     driver.cleanup_host("node1")
 
 
+def test_a_service_does_not_wait_for_a_libvirt_that_hangs_as_it_starts_or_ends(place: Place) -> None:
+    driver = LibvirtDriver(None, host=place.host(more='timeout = "2s"'))
+    assert place.daemon.process is not None
+    place.daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(HypervisorUnavailable, match="does not answer for 2 s"):
+            driver.init_host("node1")
+        driver.cleanup_host("node1")
+        assert time.monotonic() - began < 30
+    finally:
+        place.daemon.process.send_signal(signal.SIGCONT)
+    driver.init_host("node1")
+    assert [] == driver.list_instances()
+    driver.cleanup_host("node1")
+
+
 def test_a_service_without_libvirt_does_not_begin(place: Place) -> None:
     threads = threading.active_count()
     driver = LibvirtDriver(None, host=place.host(uri="qemu:///system?socket=/nowhere/sock"))

@@ -56,8 +56,12 @@ class Connection:
 
     def close(self) -> None:
         """Let go of it. Asked again, it opens again."""
-        with self._lock:
+        if not self._lock.acquire(timeout=self.timeout):
+            return  # a thread that nobody waits for any more is still opening it
+        try:
             handle, self._handle = self._handle, None
+        finally:
+            self._lock.release()
         if handle is not None:
             libvirt = library()
             try:

@@ -12,12 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from underlay.compute.errors import ComputeError, InstanceNotFound
+from underlay.compute.errors import InstanceNotFound, OperationFailed
 from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.connection import Connection
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guest import Guest, GuestDisk, SerialLine
 from underlay.compute.libvirt.guestplan import cpu_mode_of
+from underlay.compute.libvirt.library import library
 from underlay.config.libvirt import Libvirt
 from underlay.files import translated
 from underlay.model import Attachment
@@ -49,8 +50,8 @@ def runs_under_kvm(connection: Connection, directory: Path, options: Libvirt, *,
         guest = _guest(place, options)
         try:
             return _writes(connection, guest, seconds)
-        except ComputeError as error:
-            _LOG.info("guests do not run under KVM here: %s", error)
+        except OperationFailed as error:  # one that does not answer says nothing of KVM
+            _LOG.warning("guests do not run under KVM here, and are emulated: %s", error)
             return False
 
 
@@ -82,10 +83,11 @@ def _guest(place: Path, options: Libvirt) -> Guest:
 
 def _writes(connection: Connection, guest: Guest, seconds: float) -> bool:
     """Start a guest that libvirt forgets as soon as it ends, and watch its serial line."""
-    deadline = time.monotonic() + seconds
     xml = guestxml.to_xml(guest)
-    connection.ask(lambda handle: handle.createXML(xml, 0), seconds=seconds)
+    flags = library().VIR_DOMAIN_START_AUTODESTROY  # it does not outlive a probe that is killed
     try:
+        connection.ask(lambda handle: handle.createXML(xml, flags))
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if guest.serial.log.exists() and _LETTER in guest.serial.log.read_bytes():
                 return True

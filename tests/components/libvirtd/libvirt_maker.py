@@ -13,7 +13,7 @@ from underlay.testing.fakedriver import FakeImage
 
 def main() -> None:
     root, uri, ref, uuid = sys.argv[1:]
-    text = CONFIG.format(root=root, uri=uri, more="", virt_type="qemu")
+    text = CONFIG.format(root=root, uri=uri, instances="", more="", virt_type="qemu")
     driver = LibvirtDriver(None, host=Host.open(parse_config(text, origin=Path(root, "underlay.toml"))))
     driver.init_host("node1")
     image = FakeImage(id=ref, properties={"img_config_drive": "mandatory"})

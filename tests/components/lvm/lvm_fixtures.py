@@ -95,7 +95,13 @@ def microvm_results(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
 def _run(tests: list[str], job: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
     places = dict.fromkeys(("HOME", "TMPDIR"), "/scratch")
-    variables = {INSIDE: "1", "PYTHONDONTWRITEBYTECODE": "1", "PATH": os.environ["PATH"], **places}
+    variables = {
+        INSIDE: "1",
+        "UNDERLAY_LONG_TESTS": "1",  # those that were asked for are there
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PATH": os.environ["PATH"],
+        **places,
+    }
     done = run_inside(command, job, variables=variables, limit=_LIMIT)
     for device in ("volumes", "scratch"):
         (job / device).unlink()

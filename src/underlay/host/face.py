@@ -480,19 +480,24 @@ class Host(msgspec.Struct, frozen=True):
     # ------------------------------------------------------------------------------------------------------- who needs what
 
     def plan_prune(
-        self, *, now: datetime | None = None, instances: Sequence[InstanceRecord] | None = None, cache: str | None = None
+        self,
+        *,
+        now: datetime | None = None,
+        instances: Sequence[InstanceRecord] | None = None,
+        beside: Sequence[InstanceRecord] = (),
+        cache: str | None = None,
     ) -> Plan:
         """What a prune would remove, what it keeps, and why. Changes nothing.
 
         Args:
             now: by which ages are told, aware; None for the clock of each cache's file system.
-            instances: in place of the configured inventory.
+            instances: in place of the configured inventory. beside: further ones that the caller knows.
             cache: a cache's name; None for all of them.
 
         Raises:
             UnknownCache, CacheMissing, UnknownLayout, LayoutDisagrees: of the named cache.
         """
-        return plans.plan_prune(self.parts, now=now, instances=instances, cache=cache)
+        return plans.plan_prune(self.parts, now=now, instances=instances, beside=beside, cache=cache)
 
     def plan_reclaim(
         self, need: int, path: Path | str, *, instances: Sequence[InstanceRecord] | None = None, now: datetime | None = None

@@ -72,13 +72,14 @@ class Parts(msgspec.Struct, frozen=True):
         default = "qcow2" if self.config.use_cow_images else "flat"
         return registry.open_backend(default if name is None or name == "default" else name, self.config.disks)
 
-    def known(self, instances: Sequence[InstanceRecord] | None) -> "Known":
-        """The instances that are given, else those of the configured inventory, or why they are not known."""
+    def known(self, instances: Sequence[InstanceRecord] | None, *, beside: Sequence[InstanceRecord] = ()) -> "Known":
+        """The instances that are given, else those of the configured inventory, or why they are not known; and those beside."""
         if instances is not None:
-            return observation.Known(instances)
+            return observation.Known([*instances, *beside])
         config = self.config
         inventory = registry.open_inventory(config.inventory, host=config.host, hosts=config.hosts or (config.host,))
-        return observation.known_instances(inventory, config)
+        found = observation.known_instances(inventory, config)
+        return observation.Known([*found.records, *beside], found.observed)
 
     # --------------------------------------------------------------------------------------------------------------- caches
 

@@ -18,9 +18,16 @@ from underlay.store.hosts import HostUse
 from underlay.values import replace
 
 
-def plan_prune(parts: Parts, *, now: datetime | None, instances: Sequence[InstanceRecord] | None, cache: str | None) -> Plan:
+def plan_prune(
+    parts: Parts,
+    *,
+    now: datetime | None,
+    instances: Sequence[InstanceRecord] | None,
+    beside: Sequence[InstanceRecord],
+    cache: str | None,
+) -> Plan:
     """See `underlay.host.Host.plan_prune`."""
-    return observation.make_plan(parts.config, parts.judged(cache), parts.known(instances), now=now)
+    return observation.make_plan(parts.config, parts.judged(cache), parts.known(instances, beside=beside), now=now)
 
 
 def plan_reclaim(

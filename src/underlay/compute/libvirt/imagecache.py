@@ -1,6 +1,5 @@
 """The host's images, as a compute service looks after them."""
 
-import logging
 from collections.abc import Sequence
 
 from underlay.compute.arguments import Instance
@@ -9,7 +8,6 @@ from underlay.compute.libvirt.site import Site
 from underlay.model import InstanceRecord
 from underlay.refs import parse_ref
 
-_LOG = logging.getLogger(__name__)
 _HERE = frozenset({"hit", "revalidated", "source-unavailable"})
 
 
@@ -34,12 +32,7 @@ def prune(site: Site, instances: Sequence[Instance]) -> None:
         as `underlay.compute.libvirt.localdisks.translated`
     """
     with translated():
-        others = site.host.parts.known(None)
-        if others.observed.unknowns:
-            _LOG.warning("no image is removed: %s", "; ".join(unknown.detail for unknown in others.observed.unknowns))
-            return
-        records = [*(_record(instance) for instance in instances), *others.records]
-        site.host.apply(site.host.plan_prune(instances=records))
+        site.host.apply(site.host.plan_prune(beside=[_record(instance) for instance in instances]))
 
 
 def _record(instance: Instance) -> InstanceRecord:

@@ -65,12 +65,17 @@ def new_file(target: Path) -> Iterator[Path]:
         try:
             temporary = directory / "content"
             yield temporary  # crash: a directory that the next attempt removes
-            _publish(temporary, target)
+            publish(temporary, target)
         finally:
             remove_tree(directory)
 
 
-def _publish(temporary: Path, target: Path) -> None:
+def publish(temporary: Path, target: Path) -> None:
+    """Give a written file its name, durably, and never another file's.
+
+    Raises:
+        DiskExists: something has that name. OSError
+    """
     fd = open_regular(temporary)
     try:
         adopt(fd, target.parent, _MODE)

@@ -99,7 +99,7 @@ def _node(path: Path, file_format: str, depth: int, disk: InstanceDisk) -> Node:
         return node
     if depth > _LONGEST:
         raise DiskUnrecorded(f"the backing chain of {disk.path} has no end", hint="look at it with qemu-img info")
-    backing, backing_format = _backing(path)
+    backing, backing_format = backing_of(path)
     if backing is None:
         return node | {"backing": None}
     if backing_format is None:
@@ -108,7 +108,12 @@ def _node(path: Path, file_format: str, depth: int, disk: InstanceDisk) -> Node:
     return node | {"backing": _node(backing, backing_format, depth + 1, disk)}
 
 
-def _backing(path: Path) -> tuple[Path | None, str | None]:
+def backing_of(path: Path) -> tuple[Path | None, str | None]:
+    """What a qcow2 file reads from, and the format of that, as its header says; None: it says none.
+
+    Raises:
+        DiskUnrecorded: it is no sound qcow2 file, or reads from more, or from something else, than one file. OSError
+    """
     fd = open_regular(path)
     try:
         beginning = os.pread(fd, qcow2.HEADER_BYTES, 0)

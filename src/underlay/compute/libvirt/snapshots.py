@@ -17,11 +17,11 @@ from underlay.compute.libvirt import guestxml, localdisks
 from underlay.compute.libvirt.directory import ROOT
 from underlay.compute.libvirt.site import Site
 from underlay.compute.taskstates import IMAGE_PENDING_UPLOAD, IMAGE_UPLOADING
+from underlay.diskchanges import publish
 from underlay.errors import DiskExists
-from underlay.files import adopt, open_regular, rename_no_replace, sync_directory, translated
+from underlay.files import translated
 from underlay.naming import plain_name
 
-_MODE = 0o640
 _POLL = 0.1  # seconds between two looks how far a copy is
 
 
@@ -92,20 +92,6 @@ def _new(target: Path, temporary: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)  # what a crash left
         try:
             yield temporary  # crash: a dot file, which the next snapshot of the instance removes
-            _publish(temporary, target)
+            publish(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    fd = open_regular(temporary)
-    try:
-        adopt(fd, target.parent, _MODE)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    try:
-        rename_no_replace(temporary, target)
-    except FileExistsError as error:
-        raise DiskExists(f"{target} appeared while it was written", hint="a snapshot is written once") from error
-    sync_directory(target.parent)

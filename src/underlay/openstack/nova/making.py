@@ -10,9 +10,8 @@ from tempfile import TemporaryDirectory
 
 from underlay import diskchanges, extfs, fileview, qemuimg
 from underlay.contracts import BackendTraits, Observer
-from underlay.errors import DiskUnrecorded, UnsafeImage, Unsupported
+from underlay.errors import DiskUnrecorded, Unsupported
 from underlay.files import allocated_bytes, make_directory, open_regular, translated
-from underlay.formats import qcow2
 from underlay.model import BaseImage, DiskSpec, InstanceDisk
 from underlay.openstack.nova import templates
 from underlay.store import Store
@@ -61,24 +60,12 @@ def can_be(path: Path, disk_format: str, store: Store) -> bool:
     """
     if disk_format != "qcow2":
         return disk_format == "raw"
-    with translated(path):
-        fd = open_regular(path)
-        try:
-            beginning = os.pread(fd, qcow2.HEADER_BYTES, 0)
-        finally:
-            os.close(fd)
     try:
-        header = qcow2.parse_header(beginning, what=os.fspath(path))
-        name = qcow2.backing_name(beginning, header, what=os.fspath(path))
-    except UnsafeImage:
+        with translated(path):
+            backing, _ = fileview.backing_of(path)
+    except DiskUnrecorded:
         return False
-    if header.incompatible & qcow2.INCOMPATIBLE_DATA_FILE:
-        return False
-    if name is None:
-        return True
-    if ":" in name.partition("/")[0]:  # a protocol's or a JSON name, which is no path whatever it looks like
-        return False
-    return Path(os.path.realpath(path.parent / name)).parent == Path(os.path.realpath(store.root))
+    return backing is None or Path(os.path.realpath(backing)).parent == Path(os.path.realpath(store.root))
 
 
 def has_file_system(path: Path) -> bool:

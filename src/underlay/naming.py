@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -149,17 +150,17 @@ def plain_name(name: str, *, what: str) -> str:
     return name
 
 
-class CachePaths(msgspec.Struct, frozen=True):
-    """Every path inside one cache directory."""
+class CachePaths(msgspec.Struct, frozen=True, dict=True):
+    """Every path inside one cache directory; each directory's is put together once."""
 
     root: Path
 
-    @property
+    @cached_property
     def private(self) -> Path:
         """Our directory beside the images, which Nova and Ironic leave alone."""
         return self.root / ".underlay"
 
-    @property
+    @cached_property
     def format(self) -> Path:
         """The layout's own record."""
         return self.private / "format"
@@ -169,27 +170,27 @@ class CachePaths(msgspec.Struct, frozen=True):
         """Room that is given up when there is none left."""
         return self.private / "ballast"
 
-    @property
+    @cached_property
     def locks(self) -> Path:
         """Lock files; never removed by anyone."""
         return self.private / "locks"
 
-    @property
+    @cached_property
     def refs(self) -> Path:
         """What each ref was last seen to mean."""
         return self.private / "refs"
 
-    @property
+    @cached_property
     def used(self) -> Path:
         """Empty files whose mtime is a last use."""
         return self.private / "used"
 
-    @property
+    @cached_property
     def disks(self) -> Path:
         """Symlinks to disks outside the scanned roots, by base image."""
         return self.private / "disks"
 
-    @property
+    @cached_property
     def volumes(self) -> Path:
         """Records of disks that are no files."""
         return self.private / "volumes"
@@ -198,7 +199,7 @@ class CachePaths(msgspec.Struct, frozen=True):
         """The record of a disk that is no file, by the path that it would have as one."""
         return self.volumes / f"{path_key(path)}.json"
 
-    @property
+    @cached_property
     def leases(self) -> Path:
         """Pins and leases."""
         return self.private / "leases"
@@ -207,12 +208,12 @@ class CachePaths(msgspec.Struct, frozen=True):
         """One pin or lease."""
         return self.leases / f"{plain_name(lease_id, what='a lease')}.json"
 
-    @property
+    @cached_property
     def instances(self) -> Path:
         """Symlinks to the directories of instances for which disks were made from this cache."""
         return self.private / "instances"
 
-    @property
+    @cached_property
     def hosts(self) -> Path:
         """What each host that shares the storage uses."""
         return self.private / "hosts"
@@ -226,12 +227,12 @@ class CachePaths(msgspec.Struct, frozen=True):
         """What each directory of instances was when it was last looked at."""
         return self.private / "roots.json"
 
-    @property
+    @cached_property
     def tmp(self) -> Path:
         """Ingests in progress."""
         return self.private / "tmp"
 
-    @property
+    @cached_property
     def trash(self) -> Path:
         """Images on their way out."""
         return self.private / "trash"
@@ -240,7 +241,7 @@ class CachePaths(msgspec.Struct, frozen=True):
         """An image on its way out."""
         return self.trash / plain_name(name, what="an image")
 
-    @property
+    @cached_property
     def quarantine(self) -> Path:
         """What is the matter with the images that are damaged."""
         return self.private / "quarantine"
@@ -249,7 +250,7 @@ class CachePaths(msgspec.Struct, frozen=True):
         """What is the matter with one image."""
         return self.quarantine / f"{plain_name(name, what='an image')}.json"
 
-    @property
+    @cached_property
     def scrubs(self) -> Path:
         """When each image was last read and verified, and how far the scrub of one has come."""
         return self.private / "scrubs"
@@ -258,7 +259,7 @@ class CachePaths(msgspec.Struct, frozen=True):
         """The scrub of one image."""
         return self.scrubs / f"{plain_name(name, what='an image')}.json"
 
-    @property
+    @cached_property
     def copies(self) -> Path:
         """Images that were delivered as copies."""
         return self.private / "copies"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from underlay.store import ballast
 _SHARED_MODE, _OPEN_MODE, _PRIVATE_MODE = 0o2775, 0o755, 0o700
 
 
-class Store(msgspec.Struct, frozen=True, kw_only=True):
+class Store(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One cache directory and the rules for its images.
 
     Attributes:
@@ -40,7 +41,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     lock_timeout: float = 120.0
     rival_lock: Callable[[str], AbstractContextManager[bool]] | None = None
 
-    @property
+    @cached_property
     def paths(self) -> CachePaths:
         """Where everything in it is."""
         return CachePaths(self.root)

@@ -34,6 +34,7 @@ auth_unix_ro = "none"
 auth_unix_rw = "none"
 unix_sock_dir = "{directory}/sock"
 log_outputs = "3:file:{directory}/libvirtd.log"
+{host_uuid}
 """
 # In its own mount namespace; it becomes libvirtd, so that the process that was started is the one to be ended.
 IN_NAMESPACE = """
@@ -48,9 +49,10 @@ exec libvirtd --config "$1/etc/libvirtd.conf" --pid-file "$1/run/libvirtd.pid"
 
 @dataclass(slots=True)
 class Daemon:
-    """One libvirtd, which is started and ended."""
+    """One libvirtd, which is started and ended; with a UUID of its own it is another host than the machine."""
 
     directory: Path
+    host_uuid: str | None = None
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     @property
@@ -62,7 +64,9 @@ class Daemon:
         for name in ("etc", "run", "lib/qemu", "cache", "log/qemu", "sock"):
             (self.directory / name).mkdir(parents=True)
         (self.directory / "etc/qemu.conf").write_text(QEMU_SETTINGS)
-        (self.directory / "etc/libvirtd.conf").write_text(DAEMON_SETTINGS.format(directory=self.directory))
+        host_uuid = "" if self.host_uuid is None else f'host_uuid = "{self.host_uuid}"'
+        settings = DAEMON_SETTINGS.format(directory=self.directory, host_uuid=host_uuid)
+        (self.directory / "etc/libvirtd.conf").write_text(settings)
         for place in ("/etc/libvirt", "/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt"):
             Path(place).mkdir(parents=True, exist_ok=True)
 

@@ -285,6 +285,36 @@ def test_a_link_that_is_put_in_the_temporarys_place_is_not_followed(base: BaseIm
     assert (b"of another", []) == (precious.read_bytes(), os.listxattr(precious))
 
 
+def test_a_copy_has_the_content_the_holes_the_mode_and_the_record(base: BaseImage, want: DiskSpec) -> None:
+    make(base, want, b"content")
+    os.truncate(want.path, GIB)
+    want.path.chmod(0o600)
+    target = want.path.with_name("disk.copy")
+    target.with_name(".disk.copy.underlay").write_bytes(b"torn")
+
+    filedisk.copy(filedisk.describe(want), target)
+
+    with target.open("rb") as file:
+        assert (b"content\0", GIB) == (file.read(8), os.fstat(file.fileno()).st_size)
+    assert (0o600, True) == (target.stat().st_mode & 0o7777, target.stat().st_blocks * 512 < MIB)
+    assert os.getxattr(want.path, ATTRIBUTE) == os.getxattr(target, ATTRIBUTE)
+    assert {want.path, target} == set(want.path.parent.iterdir())
+
+
+def test_a_copy_takes_nobodys_place(base: BaseImage, want: DiskSpec) -> None:
+    make(base, want)
+    target = want.path.with_name("disk.copy")
+    target.write_bytes(b"theirs")
+
+    with pytest.raises(DiskExists):
+        filedisk.copy(filedisk.describe(want), target)
+    assert b"theirs" == target.read_bytes()
+    disk = filedisk.describe(want)
+    want.path.unlink()
+    with pytest.raises(DiskNotFound):
+        filedisk.copy(disk, target)
+
+
 def test_a_disk_made_from_another_version_of_a_master_is_another_disk(base: BaseImage, want: DiskSpec) -> None:
     make(base, want, bytes(base.size))
     assert base.record is not None

@@ -423,6 +423,32 @@ def rewriting(disk: InstanceDisk, record: DiskRecord | None) -> Iterator[Path]:
                 clear_away(temporary)
 
 
+def copy(disk: InstanceDisk, target: Path) -> None:
+    """Put a copy of the disk's file, with its record, at another path: whole and durable, or not at all.
+
+    An overlay's copy reads from the same base. Where the file system can, the two share their blocks. The caller knows that
+    the disk is closed, and has the target's place to itself.
+
+    Raises:
+        DiskNotFound, DiskExists; CacheMissing, CacheNotWritable, InsufficientSpace, StorageFailed
+    """
+    temporary = temporary_of(target)
+    with translated(target), _opened(disk.path) as source:
+        clear_away(temporary)
+        status = os.fstat(source)
+        fd = create(temporary, stat.S_IMODE(status.st_mode))  # crash: a temporary, which goes with its directory
+        try:
+            copy_sparse(source, fd, status.st_size)  # crash: the same
+            _take_on(fd, source, status)
+            _copy_record(fd, source)
+            os.fsync(fd)
+            put(temporary, target, fd)
+        finally:
+            os.close(fd)
+            with suppress(OSError):
+                clear_away(temporary)
+
+
 def _take_on(fd: int, old: int, status: os.stat_result) -> None:
     """Give a copy the owner and the attributes of the disk, as far as we may: a hypervisor may have taken both over."""
     with suppress(PermissionError):

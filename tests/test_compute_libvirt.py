@@ -1,6 +1,7 @@
 """What the libvirt driver decides and writes, without any libvirt: disks, devices, XML, metadata, options."""
 
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from underlay.compute.libvirt.directory import InstanceDirectory, directory_of, 
 from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, rescue_disks
 from underlay.compute.libvirt.guest import DirectBoot, Guest, GuestDisk, GuestInterface, Screen, SerialLine
 from underlay.compute.libvirt.guestplan import guest_of, interfaces_of
+from underlay.compute.libvirt.hostaddress import own_address
 from underlay.compute.libvirt.instancedata import files_of, network_data
 from underlay.config import parse_config
 from underlay.config.libvirt import LibvirtTable, libvirt_of
@@ -389,6 +391,7 @@ def test_a_directory_goes_whole_and_what_is_left_of_one_is_found(tmp_path: Path)
         ('cpu_mode = "custom"', "libvirt.cpu_model"),
         ('cpu_model = "Nehalem"', "libvirt.cpu_model"),
         ("timeout = 5", "libvirt.timeout"),
+        ('my_ip = "node1"', "libvirt.my_ip"),
         ('timeout = "0s"', "libvirt.timeout"),
         ('serial_console_port_range = "20000:10000"', "serial_console_port_range"),
         ('serial_console_port_range = "1:65536"', "serial_console_port_range"),
@@ -409,4 +412,6 @@ def test_options_are_what_they_are_without_a_table() -> None:
         options.serial_console_port_range,
     )
     assert "::1" == libvirt_of(LibvirtTable(vnc_listen="::1")).vnc_address
+    assert "192.0.2.7" == own_address(libvirt_of(LibvirtTable(my_ip="192.0.2.7")))
+    assert own_address(options) == str(ip_address(own_address(options)))
     assert "console.example" == libvirt_of(LibvirtTable(serial_console_address="console.example")).serial_console_address

@@ -1,6 +1,7 @@
 """What the libvirt compute driver goes by, named as in nova.conf; its groups vnc and serial_console are in here too."""
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ class LibvirtTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     connection_uri: str = "qemu:///system"
     timeout: str | int = "60s"
+    my_ip: str = ""
     virt_type: Literal["auto", "kvm", "qemu"] = "auto"
     cpu_mode: Literal["", "none", "host-model", "host-passthrough", "maximum", "custom"] = ""
     cpu_model: str = ""
@@ -42,6 +44,7 @@ class Libvirt(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         connection_uri: as libvirt has it. timeout: seconds that libvirt may take for one answer.
+        my_ip: the address at which other hosts reach this one; empty: that of the interface with the default route.
         virt_type: auto is kvm where a guest really runs under it, else qemu.
         cpu_mode: empty: host-model under KVM, else the machine's own. cpu_model: for ``custom``.
         machine_type: of guests whose image asks for none; empty: libvirt's own.
@@ -56,6 +59,7 @@ class Libvirt(msgspec.Struct, frozen=True, kw_only=True):
 
     connection_uri: str
     timeout: float
+    my_ip: str
     virt_type: str
     cpu_mode: str
     cpu_model: str
@@ -89,6 +93,7 @@ def libvirt_of(table: LibvirtTable) -> Libvirt:
         **{
             **same,
             "timeout": values.positive(table.timeout, "libvirt.timeout"),
+            "my_ip": _address(table.my_ip),
             "vnc_address": table.vnc_address or table.vnc_listen,
             "serial_console_address": table.serial_console_address or table.serial_console_listen,
             "serial_console_port_range": _ports(table.serial_console_port_range),
@@ -97,6 +102,15 @@ def libvirt_of(table: LibvirtTable) -> Libvirt:
             "snapshot_image_format": table.snapshot_image_format or "qcow2",
         }
     )
+
+
+def _address(text: str) -> str:
+    if not text:
+        return ""
+    try:
+        return str(ip_address(text))
+    except ValueError as error:
+        raise WrongValue("libvirt.my_ip", f"{text!r} is no IP address", hint="write one such as 192.0.2.7") from error
 
 
 def _ports(text: str) -> tuple[int, int]:

@@ -98,6 +98,34 @@ def a_resize_that_is_reverted_leaves_the_guest_as_it_was(stage: Stage) -> None:
 
 
 @case(Ability.RESIZE)
+def a_resize_of_a_guest_that_is_off_leaves_it_off(stage: Stage) -> None:
+    with spawned(stage, power_on=False) as guest:
+        before, migration = guest.instance.flavor, _migration(stage)
+        _resize(stage, guest, migration, power_on=False)
+        expect_state(stage, guest, states.SHUTDOWN)
+        guest.instance.flavor = before
+        stage.driver.finish_revert_migration(
+            stage.context, guest.instance, guest.network_info, migration, guest.block_device_info, power_on=False
+        )
+        expect_state(stage, guest, states.SHUTDOWN)
+
+
+@case(Ability.RESIZE)
+def a_resize_to_a_smaller_disk_changes_nothing(stage: Stage) -> None:
+    with spawned(stage) as guest:
+        before, migration = guest.instance.flavor, _migration(stage)
+        _resize(stage, guest, migration)
+        stage.driver.confirm_migration(stage.context, migration, guest.instance, guest.network_info)
+        here, sizes = stage.driver.get_host_ip_addr(), [disk["virt_disk_size"] for disk in _disks(stage, guest)]
+        with raising(InstanceFaultRollback):
+            stage.driver.migrate_disk_and_power_off(
+                stage.context, guest.instance, here, before, guest.network_info, guest.block_device_info
+            )
+        expect_state(stage, guest, states.RUNNING)
+        expect_equal(sizes, [disk["virt_disk_size"] for disk in _disks(stage, guest)], "the disks' sizes")
+
+
+@case(Ability.RESIZE)
 def a_resize_to_nowhere_changes_nothing(stage: Stage) -> None:
     with spawned(stage) as guest:
         flavor = stage.larger(guest.instance.flavor)
@@ -179,7 +207,7 @@ def _migration(stage: Stage) -> Any:
     )
 
 
-def _resize(stage: Stage, guest: Guest, migration: Any) -> None:
+def _resize(stage: Stage, guest: Guest, migration: Any, *, power_on: bool = True) -> None:
     """Through a resize up to where it is to be confirmed or reverted."""
     here, flavor = stage.driver.get_host_ip_addr(), stage.larger(guest.instance.flavor)
     info = stage.driver.migrate_disk_and_power_off(
@@ -196,6 +224,7 @@ def _resize(stage: Stage, guest: Guest, migration: Any) -> None:
         guest.image,
         resize_instance=True,
         block_device_info=guest.block_device_info,
+        power_on=power_on,
     )
 
 
@@ -234,6 +263,8 @@ CASES: tuple[Case, ...] = (
     what_an_interrupted_snapshot_left_is_removed_as_often_as_one_likes,
     a_resized_guest_runs_with_a_larger_disk_and_is_confirmed,
     a_resize_that_is_reverted_leaves_the_guest_as_it_was,
+    a_resize_of_a_guest_that_is_off_leaves_it_off,
+    a_resize_to_a_smaller_disk_changes_nothing,
     a_resize_to_nowhere_changes_nothing,
     a_running_guest_moves_to_another_host,
     a_guest_that_cannot_move_stays,

@@ -114,8 +114,15 @@ class UnableToMigrateToSelf(Invalid):
     template = "instance {instance_id} is on host {host} already and cannot be migrated to it"
 
 
+class ResizeError(ComputeError):
+    """The instance cannot be given the size that was asked for."""
+
+    code, exit_code = "resize-error", 95
+    template = "the instance cannot be resized: {reason}"
+
+
 class MigrationPreCheckError(ComputeError):
-    """A live migration is not even begun, because it would not succeed."""
+    """A migration is not even begun, because it would not succeed."""
 
     code, exit_code = "migration-pre-check-error", 95
     template = "the migration would not succeed: {reason}"

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -137,9 +137,7 @@ class LibvirtStage:
             Ability.SWAP_VOLUME: "not yet",
             Ability.EXTEND_VOLUME: "not yet",
             Ability.INTERFACES: "not yet",
-            Ability.RESIZE: "not yet",
             Ability.LIVE_MIGRATION: "one host",
-            Ability.SHARED_STORAGE: "not yet",
             Ability.RESOURCES: "not yet",
             Ability.ENABLING: "not yet",
         }
@@ -165,7 +163,7 @@ class LibvirtStage:
         return self.place.instance(image)
 
     def larger(self, flavor: FakeFlavor) -> FakeFlavor:
-        raise NotImplementedError
+        return replace(flavor, name="larger", memory_mb=flavor.memory_mb + 16, root_gb=flavor.root_gb + 1)
 
     def image(self) -> FakeImage:
         return self.place.image()

@@ -13,6 +13,9 @@ from underlay.files import make_directory, sync_directory, translated
 
 RESCUED = ".rescue"
 ROOT, SWAP, RESCUE = "disk", "disk.swap", f"disk{RESCUED}"
+KEPT = "_resize"
+"""What the name of a directory ends in that a resize keeps; Nova's image cache knows it by this name too."""
+
 _MODE = 0o755
 _DOOMED = "_del"
 
@@ -32,6 +35,16 @@ class InstanceDirectory:
     def path(self) -> Path:
         """It."""
         return self.instances / self.uuid
+
+    @property
+    def kept(self) -> Path:
+        """The instance as it was before a resize, until that is confirmed or reverted."""
+        return self.instances / f"{self.uuid}{KEPT}"
+
+    @property
+    def doomed(self) -> Path:
+        """What is on its way out: nobody takes it for an instance."""
+        return self.instances / f"{self.uuid}{_DOOMED}"
 
     @property
     def console_log(self) -> Path:
@@ -90,18 +103,18 @@ class InstanceDirectory:
 
         It is renamed first, so that nobody takes half of it for an instance. Safe to repeat.
         """
-        doomed = self.instances / f"{self.uuid}{_DOOMED}"
-        with suppress(OSError):
-            _rename_over_nothing(self.path, doomed)
-        for left in (doomed, self.path):
-            shutil.rmtree(left, ignore_errors=True)
-        return not any(os.path.lexists(left) for left in (doomed, self.path))
+        return self._remove(self.path)
 
     def remove_kept(self) -> bool:
-        """Remove what a resize keeps of the instance as it was; whether nothing of it is left."""
-        kept = self.instances / f"{self.uuid}_resize"
-        shutil.rmtree(kept, ignore_errors=True)
-        return not os.path.lexists(kept)
+        """Remove what a resize keeps of the instance as it was; whether nothing of it is left. As `remove`."""
+        return self._remove(self.kept)
+
+    def _remove(self, path: Path) -> bool:
+        with suppress(OSError):
+            rename_over_doomed(path, self.doomed)
+        for left in (self.doomed, path):
+            shutil.rmtree(left, ignore_errors=True)
+        return not any(os.path.lexists(left) for left in (self.doomed, path))
 
 
 def directory_of(instances: Path, uuid: str) -> InstanceDirectory:
@@ -134,7 +147,12 @@ def interrupted(instances: Path) -> list[InstanceDirectory]:
     return found
 
 
-def _rename_over_nothing(source: Path, target: Path) -> None:
+def rename_over_doomed(source: Path, target: Path) -> None:
+    """Rename a directory to what is on its way out, in place of what an earlier removal left there.
+
+    Raises:
+        OSError
+    """
     try:
         os.rename(source, target)
     except OSError as error:

@@ -11,6 +11,7 @@ from underlay.compute.libvirt.contract.networks import LibvirtNetworks
 from underlay.compute.libvirt.contract.power import LibvirtPower
 from underlay.compute.libvirt.contract.resize import LibvirtResize
 from underlay.compute.libvirt.contract.resources import LibvirtResources
+from underlay.compute.libvirt.contract.sharedstorage import LibvirtSharedStorage
 from underlay.compute.libvirt.contract.volumes import LibvirtVolumes
 from underlay.host import Host
 
@@ -27,6 +28,7 @@ class LibvirtDriver(
     LibvirtNetworks,
     LibvirtDiagnosis,
     LibvirtResize,
+    LibvirtSharedStorage,
     LibvirtResources,
     LibvirtImages,
     ComputeDriver,

@@ -7,8 +7,10 @@ from underlay.compute.arguments import Instance
 from underlay.compute.errors import ComputeError
 from underlay.compute.libvirt import localdisks
 from underlay.compute.libvirt.site import Site
+from underlay.compute.metadata import field_of
 
 _LOG = logging.getLogger(__name__)
+_DELETING = "deleting"  # the task state of an instance that does not come back
 
 
 def destroy(site: Site, instance: Instance) -> None:
@@ -24,11 +26,16 @@ def destroy(site: Site, instance: Instance) -> None:
 def remove_disks(site: Site, instance: Instance) -> None:
     """Remove the local disks, and all else in the instance's directory.
 
+    What a resize keeps stays, as a reversal of that needs it, unless the instance is deleted for good.
+
     Raises:
         OperationFailed: a disk is still needed, or its storage does not answer.
     """
     localdisks.remove_all(site.host, instance.uuid)
-    site.directory(instance).remove()
+    directory = site.directory(instance)
+    directory.remove()
+    if field_of(instance, "task_state") == _DELETING:
+        directory.remove_kept()
 
 
 def delete_files(site: Site, instance: Instance) -> bool:

@@ -17,8 +17,9 @@ from underlay.compute.arguments import (
 from underlay.compute.contract.lifecycle import LifeCycle
 from underlay.compute.contract.listening import Listening
 from underlay.compute.errors import NotSupported, PreserveEphemeralNotSupported
-from underlay.compute.libvirt import domain as domains, making, removing, service
+from underlay.compute.libvirt import domain as domains, kept, making, removing, service, sharing
 from underlay.compute.libvirt.contract.located import Located
+from underlay.compute.libvirt.hostaddress import own_address
 from underlay.compute.states import InstanceInfo
 from underlay.host import Host
 
@@ -29,13 +30,15 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
     underlay: Host | None
 
     def init_host(self, host: str) -> None:
-        """As the contract has it: what was left half made is removed.
+        """As the contract has it: what was left half made is removed, and what was half resized is put back.
 
         Raises:
             HypervisorUnavailable, ExtraMissing, ConfigError
         """
         self._running = service.begin(host, host=self.underlay, tell=self.emit_event)
+        kept.undo_all_interrupted(self.site)
         making.undo_all_interrupted(self.site)
+        sharing.announce(self.site.host, own_address(self.site.options))
 
     def cleanup_host(self, host: str) -> None:
         """As the contract has it."""

@@ -1,0 +1,156 @@
+"""What a resize keeps of an instance as it was: its directory under another name, until the resize is confirmed or reverted.
+
+While a new directory is being filled a mark in the old one says so, which whoever does it has locked, and in which its host
+stands. Who was killed leaves the mark and no lock, and the next driver of that host puts the old directory back. Without a mark
+both directories are whole, and which of them stays is for a confirmation or a reversal to say.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from underlay import locks
+from underlay.compute.errors import ComputeError, InvalidInput, OperationFailed
+from underlay.compute.libvirt.directory import KEPT, InstanceDirectory, directory_of, rename_over_doomed
+from underlay.compute.libvirt.domain import Domain
+from underlay.compute.libvirt.localdisks import translated
+from underlay.compute.libvirt.site import Site
+from underlay.files import rename_no_replace, sync_directory, translated as translated_at
+
+_LOG = logging.getLogger(__name__)
+_MARK = "resizing"
+
+
+def is_marked(directory: InstanceDirectory) -> bool:
+    """Whether the new directory is not whole: it is being filled, or was when whoever filled it was killed."""
+    return os.path.lexists(directory.kept / _MARK)
+
+
+@contextmanager
+def marked(directory: InstanceDirectory, *, host: str) -> Iterator[None]:
+    """Have it said, durably, that the instance's directory is changed, and nobody else change it, while the block lasts.
+
+    After a failure the mark stays where the directory could not be put back, so that somebody does it later.
+
+    Args:
+        host: whose next driver takes care of it.
+
+    Raises:
+        OperationFailed: somebody else changes it; or the directory cannot be written.
+    """
+    mark = directory.path / _MARK
+    with _at(mark), locks.try_exclusive(mark) as lock:
+        if lock is None:
+            raise OperationFailed(f"the instance {directory.uuid} is being resized by somebody else")
+        os.pwrite(lock.fd, host.encode(), 0)
+        os.ftruncate(lock.fd, len(host.encode()))
+        os.fsync(lock.fd)
+        sync_directory(directory.path)
+        try:
+            yield  # crash: `undo_all_interrupted` finds the mark
+        except BaseException:
+            _unmark(directory.path)
+            raise
+        _unmark(directory.kept)  # crash before: the old directory is put back, as nobody was told of the new one
+
+
+def keep(directory: InstanceDirectory) -> None:
+    """Give the instance's directory the name under which it is kept, and make an empty one in its place.
+
+    Raises:
+        OperationFailed: something is kept already, among others.
+    """
+    with _at(directory.kept):
+        rename_no_replace(directory.path, directory.kept)  # crash: the mark is in what is kept, which is put back
+        directory.make()  # crash: the same
+
+
+def put_back(directory: InstanceDirectory) -> None:
+    """Drop the instance's directory and put what is kept in its place; nothing that is kept is a success. Safe to repeat.
+
+    Raises:
+        OperationFailed
+    """
+    with _at(directory.kept):
+        if not os.path.lexists(directory.kept):
+            return
+        with suppress(FileNotFoundError):
+            rename_over_doomed(directory.path, directory.doomed)  # crash: what is kept is all, and this can be repeated
+        os.rename(directory.kept, directory.path)  # crash: the old directory, and one that goes when the next driver starts
+        sync_directory(directory.instances)
+        _unmark(directory.path)
+    shutil.rmtree(directory.doomed, ignore_errors=True)
+
+
+def drop(directory: InstanceDirectory) -> None:
+    """Remove what is kept, in one step as far as anybody can see. Nothing is a success.
+
+    Raises:
+        OperationFailed: it is all that there is of the instance, or cannot be removed.
+    """
+    if not os.path.lexists(directory.kept):
+        return
+    if is_marked(directory) or not directory.path.is_dir():
+        what = f"what the resize of the instance {directory.uuid} kept is all that is whole of it: {directory.kept}"
+        raise OperationFailed(what, hint="revert the resize")
+    if not directory.remove_kept() and os.path.lexists(directory.kept):
+        raise OperationFailed(f"{directory.kept} cannot be removed", hint="confirm again when nobody uses its files")
+
+
+def refuse_changing(directory: InstanceDirectory) -> None:
+    """Refuse to touch a directory that is being changed now.
+
+    Raises:
+        OperationFailed
+    """
+    for place in (directory.path, directory.kept):
+        with _at(place):
+            if locks.is_held(place / _MARK):
+                raise OperationFailed(f"the instance {directory.uuid} is being resized", hint="wait for the end of that")
+
+
+def undo_all_interrupted(site: Site) -> None:
+    """Put back every directory whose change was interrupted on this host. What cannot be put back now is logged."""
+    instances = site.host.config.instances
+    for mark in sorted(instances.glob(f"*/{_MARK}")):
+        with suppress(InvalidInput):
+            directory = directory_of(instances, mark.parent.name.removesuffix(KEPT))
+            try:
+                _undo_interrupted(site, directory, mark)
+            except ComputeError as error:
+                _LOG.warning("the instance %s cannot be put back to what it was yet: %s", directory.uuid, error)
+
+
+def _undo_interrupted(site: Site, directory: InstanceDirectory, mark: Path) -> None:
+    with _at(mark), locks.try_exclusive(mark) as lock:
+        if lock is None:
+            return  # it is being changed now
+        said = mark.read_bytes()
+        if said not in (b"", site.name.encode()):
+            return  # where hosts share the directory, this is another one's business
+        if said and mark.parent == directory.kept:
+            _refuse_running(Domain(site.connection, directory.uuid))
+            _LOG.info("putting the instance %s back to what it was: its resize was interrupted", directory.uuid)
+            put_back(directory)
+        _unmark(mark.parent)
+
+
+def _refuse_running(domain: Domain) -> None:
+    """Somebody may have started the guest on what was copied so far, and only a reversal may take that from it."""
+    if domain.exists() and domain.is_active():
+        raise OperationFailed("it runs on what was copied for its resize", hint="revert the resize")
+
+
+def _unmark(place: Path) -> None:
+    with suppress(FileNotFoundError):
+        (place / _MARK).unlink()
+        sync_directory(place)
+
+
+@contextmanager
+def _at(place: Path) -> Iterator[None]:
+    with translated(), translated_at(place):
+        yield

@@ -1,0 +1,173 @@
+"""How a resize or a cold migration begins: the guest is shut down, and its disks get twins beside them.
+
+The instance's directory is kept under another name, and a new one in its place has a copy of each disk, on the same base image.
+Another host can go on from there where it shares the directory of instances. Whatever fails, the instance is what it was.
+"""
+
+import logging
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from underlay import filedisk, instances
+from underlay.compute import states
+from underlay.compute.arguments import BlockDeviceInfo, Flavor, Instance, NetworkInfo
+from underlay.compute.errors import ComputeError, InstanceFaultRollback, InstanceNotFound, MigrationPreCheckError, ResizeError
+from underlay.compute.libvirt import kept, localdisks, networks, power, resizeplan, sharing
+from underlay.compute.libvirt.directory import ROOT, SWAP, InstanceDirectory
+from underlay.compute.libvirt.site import Site
+from underlay.compute.libvirt.starting import start
+from underlay.files import link, sync_directory, translated, write_durably
+from underlay.model import InstanceDisk
+from underlay.values import replace
+
+_LOG = logging.getLogger(__name__)
+
+
+def begin(
+    site: Site,
+    instance: Instance,
+    dest: str,
+    flavor: Flavor,
+    network_info: NetworkInfo | None,
+    info: BlockDeviceInfo | None,
+    *,
+    here: str,
+    timeout: float,
+    retry_interval: float,
+) -> str:
+    """Shut a guest down, keep its directory, and copy its disks into a new one; what `localdisks.facts` says of them.
+
+    Swap is not copied: nothing in it outlasts the guest's end, and whoever finishes makes it anew.
+
+    Args:
+        dest: the address of the host that finishes. here: this host's.
+        timeout, retry_interval: seconds, as for `underlay.compute.libvirt.power.power_off`.
+
+    Raises:
+        InstanceFaultRollback: the instance is as it was. InstanceNotFound
+        HypervisorUnavailable, OperationFailed: it could not be put back to what it was; the next driver that starts, or a
+        reversal, does it.
+    """
+    directory, domain = site.directory(instance), site.domain(instance)
+    with ExitStack() as holding:
+        with _changing_nothing():
+            domain.state()
+            holding.enter_context(kept.marked(directory, host=site.name))
+            disks = _disks(site, instance)
+            _check(site, instance, dest, here=here)
+            _check_disks(site, instance, disks)
+            _check_size(instance, flavor, info, disks)
+            was_on = domain.is_active()
+        with _or_as_it_was(site, instance, network_info, was_on=was_on):
+            power.power_off(site, instance, timeout=timeout, retry_interval=retry_interval)
+            networks.unplug(network_info)
+            told = localdisks.facts(site, instance)
+            _replace(site, directory, disks)
+        return told
+
+
+# ----------------------------------------------------------------------------------------------------------------- the checks
+
+
+def _disks(site: Site, instance: Instance) -> tuple[InstanceDisk, ...]:
+    with localdisks.translated():
+        names = localdisks.names_of(site.host, instance.uuid)
+        return tuple(site.host.disk(instance.uuid, name=name) for name in names)
+
+
+def _check(site: Site, instance: Instance, dest: str, *, here: str) -> None:
+    domain, directory = site.domain(instance), site.directory(instance)
+    state, _ = domain.state()
+    if state in (states.PAUSED, states.SUSPENDED) or domain.is_saved():
+        raise MigrationPreCheckError(reason="its memory would be lost: it is paused or suspended")
+    if directory.kept.exists():
+        raise MigrationPreCheckError(reason=f"an earlier resize was neither confirmed nor reverted: {directory.kept}")
+    if directory.unrescue.exists() or directory.making.exists():
+        raise MigrationPreCheckError(reason="it is being rescued, or made")
+    if dest != here and not sharing.is_shared_with(site.host, dest):
+        what = f"no host at {dest} has said that it shares {site.host.config.instances}"
+        raise MigrationPreCheckError(
+            what, hint="name the hosts that share it in 'hosts' of the table [instances] on each of them"
+        )
+
+
+def _check_disks(site: Site, instance: Instance, disks: tuple[InstanceDisk, ...]) -> None:
+    for disk in disks:
+        if disk.path.parent != site.directory(instance).path or not disk.path.is_file():
+            what = f"the disk {disk.name} is kept by the {disk.backend} backend, and disks that are files are copied only"
+            raise MigrationPreCheckError(reason=what)
+        with localdisks.translated():
+            filedisk.known(disk)
+
+
+def _check_size(instance: Instance, flavor: Flavor, info: BlockDeviceInfo | None, disks: tuple[InstanceDisk, ...]) -> None:
+    root = next((disk.size for disk in disks if disk.name == ROOT), None)
+    if (why := resizeplan.refused(instance.flavor, flavor, info, root=root)) is not None:
+        raise ResizeError(reason=why)
+
+
+@contextmanager
+def _changing_nothing() -> Iterator[None]:
+    try:
+        yield
+    except InstanceNotFound:
+        raise
+    except ComputeError as error:
+        raise InstanceFaultRollback(error, hint=error.hint) from error
+
+
+@contextmanager
+def _or_as_it_was(site: Site, instance: Instance, network_info: NetworkInfo | None, *, was_on: bool) -> Iterator[None]:
+    """Start a guest again that ran, when the block fails and has put its directory back."""
+    try:
+        yield
+    except ComputeError as error:
+        if site.directory(instance).kept.exists():
+            raise  # it could not be put back, so it is not as it was
+        if was_on:
+            _LOG.info("starting the instance %s again, whose resize failed: %s", instance.uuid, error)
+            networks.plug(network_info)
+            start(site, site.domain(instance))
+        raise InstanceFaultRollback(error, hint=error.hint) from error
+
+
+# ----------------------------------------------------------------------------------------------------------------- the copies
+
+
+def _replace(site: Site, directory: InstanceDirectory, disks: tuple[InstanceDisk, ...]) -> None:
+    """Keep the directory, and have one like it in its place; or nothing of it."""
+    try:
+        kept.keep(directory)
+        _fill(site, directory, disks)
+    except BaseException:
+        kept.put_back(directory)
+        raise
+
+
+def _fill(site: Site, directory: InstanceDirectory, disks: tuple[InstanceDisk, ...]) -> None:
+    """Copy the disks from what is kept, and have what is only read under both names. A crash leaves the mark."""
+    for disk in disks:
+        if disk.name != SWAP:
+            _copy(site, disk, directory.kept / disk.path.name)
+    for path in (directory.kernel(), directory.ramdisk(), directory.config_drive()):
+        source = directory.kept / path.name
+        if source.exists():
+            _have_too(source, path)
+    with localdisks.translated(), translated(directory.path):
+        sync_directory(directory.path)
+
+
+def _copy(site: Site, disk: InstanceDisk, source: Path) -> None:
+    with localdisks.translated():
+        disk_format, _ = filedisk.known(disk_there := replace(disk, path=source))
+        instances.note_format(site.host.config, disk.path, disk_format)
+        filedisk.copy(disk_there, disk.path)
+
+
+def _have_too(source: Path, path: Path) -> None:
+    """One more name for a file that nobody writes to, or a copy where it can have none."""
+    with localdisks.translated(), translated(path):
+        if not link(source, path):
+            write_durably(path, source.read_bytes(), mode=stat.S_IMODE(source.stat().st_mode))

@@ -4,6 +4,7 @@ Nova leaves in a domain what it was made from (the namespace below), so its imag
 libvirt does not know claims nothing: the disks decide. The connection is read-only where the driver has such a thing.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import import_module
@@ -85,11 +86,13 @@ class LibvirtInventory:
 
 
 def _library() -> Any:
+    is_first = "libvirt" not in sys.modules
     try:
         library = import_module("libvirt")
     except ImportError as error:
         raise ExtraMissing("libvirt-python is not installed", hint="pip install 'underlay[libvirt]'") from error
-    library.registerErrorHandler(lambda _context, _error: None, None)  # the default one prints what is raised anyway
+    if is_first:  # the handler of errors is the process's, and may be somebody else's by now
+        library.registerErrorHandler(lambda _context, _error: None, None)  # the default one prints what is raised anyway
     return library
 
 

@@ -10,6 +10,7 @@ from underlay.compute import states
 from underlay.compute.errors import InstanceNotFound, OperationFailed
 from underlay.compute.libvirt.connection import Connection
 from underlay.compute.libvirt.library import library
+from underlay.compute.libvirt.probename import is_probe
 
 _Answer = TypeVar("_Answer")
 
@@ -65,17 +66,17 @@ class Domain:
 
     def start(self) -> None:
         """Start it, from its saved memory if there is one. One that runs goes on."""
-        self._do(lambda domain: None if domain.isActive() else domain.create(), seconds=LONG)
+        seconds = LONG if self.is_saved() else None
+        self._change(lambda domain: domain.create(), when=lambda domain: not domain.isActive(), seconds=seconds)
 
     def cut(self) -> None:
         """End its QEMU at once. One that is off stays so."""
-        self._do(lambda domain: _while_active(domain, domain.destroy))
+        self._while_active(lambda domain: domain.destroy())
 
     def press(self) -> None:
         """Press its power button. One that is off stays so."""
         libvirt = library()
-        button = libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
-        self._do(lambda domain: _while_active(domain, partial(domain.shutdownFlags, button)))
+        self._while_active(lambda domain: domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
 
     def pause(self) -> None:
         """Stop its CPUs."""
@@ -95,7 +96,7 @@ class Domain:
 
     def forget_memory(self) -> None:
         """Drop its saved memory, if there is one."""
-        self._do(lambda domain: domain.managedSaveRemove(0) if domain.hasManagedSaveImage(0) else None)
+        self._change(lambda domain: domain.managedSaveRemove(0), when=lambda domain: domain.hasManagedSaveImage(0))
 
     def interrupt(self) -> None:
         """Send its CPUs a non-maskable interrupt."""
@@ -130,7 +131,7 @@ class Domain:
     def end_backup(self) -> None:
         """End a copy that goes on; none is a success."""
         libvirt = library()
-        self._do(lambda domain: _while_active(domain, partial(_end_job, libvirt, domain)))
+        self._while_active(partial(_end_job, libvirt))
 
     def remove(self) -> bool:
         """End it and have libvirt forget it with all that libvirt keeps of it; whether it was there.
@@ -154,16 +155,28 @@ class Domain:
         return True
 
     def _do(self, what: Callable[[Any], _Answer], *, seconds: float | None = None) -> _Answer:
-        return self.connection.ask(
-            lambda handle: what(handle.lookupByUUIDString(self.uuid)),
+        return self.connection.ask(what, of=self._found, missing=InstanceNotFound(instance_id=self.uuid), seconds=seconds)
+
+    def _change(self, change: Callable[[Any], object], *, when: Callable[[Any], object], seconds: float | None = None) -> None:
+        """Change it, if it is as it has to be for that."""
+        self.connection.ask(
+            lambda found: found and change(found),
+            of=lambda handle: _if(self._found(handle), when),
             missing=InstanceNotFound(instance_id=self.uuid),
             seconds=seconds,
         )
 
+    def _while_active(self, change: Callable[[Any], object]) -> None:
+        """Change it, if it runs."""
+        self._change(partial(_unless_ended, change), when=lambda domain: domain.isActive())
+
+    def _found(self, handle: Any) -> Any:
+        return handle.lookupByUUIDString(self.uuid)
+
 
 def define(connection: Connection, xml: str) -> None:
     """Make a domain, or change what it is when it starts next; it goes by the name and UUID in its XML."""
-    connection.ask(lambda handle: handle.defineXML(xml))
+    connection.ask(lambda handle: handle.defineXML(xml).name())
 
 
 def has_name(connection: Connection, name: str) -> bool:
@@ -176,22 +189,31 @@ def has_name(connection: Connection, name: str) -> bool:
 
 
 def names(connection: Connection) -> list[str]:
-    """Of all domains, running or not."""
-    return connection.ask(lambda handle: [domain.name() for domain in handle.listAllDomains(0)])
+    """Of all instances, running or not."""
+    return [name for name, _ in _all(connection)]
 
 
 def uuids(connection: Connection) -> list[str]:
-    """Of all domains, running or not."""
-    return connection.ask(lambda handle: [domain.UUIDString() for domain in handle.listAllDomains(0)])
+    """Of all instances, running or not."""
+    return [uuid for _, uuid in _all(connection)]
 
 
-def _while_active(domain: Any, change: Callable[[], object]) -> None:
-    """Change a domain that runs. It may end by itself at any moment, and then there is nothing to be changed."""
+def _all(connection: Connection) -> list[tuple[str, str]]:
+    """The name and the UUID of each."""
+    return connection.ask(
+        lambda handle: [(one.name(), one.UUIDString()) for one in handle.listAllDomains(0) if not is_probe(one)]
+    )
+
+
+def _if(domain: Any, when: Callable[[Any], object]) -> Any:
+    return domain if when(domain) else None
+
+
+def _unless_ended(change: Callable[[Any], object], domain: Any) -> None:
+    """It may end by itself at any moment, and then there is nothing to be changed."""
     libvirt = library()
-    if not domain.isActive():
-        return
     try:
-        change()
+        change(domain)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
             raise

@@ -4,9 +4,11 @@ libvirt calls from its event loop, which must not wait: a service that hears an 
 answered hangs up. So one thread takes what libvirt calls, and another tells it.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +16,9 @@ from underlay.compute import events
 from underlay.compute.errors import ComputeError
 from underlay.compute.events import LifecycleEvent
 from underlay.compute.libvirt.library import library
+from underlay.compute.libvirt.probename import is_probe
 
+_LOG = logging.getLogger(__name__)
 _PATIENCE = 10.0  # seconds that the thread has to end
 
 # libvirt's virDomainEventType. What it calls suspended is a guest whose CPUs stand; 7 is one that suspended itself.
@@ -33,7 +37,7 @@ _STOPPED, _STOPPED_SAVED = 5, 4
 class LifecycleEvents:
     """What is heard of domains, in the order in which it was.
 
-    A guest that stopped and runs again by the time it is told has not stopped: a reboot does that.
+    A guest that stopped and runs again by the time it is told has not stopped: a reboot does that. One whose reboot fails has.
 
     Args:
         tell: called with each event, in a thread of this one's own.
@@ -44,7 +48,8 @@ class LifecycleEvents:
         self._tell = tell
         self._is_active = is_active
         self._heard: queue.SimpleQueue[LifecycleEvent | None] = queue.SimpleQueue()
-        self._held: set[str] = set()
+        self._held: dict[str, LifecycleEvent | None] = {}  # being rebooted, and that they stopped
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -60,34 +65,44 @@ class LifecycleEvents:
             self._thread.join(_PATIENCE)
             self._thread = None
 
-    def listen(self, handle: Any) -> None:
-        """Hear of all domains of a connection."""
-        handle.domainEventRegisterAny(None, library().VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._hear, None)
+    def listen(self, handle: Any) -> Callable[[], None]:
+        """Hear of all domains of a connection; what is returned ends that, and has to, before the connection can be closed."""
+        number = handle.domainEventRegisterAny(None, library().VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._hear, None)
+        return partial(handle.domainEventDeregisterAny, number)
 
     def hold(self, uuid: str) -> None:
-        """A guest is being rebooted: that it stops is not told."""
-        self._held.add(uuid)
+        """A guest is being rebooted: that it stops is not told until that is done."""
+        with self._lock:
+            self._held[uuid] = None
 
     def release(self, uuid: str) -> None:
-        """It has been."""
-        self._held.discard(uuid)
+        """It has been, or that failed, which a guest that is still off shows."""
+        with self._lock:
+            stopped = self._held.pop(uuid, None)
+        if stopped is not None:
+            self._heard.put(stopped)
 
     def _hear(self, _handle: Any, domain: Any, event: int, detail: int, _nothing: object) -> None:
         transition = _TRANSITIONS.get(event)
         if (event, detail) == (_STOPPED, _STOPPED_SAVED):
             transition = events.EVENT_LIFECYCLE_SUSPENDED
-        if transition is not None:
+        if transition is not None and not is_probe(domain):
             self._heard.put(LifecycleEvent(domain.UUIDString(), transition))
 
     def _run(self) -> None:
         while (event := self._heard.get()) is not None:
-            if event.transition != events.EVENT_LIFECYCLE_STOPPED or self._has_stopped(event.uuid):
-                self._tell(event)
+            try:
+                if event.transition != events.EVENT_LIFECYCLE_STOPPED or self._has_stopped(event):
+                    self._tell(event)
+            except Exception:  # noqa: BLE001 - the last door of this thread: whatever one event meets, the next one is told
+                _LOG.exception("of the instance %s it could not be told: %s", event.uuid, event.get_name())
 
-    def _has_stopped(self, uuid: str) -> bool:
-        if uuid in self._held:
-            return False
+    def _has_stopped(self, event: LifecycleEvent) -> bool:
+        with self._lock:
+            if event.uuid in self._held:
+                self._held[event.uuid] = event
+                return False
         try:
-            return not self._is_active(uuid)
+            return not self._is_active(event.uuid)
         except ComputeError:  # gone with its domain, or nobody can say otherwise
             return True

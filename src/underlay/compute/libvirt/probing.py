@@ -19,6 +19,7 @@ from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guest import Guest, GuestDisk, SerialLine
 from underlay.compute.libvirt.guestplan import cpu_mode_of
 from underlay.compute.libvirt.library import library
+from underlay.compute.libvirt.probename import probe_name
 from underlay.config.libvirt import Libvirt
 from underlay.files import translated
 from underlay.model import Attachment
@@ -62,7 +63,7 @@ def _guest(place: Path, options: Libvirt) -> Guest:
     uuid = str(uuid4())
     return Guest(
         uuid=uuid,
-        name=f"underlay-probe-{uuid[:8]}",
+        name=probe_name(uuid),
         memory=_MEMORY,
         vcpus=1,
         virt_type="kvm",
@@ -86,7 +87,7 @@ def _writes(connection: Connection, guest: Guest, seconds: float) -> bool:
     xml = guestxml.to_xml(guest)
     flags = library().VIR_DOMAIN_START_AUTODESTROY  # it does not outlive a probe that is killed
     try:
-        connection.ask(lambda handle: handle.createXML(xml, flags))
+        connection.ask(lambda handle: handle.createXML(xml, flags).name())
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if guest.serial.log.exists() and _LETTER in guest.serial.log.read_bytes():

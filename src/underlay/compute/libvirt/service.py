@@ -58,15 +58,24 @@ def end(running: Running) -> None:
 
 
 def _let_go(connection: Connection, events: LifecycleEvents, loop: EventLoop) -> None:
+    events.stop()  # first, as it may ask once more before it tells
     connection.close()
-    loop.stop()
-    events.stop()
+    loop.stop()  # last, as it is what notices that nobody answers
 
 
 def _virt_type(host: Host, connection: Connection) -> str:
-    options, works = host.config.libvirt, None
-    if options.virt_type == "auto":
-        with translated():
-            works = runs_under_kvm(connection, host.config.instances, options, seconds=_PROBE)
+    options = host.config.libvirt
+    works = _runs_under_kvm(host) if options.virt_type == "auto" else None
     connection.ask(lambda handle: handle.getLibVersion())  # when libvirt is not there, this says so
     return options.virt_type if works is None else "kvm" if works else "qemu"
+
+
+def _runs_under_kvm(host: Host) -> bool:
+    """Over a connection of its own, as nobody is to hear of the probe's guest."""
+    options = host.config.libvirt
+    connection = Connection(options.connection_uri, timeout=options.timeout)
+    try:
+        with translated():
+            return runs_under_kvm(connection, host.config.instances, options, seconds=_PROBE)
+    finally:
+        connection.close()

@@ -16,7 +16,7 @@ from underlay.compute.errors import (
     TooManyDiskDevices,
     VolumeDriverNotFound,
 )
-from underlay.compute.libvirt import configdrive, devicenames, guestxml
+from underlay.compute.libvirt import LibvirtDriver, configdrive, devicenames, guestxml
 from underlay.compute.libvirt.counters import counters_of
 from underlay.compute.libvirt.directory import InstanceDirectory, directory_of, interrupted, remove_doomed
 from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, rescue_disks
@@ -156,6 +156,15 @@ def test_a_rescue_s_disk_comes_first_and_the_instance_s_own_behind_it() -> None:
     disk, behind = rescue_disks(FakeImage(), own)
     assert ["vda", "vdb", "vdc"] == [one.device for one in (disk, *behind)]
     assert [True, False, False] == [one.boots for one in (disk, *behind)]
+
+
+def test_a_rescue_s_disk_that_is_a_cd_is_one_to_the_guest_on_the_instance_s_machine() -> None:
+    own = disks_of(FakeInstance(), FakeImage(), None)
+    iso = FakeImage(disk_format="iso", properties={"hw_machine_type": "q35"})
+    for machine, bus, device in (("q35", "sata", "sda"), ("pc", "ide", "hda")):
+        disk, behind = rescue_disks(iso, own, machine=machine, prefix="vd")
+        assert ("cdrom", bus, device, True) == (disk.kind, disk.bus, disk.device, disk.boots)
+        assert [("disk", "vda", "virtio")] == named(behind)
 
 
 def test_a_bus_has_so_many_names_and_no_more() -> None:
@@ -329,6 +338,15 @@ def test_a_config_drive_is_the_same_for_the_same_files_and_has_its_label() -> No
     image = configdrive.image({"a/b/c.json": b"1", "a/b/d": b"", "e": b"22"})
     assert (b"CD001", b"config-2") == (image[32769:32774], image[32808:32840].rstrip())
     assert 0 == len(image) % 2048
+
+
+def test_file_systems_are_those_of_nova_that_this_host_can_make() -> None:
+    made = [
+        kind for kind in ("ext2", "ext3", "ext4", "xfs", "vfat", "ntfs") if LibvirtDriver(None).is_supported_fs_format(kind)
+    ]
+    has = [kind for kind in ("ext2", "ext3", "ext4", "xfs") if list(Path("/").glob(f"*sbin/mkfs.{kind}"))]
+    assert has == made
+    assert not LibvirtDriver(None).is_supported_fs_format("../ext4")
 
 
 # ---------------------------------------------------------------------------------------------------------------- counters

@@ -76,16 +76,31 @@ def _root(
     instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None, bus: str, *, machine: str, prefix: str
 ) -> LocalDisk:
     """An image of a CD is one to the guest as well."""
-    wanted, kind = properties_of(image), "disk"
-    if field_of(image, "disk_format") == "iso":
-        bus, kind = devicenames.cdrom_bus(wanted.get("hw_machine_type") or machine, wanted.get("hw_cdrom_bus")), "cdrom"
+    bus, kind = _sits_on(image, bus, machine=machine_of(image, machine))
     asked = block_device_info_get_root_device(info) or field_of(instance, "root_device_name")
     device = devicenames.fitting(asked, bus) or devicenames.next_name(bus, (), prefix=prefix if kind == "disk" else "")
     return LocalDisk(name=ROOT, role="image", size=root_size(instance, image), device=device, bus=bus, boots=True, kind=kind)
 
 
-def rescue_disks(image: ImageMeta, own: tuple[LocalDisk, ...], *, prefix: str = "") -> tuple[LocalDisk, tuple[LocalDisk, ...]]:
+def _sits_on(image: ImageMeta, bus: str, *, machine: str) -> tuple[str, str]:
+    """The bus and the kind of an image's disk: one of a CD is one to the guest as well."""
+    if field_of(image, "disk_format") != "iso":
+        return bus, "disk"
+    return devicenames.cdrom_bus(machine, properties_of(image).get("hw_cdrom_bus")), "cdrom"
+
+
+def machine_of(image: ImageMeta, otherwise: str) -> str:
+    """The machine that an image's guests get; the configuration's when it asks for none."""
+    return properties_of(image).get("hw_machine_type") or otherwise
+
+
+def rescue_disks(
+    image: ImageMeta, own: tuple[LocalDisk, ...], *, machine: str = "", prefix: str = ""
+) -> tuple[LocalDisk, tuple[LocalDisk, ...]]:
     """The disk of a rescue, from which the guest boots, and the instance's own behind it.
+
+    Args:
+        machine: the instance's.
 
     Raises:
         InvalidInput, TooManyDiskDevices
@@ -93,13 +108,13 @@ def rescue_disks(image: ImageMeta, own: tuple[LocalDisk, ...], *, prefix: str = 
     bus = devicenames.check_bus(
         properties_of(image).get("hw_rescue_bus") or properties_of(image).get("hw_disk_bus") or "virtio", what="hw_rescue_bus"
     )
-    rescue = LocalDisk(
-        name=RESCUE, role="image", size=None, device=devicenames.next_name(bus, (), prefix=prefix), bus=bus, boots=True
-    )
+    bus, kind = _sits_on(image, bus, machine=machine)
+    first = devicenames.next_name(bus, (), prefix=prefix if kind == "disk" else "")
+    rescue = LocalDisk(name=RESCUE, role="image", size=None, device=first, bus=bus, boots=True, kind=kind)
     behind: list[LocalDisk] = []
     for disk in own:
         taken = {rescue.device, *(one.device for one in behind)}
-        device = devicenames.next_name(disk.bus, taken, prefix=prefix)
+        device = devicenames.next_name(disk.bus, taken, prefix=prefix if disk.kind == "disk" else "")
         behind.append(replace(disk, device=device, boots=False))
     return rescue, tuple(behind)
 

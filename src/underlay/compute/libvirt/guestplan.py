@@ -8,7 +8,7 @@ from underlay.compute.arguments import ImageMeta, Instance, NetworkInfo, Vif
 from underlay.compute.errors import InternalError, InvalidInput, NotSupported
 from underlay.compute.libvirt import devicenames
 from underlay.compute.libvirt.directory import InstanceDirectory
-from underlay.compute.libvirt.diskplan import MIB, LocalDisk, properties_of
+from underlay.compute.libvirt.diskplan import MIB, LocalDisk, machine_of, properties_of
 from underlay.compute.libvirt.guest import DirectBoot, Guest, GuestDisk, GuestInterface, Screen, SerialLine
 from underlay.compute.metadata import field_of, metadata_of
 from underlay.config.libvirt import Libvirt
@@ -42,7 +42,7 @@ def guest_of(
     """
     check(image, network_info)
     wanted = properties_of(image)
-    machine = wanted.get("hw_machine_type") or options.machine_type
+    machine = machine_of(image, options.machine_type)
     return Guest(
         uuid=instance.uuid,
         name=instance.name,

@@ -4,17 +4,23 @@ The domain as it was is kept in a file from before anything changes until it is 
 be followed by an unrescue.
 """
 
+import logging
+
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, NetworkInfo
-from underlay.compute.errors import InstanceNotRescuable
-from underlay.compute.libvirt import domain as domains, guestxml, localdisks
+from underlay.compute.errors import ComputeError, InstanceNotRescuable
+from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks
 from underlay.compute.libvirt.assembling import assembled_of, deliver_kernel, write_config_drive
 from underlay.compute.libvirt.directory import RESCUE, RESCUED
-from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, rescue_disks
+from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, machine_of, rescue_disks
+from underlay.compute.libvirt.domain import Domain
+from underlay.compute.libvirt.guest import Guest
+from underlay.compute.libvirt.guestplan import check
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import start
-from underlay.files import translated, write_durably
+from underlay.files import sync_directory, translated, write_durably
 
-_MODE = 0o600
+_LOG = logging.getLogger(__name__)
+_MODE = 0o600  # domains have secrets in them
 
 
 def rescue(
@@ -26,7 +32,10 @@ def rescue(
     *,
     password: str | None,
 ) -> None:
-    """Start a guest from another image. Until that image's disk is made the guest runs on; after a failure it is as it was.
+    """Start a guest from another image, on the machine that it is: that of its own image.
+
+    Until that image's disk is made and libvirt has taken what the guest is to be, it runs on. After a failure it is as it was:
+    one that was cut is started again. Only saved memory is lost when it is the start that fails.
 
     Raises:
         InstanceNotRescuable: it is being rescued already. InstanceNotFound; as `underlay.compute.libvirt.making.spawn`
@@ -35,25 +44,31 @@ def rescue(
     before = domain.xml(inactive=True)
     if directory.unrescue.exists():
         raise InstanceNotRescuable(instance_id=instance.uuid, reason="it is being rescued already")
-    prefix = site.options.disk_prefix
-    own = disks_of(instance, instance.image_meta, info, machine=site.options.machine_type, prefix=prefix)
-    disk, behind = rescue_disks(image, own, prefix=prefix)
+    disks = _disks(site, instance, image, info)
+    check(image, network_info)
+    networks.plug(network_info)
     with localdisks.translated(), translated(directory.unrescue):
         write_durably(directory.unrescue, before.encode(), mode=_MODE)
-    try:
-        _make(site, instance, network_info, image, disk, password=password)
-        guest = assembled_of(site, instance, image, network_info, (disk, *behind), suffix=RESCUED)
+    try:  # crash from here on: unrescue.xml is there, by which `unrescue` puts all of it back
+        _make(site, instance, network_info, image, disks[0], password=password)
+        guest = assembled_of(site, instance, instance.image_meta, network_info, disks, suffix=RESCUED)
+        run = domain.state()[1]
     except BaseException:
         _remove_files(site, instance)
         raise
     try:
-        domain.cut()
-        domain.forget_memory()
-        domains.define(site.connection, guestxml.to_xml(guest))
-        start(site, domain)
+        _become(site, domain, guest)
     except BaseException:
-        _put_back(site, instance)
+        _undo_quietly(site, instance, run=run)
         raise
+
+
+def _disks(site: Site, instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None) -> tuple[LocalDisk, ...]:
+    """The rescue's first."""
+    machine, prefix = site.options.machine_type, site.options.disk_prefix
+    own = disks_of(instance, instance.image_meta, info, machine=machine, prefix=prefix)
+    disk, behind = rescue_disks(image, own, machine=machine_of(instance.image_meta, machine), prefix=prefix)
+    return (disk, *behind)
 
 
 def _make(
@@ -71,24 +86,49 @@ def _make(
     write_config_drive(site, instance, image, network_info, password=password, suffix=RESCUED)
 
 
+def _become(site: Site, domain: Domain, guest: Guest) -> None:
+    domains.define(site.connection, guestxml.to_xml(guest))  # crash after: it runs as itself, and would start as the rescue
+    domain.cut()  # crash after: it is off
+    domain.forget_memory()
+    start(site, domain)
+
+
+def _undo_quietly(site: Site, instance: Instance, *, run: int | None) -> None:
+    """After a failure, whose error goes on; what cannot be undone now is when the instance is unrescued.
+
+    Args:
+        run: libvirt's number of the run that there was before; None: the guest was off.
+    """
+    domain = site.domain(instance)
+    try:
+        if was_cut := domain.state()[1] != run:
+            domain.cut()
+        _put_back(site, instance)
+        if was_cut and run is not None:
+            start(site, domain)
+    except ComputeError as error:
+        _LOG.warning("the instance %s cannot be put back to what it was before its rescue: %s", instance.uuid, error)
+
+
 def unrescue(site: Site, instance: Instance) -> None:
-    """Put a guest back to what it was before a rescue, and start it. One that is not being rescued is started as it is.
+    """Put a guest back to what it was before a rescue, and start it.
+
+    One that is not being rescued is started, or goes on: it was unrescued already, or whoever did so was killed at the end.
 
     Raises:
         InstanceNotFound, OperationFailed
     """
     domain = site.domain(instance)
-    domain.cut()
-    _put_back(site, instance)
+    if site.directory(instance).unrescue.exists():
+        domain.cut()  # crash after: the guest is off, and is unrescued again
+        _put_back(site, instance)
     start(site, domain)
 
 
 def _put_back(site: Site, instance: Instance) -> None:
-    domain, directory = site.domain(instance), site.directory(instance)
-    if directory.unrescue.exists():
-        domain.cut()
-        domains.define(site.connection, directory.unrescue.read_text(encoding="utf-8"))
-        _remove_files(site, instance)
+    before = site.directory(instance).unrescue.read_text(encoding="utf-8")
+    domains.define(site.connection, before)  # crash after: it is itself again, and only files are left over
+    _remove_files(site, instance)
 
 
 def _remove_files(site: Site, instance: Instance) -> None:
@@ -97,4 +137,5 @@ def _remove_files(site: Site, instance: Instance) -> None:
     with localdisks.translated(), translated(directory.path):
         for left in (directory.kernel(RESCUED), directory.ramdisk(RESCUED), directory.config_drive(RESCUED)):
             left.unlink(missing_ok=True)
-        directory.unrescue.unlink()  # last: what is left of a rescue is found by it
+        directory.unrescue.unlink()  # last: what is left of a rescue is found by it; crash after: the guest is off, as itself
+        sync_directory(directory.path)

@@ -1,12 +1,15 @@
 """Local disks and the names of devices; of volumes there is nothing yet."""
 
+import shutil
 from collections.abc import Sequence
 
 from underlay.compute.arguments import BlockDeviceInfo, BlockDeviceMapping, ImageMeta, Instance
 from underlay.compute.contract.volumes import Volumes
 from underlay.compute.libvirt import diagnosing, localdisks, rownames
 from underlay.compute.libvirt.contract.located import Located
-from underlay.generated import FILE_SYSTEMS
+from underlay.run import SEARCH_PATH
+
+_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs")  # those of Nova's libvirt driver
 
 
 class LibvirtVolumes(Volumes, Located):
@@ -42,5 +45,5 @@ class LibvirtVolumes(Volumes, Located):
         return rownames.further_name(self.site, instance, bdms, block_device_obj)
 
     def is_supported_fs_format(self, fs_type: str) -> bool:
-        """As the contract has it: what an ephemeral disk can be given."""
-        return fs_type in FILE_SYSTEMS
+        """As the contract has it, by the programs that this host has."""
+        return fs_type in _FILE_SYSTEMS and shutil.which(f"mkfs.{fs_type}", path=SEARCH_PATH) is not None

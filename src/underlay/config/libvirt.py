@@ -88,19 +88,28 @@ def libvirt_of(table: LibvirtTable) -> Libvirt:
     """
     if (table.cpu_mode == "custom") != bool(table.cpu_model):
         raise WrongValue("libvirt.cpu_model", 'a model goes with cpu_mode = "custom", and that with a model')
-    same = {name: getattr(table, name) for name in table.__struct_fields__ if name in Libvirt.__struct_fields__}
     return Libvirt(
-        **{
-            **same,
-            "timeout": values.positive(table.timeout, "libvirt.timeout"),
-            "my_ip": _address(table.my_ip),
-            "vnc_address": table.vnc_address or table.vnc_listen,
-            "serial_console_address": table.serial_console_address or table.serial_console_listen,
-            "serial_console_port_range": _ports(table.serial_console_port_range),
-            "wait_soft_reboot": values.duration(table.wait_soft_reboot, "libvirt.wait_soft_reboot"),
-            "snapshots_directory": values.optional_path(table.snapshots_directory, "libvirt.snapshots_directory"),
-            "snapshot_image_format": table.snapshot_image_format or "qcow2",
-        }
+        connection_uri=table.connection_uri,
+        timeout=values.positive(table.timeout, "libvirt.timeout"),
+        my_ip=_address(table.my_ip),
+        virt_type=table.virt_type,
+        cpu_mode=table.cpu_mode,
+        cpu_model=table.cpu_model,
+        machine_type=table.machine_type,
+        images_type=table.images_type,
+        cache=table.cache,
+        disk_prefix=table.disk_prefix,
+        force_config_drive=table.force_config_drive,
+        vnc_enabled=table.vnc_enabled,
+        vnc_listen=table.vnc_listen,
+        vnc_address=table.vnc_address or table.vnc_listen,
+        serial_console_enabled=table.serial_console_enabled,
+        serial_console_listen=table.serial_console_listen,
+        serial_console_address=table.serial_console_address or table.serial_console_listen,
+        serial_console_port_range=_ports(table.serial_console_port_range),
+        wait_soft_reboot=values.duration(table.wait_soft_reboot, "libvirt.wait_soft_reboot"),
+        snapshots_directory=values.optional_path(table.snapshots_directory, "libvirt.snapshots_directory"),
+        snapshot_image_format=table.snapshot_image_format or "qcow2",
     )
 
 

@@ -14,17 +14,20 @@ from underlay.compute.errors import (
     InstanceNotRunning,
     InstancePowerOffFailure,
     InstanceRebootFailure,
+    OperationFailed,
 )
-from underlay.compute.libvirt import domain as domains, guestxml
+from underlay.compute.libvirt import domain as domains, guestxml, networks
 from underlay.compute.libvirt.assembling import assembled
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import start
+from underlay.compute.metadata import field_of
 
 _LOG = logging.getLogger(__name__)
 _POLL = 0.2  # seconds between two looks whether a guest is off
 _PRESS_AGAIN = 10.0  # seconds after which a guest that did not listen is asked again, unless the caller says
-_STAYS = (states.RUNNING, states.PAUSED, states.SUSPENDED)
+_STAYS = (states.NOSTATE, states.RUNNING, states.PAUSED, states.SUSPENDED)
+_SUSPENDED = "suspended"  # the service's word for an instance that its owner suspended
 
 
 def power_on(site: Site, instance: Instance) -> None:
@@ -51,9 +54,9 @@ def power_off(site: Site, instance: Instance, *, timeout: float, retry_interval:
     domain = site.domain(instance)
     if domain.state()[0] == states.SHUTDOWN and not domain.is_active():
         return
-    if timeout > 0 and shut_down(domain, seconds=timeout, again=retry_interval):
-        return
     try:
+        if timeout > 0 and shut_down(domain, seconds=timeout, again=retry_interval):
+            return
         domain.cut()
     except (InstanceNotFound, HypervisorUnavailable):
         raise
@@ -62,7 +65,10 @@ def power_off(site: Site, instance: Instance, *, timeout: float, retry_interval:
 
 
 def shut_down(domain: Domain, *, seconds: float, again: float = 0) -> bool:
-    """Press the power button of a guest, and again; whether it is off in time. One that does not run hears nothing."""
+    """Press the power button of a guest, and again; whether it is off in time. One that does not run hears nothing.
+
+    A press that libvirt refuses, as while the domain's memory or disk is written, is one that the guest did not hear.
+    """
     now = time.monotonic()
     deadline, press_at = now + seconds, now
     while domain.is_active():
@@ -70,10 +76,17 @@ def shut_down(domain: Domain, *, seconds: float, again: float = 0) -> bool:
         if now >= deadline or domain.state()[0] not in (states.RUNNING, states.SHUTDOWN):
             return not domain.is_active()
         if now >= press_at:
-            domain.press()
+            _press(domain)
             press_at = now + (again or _PRESS_AGAIN)
         time.sleep(min(_POLL, deadline - now))
     return True
+
+
+def _press(domain: Domain) -> None:
+    try:
+        domain.press()
+    except OperationFailed as error:
+        _LOG.warning("the power button of the instance %s cannot be pressed: %s", domain.uuid, error)
 
 
 def reboot(
@@ -101,13 +114,16 @@ def reboot(
 def hard_start(site: Site, instance: Instance, network_info: NetworkInfo | None, info: BlockDeviceInfo | None) -> None:
     """Cut a guest's power, forget what it has saved, make its domain again from what it is to have, and start it.
 
+    What can be known before is looked at before: that its interfaces can be plugged, and that its disks are there.
+
     Without block devices nobody says what that is, and one that is being rescued is to have something else: then the domain
     stays as it is.
 
     Raises:
-        InstanceNotFound, OperationFailed, HypervisorUnavailable
+        InstanceNotFound, VirtualInterfacePlugException, OperationFailed, HypervisorUnavailable
     """
     domain, guest = site.domain(instance), None
+    networks.plug(network_info)
     if info is not None and not site.directory(instance).unrescue.exists():
         guest = assembled(site, instance, instance.image_meta, network_info, info)
     domain.cut()
@@ -160,12 +176,18 @@ def resume(site: Site, instance: Instance) -> None:
 def resume_state(site: Site, instance: Instance, network_info: NetworkInfo | None, info: BlockDeviceInfo | None) -> None:
     """Start a guest that ran before its host was switched off; one that runs, is paused, or is suspended stays as it is.
 
+    One whose memory was saved when the host went down, as the service ``libvirt-guests`` does, goes on from there.
+
     Raises:
-        InstanceNotFound, OperationFailed
+        InstanceNotFound, VirtualInterfacePlugException, OperationFailed
     """
     domain = site.domain(instance)
-    if domain.state()[0] not in _STAYS and not domain.is_saved():
+    if domain.state()[0] in _STAYS:
+        return
+    if not domain.is_saved():
         hard_start(site, instance, network_info, info)
+    elif field_of(instance, "vm_state") != _SUSPENDED:
+        start(site, domain)
 
 
 def interrupt(site: Site, instance: Instance) -> None:

@@ -128,14 +128,19 @@ def test_a_loop_that_fails_is_turned_again(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_a_connection_that_was_let_go_of_is_not_opened_again() -> None:
-    opened: list[str] = []
-    connection = Connection(URI, timeout=10, opened=lambda _handle: opened.append("opened") or (lambda: opened.append("left")))
+    seen: list[str] = []
+
+    def opened(_handle: Any) -> Callable[[], None]:
+        seen.append("opened")
+        return lambda: seen.append("left")
+
+    connection = Connection(URI, timeout=10, opened=opened)
     assert NAME in names(connection)
     connection.close()
     with pytest.raises(HypervisorUnavailable, match="let go"):
         names(connection)
     connection.close()
-    assert ["opened", "left"] == opened
+    assert ["opened", "left"] == seen
 
 
 def test_who_is_let_go_of_while_it_is_asked_is_closed_by_the_last_who_asks() -> None:

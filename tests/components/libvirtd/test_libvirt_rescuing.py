@@ -24,8 +24,8 @@ pytest_plugins = ["libvirt_fixtures"]
 pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64")
 
 # Each step of the driver at which somebody is killed, by the function that begins then.
-RESCUE_STEPS = ("make", "assembled_of", "define", "Domain.cut", "Domain.forget_memory", "start")
-UNRESCUE_STEPS = ("Domain.cut", "define", "_remove_files", "start")
+RESCUE_STEPS = ("make", "define", "Domain.cut", "start")
+UNRESCUE_STEPS = ("define", "_remove_files", "start")
 
 
 @pytest.fixture

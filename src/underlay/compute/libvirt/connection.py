@@ -22,7 +22,7 @@ _PROBES = 5  # that libvirt may leave unanswered until it is taken for gone
 
 
 class Connection:
-    """One libvirt, which any thread may ask.
+    """One libvirt, which any thread may ask. For one in another process an `EventLoop` runs.
 
     Attributes:
         uri: as libvirt has it.

@@ -135,6 +135,7 @@ def check_wanted(
         DiskExists: it is another. DiskTooSmall: none such can be wanted.
     """
     size = size_for(base, want, unit=unit)
+    refuse_another_maker(want, record)
     if (found.format, found.size) == (traits.disk_format, size) and _is_made_from(base, found, record):
         return
     made_from = found.base_path or "a base that is not recorded"
@@ -142,6 +143,16 @@ def check_wanted(
         f"the disk {want.path} exists: {_spoken(found)} from {made_from}, "
         f"wanted {traits.disk_format} of {size} bytes from {base.path}"
     )
+
+
+def refuse_another_maker(want: DiskSpec, record: DiskRecord | None) -> None:
+    """Refuse a disk that is there and is not who wants it has made: it may be in use on another host.
+
+    Raises:
+        DiskExists
+    """
+    if want.maker is not None and (record is None or record.maker != want.maker):
+        raise name_taken(f"the disk {want.path} exists, made by somebody else")
 
 
 def _is_made_from(base: BaseImage, found: InstanceDisk, record: DiskRecord | None) -> bool:
@@ -199,6 +210,7 @@ def record_of(base: BaseImage, want: DiskSpec, traits: BackendTraits) -> DiskRec
         base=base.name if want.origin_stays else None,
         cache=os.fspath(base.cache) if want.origin_stays else None,
         version_id=base.record.version_id if base.record else None,
+        maker=want.maker,
     )
 
 
@@ -288,6 +300,7 @@ def _disk(
         allocated=allocated_bytes(status),
         base=base_path.name if base_path else None,
         base_path=base_path,
+        maker=record.maker if record else None,
     )
 
 

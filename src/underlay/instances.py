@@ -60,6 +60,7 @@ def disk_spec(
     path: Path | None = None,
     backend: DiskBackend | None = None,
     key: bytes | None = None,
+    maker: str | None = None,
 ) -> DiskSpec:
     """Where an instance's disk goes; names and paths are checked.
 
@@ -77,12 +78,12 @@ def disk_spec(
         if path is not None:
             what = f"no disk of the {backend.traits.name} backend can lie at {path}: it has a place of its own"
             raise InvalidName(what, hint="leave the path out")
-        return DiskSpec(instance=instance, name=name, path=place, size=size, key=key)
+        return DiskSpec(instance=instance, name=name, path=place, size=size, key=key, maker=maker)
     path = config.instances / instance / name if path is None else path
     check_place(config, path)
     if path.parent.parent == config.instances and path.parent.name != instance:
         raise InvalidName(f"{path} lies in the directory of another instance than {instance}", hint="name that instance")
-    return DiskSpec(instance=instance, name=name, path=path, size=size, key=key)
+    return DiskSpec(instance=instance, name=name, path=path, size=size, key=key, maker=maker)
 
 
 def check_place(config: Config, path: Path) -> None:
@@ -395,16 +396,23 @@ def resize(config: Config, backend: DiskBackend, want: DiskSpec, size: int, *, a
         return backend.resize(disk, size)
 
 
-def remove(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_closed: bool) -> InstanceDisk:
+def remove(
+    config: Config, backend: DiskBackend, want: DiskSpec, *, assume_closed: bool, maker: str | None = None
+) -> InstanceDisk:
     """Remove a disk that nobody has open, then what was recorded of it, then its instance's directory if that is empty.
 
     Args:
         assume_closed: as for `resize`.
+        maker: who has made it; a disk that another has made stays, and one in a storage that hosts share is known here no more.
+            Where hosts share the storage, so does a disk that does not say who made it.
 
     Raises:
         DiskNotFound: also when it was being made or removed by who was killed; then what is left of it goes.
+            Also of another maker's disk.
         DiskInUse, DiskUnrecorded: the directory's record cannot be read, so nothing was removed.
     """
+    if maker is not None:
+        _leave_to_its_maker(config, backend, want, maker)
     if not backend.traits.on_host_filesystem:
         return _remove_elsewhere(config, backend, want, assume_closed=assume_closed)
     with closed(config, backend, want, assume_closed=assume_closed) as disk:
@@ -415,6 +423,18 @@ def remove(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_close
             recorded = roots_of(config, disk) or ([] if scanned else _rooted_at(config, disk.path))
             _forget(_home(config), disk.path, rooted=recorded, with_directory=scanned)
     return disk
+
+
+def _leave_to_its_maker(config: Config, backend: DiskBackend, want: DiskSpec, maker: str) -> None:
+    with locked(config, backend, want):
+        try:
+            found = backend.describe(want)
+        except DiskNotFound:
+            return  # the removal takes away what a making has left
+        if found.maker == maker or (found.maker is None and not backend.traits.shared_storage):
+            return
+        volumes.forget(config, called(config, backend, want))
+    raise DiskNotFound(f"the disk {want.path} was made by somebody else", hint="it stays")
 
 
 def take_away_left(config: Config, instance: str, name: str, *, path: Path | None = None) -> None:

@@ -191,6 +191,7 @@ class DiskRecord(msgspec.Struct, frozen=True, kw_only=True):
         base, cache: the base image that it was made from, and the directory of its cache; None when it was cloned from what
             its storage had already. version_id: of the image, either way; None when that is not known.
         parent: what its storage has it read from, such as ``rbd:pool/image@snapshot``; None: nothing.
+        maker: as `DiskSpec` has it.
     """
 
     layout: int
@@ -202,6 +203,7 @@ class DiskRecord(msgspec.Struct, frozen=True, kw_only=True):
     cache: str | None
     version_id: str | None
     parent: str | None = None
+    maker: str | None = None
 
 
 class Damage(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,6 +264,8 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
         key: with which the disk is encrypted at rest; None: it is not. Never printed or stored.
         grow_filesystem: a file system that fills the image without partitions is grown to the disk's size.
         origin_stays: False when the disk is made from a file that goes then, so that its record names none.
+        maker: who makes it, by a text that nobody else uses; a disk that is there is the wanted one only if the same maker made
+            it. None: whoever made it.
     """
 
     instance: str
@@ -271,6 +275,7 @@ class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
     key: bytes | None = None
     grow_filesystem: bool = False
     origin_stays: bool = True
+    maker: str | None = None
 
     __repr__, __rich_repr__ = hiding("key")
 
@@ -284,6 +289,7 @@ class InstanceDisk(msgspec.Struct, frozen=True, kw_only=True):
         size: bytes that the guest sees, or None when the format is not known. allocated: bytes that the disk itself occupies.
         base: name of its base image; None when it has or names none. base_path: the backing or source file.
         parent: what its storage has it read from, such as ``rbd:pool/image@snapshot``; None: nothing.
+        maker: who made it, if its maker said so; see `DiskSpec`.
     """
 
     instance: str
@@ -296,6 +302,7 @@ class InstanceDisk(msgspec.Struct, frozen=True, kw_only=True):
     base: str | None
     base_path: Path | None
     parent: str | None = None
+    maker: str | None = None
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):

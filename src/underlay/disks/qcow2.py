@@ -124,4 +124,4 @@ class Qcow2Backend(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _spec(disk: InstanceDisk) -> DiskSpec:
-    return DiskSpec(instance=disk.instance, name=disk.name, path=disk.path)
+    return DiskSpec(instance=disk.instance, name=disk.name, path=disk.path, maker=disk.maker)

@@ -241,6 +241,7 @@ class Host(msgspec.Struct, frozen=True):
         cache: str | None = None,
         key: bytes | None = None,
         grow_filesystem: bool = False,
+        maker: str | None = None,
     ) -> InstanceDisk:
         """Make a disk for an instance from an image, which is fetched first unless it is here.
 
@@ -256,6 +257,8 @@ class Host(msgspec.Struct, frozen=True):
             path: where the disk goes instead of the instance's directory.
             key: with which the disk is encrypted at rest, by a backend that can.
             grow_filesystem: an ext2, ext3 or ext4 that fills a raw image without partitions grows with the disk.
+            maker: a text that nobody else makes disks by. A disk that is there is then a success only if it was made by it, and
+                not if it may be in use on another host.
 
         Raises:
             Unsupported: the backend encrypts nothing, or the file system cannot be grown safely. BackendUnavailable
@@ -264,7 +267,7 @@ class Host(msgspec.Struct, frozen=True):
         """
         adapter = self.parts.backend(backend)
         wanted = parse_size(size) if isinstance(size, str) else size
-        spec = instances.disk_spec(self.config, instance, name, size=wanted, path=path, backend=adapter, key=key)
+        spec = instances.disk_spec(self.config, instance, name, size=wanted, path=path, backend=adapter, key=key, maker=maker)
         spec = replace(spec, grow_filesystem=grow_filesystem) if grow_filesystem else spec
         return disks.create(self.parts, image, spec, adapter, cache=cache)
 
@@ -277,6 +280,7 @@ class Host(msgspec.Struct, frozen=True):
         name: str = "disk.swap",
         path: Path | None = None,
         cache: str | None = None,
+        maker: str | None = None,
     ) -> InstanceDisk:
         """Make a swap disk for an instance, from the base image ``swap_<MiB>``, which is made once and shared.
 
@@ -289,7 +293,7 @@ class Host(msgspec.Struct, frozen=True):
         """
         wanted = generated.swap(parse_size(size) if isinstance(size, str) else size)
         adapter = self.parts.backend(backend)
-        spec = instances.disk_spec(self.config, instance, name, path=path, backend=adapter)
+        spec = instances.disk_spec(self.config, instance, name, path=path, backend=adapter, maker=maker)
         return disks.create_generated(self.parts, wanted, spec, adapter, cache=cache)
 
     def create_ephemeral(
@@ -303,6 +307,7 @@ class Host(msgspec.Struct, frozen=True):
         name: str = "disk.eph0",
         path: Path | None = None,
         cache: str | None = None,
+        maker: str | None = None,
     ) -> InstanceDisk:
         """Make a disk with an empty file system for an instance, from the base image ``ephemeral_<GiB>_<hash>``.
 
@@ -323,7 +328,7 @@ class Host(msgspec.Struct, frozen=True):
             commands=self.config.virt_mkfs,
         )
         adapter = self.parts.backend(backend)
-        spec = instances.disk_spec(self.config, instance, name, path=path, backend=adapter)
+        spec = instances.disk_spec(self.config, instance, name, path=path, backend=adapter, maker=maker)
         return disks.create_generated(self.parts, wanted, spec, adapter, cache=cache)
 
     def disks(self) -> list[InstanceDisk]:
@@ -377,15 +382,23 @@ class Host(msgspec.Struct, frozen=True):
         return instances.resize(self.config, adapter, spec, wanted, assume_closed=assume_closed)
 
     def remove_disk(
-        self, instance: str, *, name: str = "disk", path: Path | None = None, assume_closed: bool = False
+        self,
+        instance: str,
+        *,
+        name: str = "disk",
+        path: Path | None = None,
+        assume_closed: bool = False,
+        maker: str | None = None,
     ) -> InstanceDisk:
         """Remove a disk that nobody has open, and return what it was.
 
         Args:
             assume_closed: as for `resize_disk`.
+            maker: as for `create_disk`; of a storage that hosts share, a disk that was not made by it stays.
 
         Raises:
-            DiskNotFound: also when it was being made or removed by who was killed; then what is left of it goes.
+            DiskNotFound: also when it was being made or removed by who was killed; then what is left of it goes. Also of a disk
+                that another maker has made, which is known here no more then.
             DiskInUse, DiskUnrecorded, BackendUnavailable
         """
         try:
@@ -393,7 +406,7 @@ class Host(msgspec.Struct, frozen=True):
         except DiskNotFound:
             instances.take_away_left(self.config, instance, name, path=path)
             raise
-        return instances.remove(self.config, adapter, spec, assume_closed=assume_closed)
+        return instances.remove(self.config, adapter, spec, assume_closed=assume_closed, maker=maker)
 
     def extract_disk(
         self,

@@ -140,7 +140,8 @@ class FakeBackend:
             size = filedisk.size_of(want, virtual_size=len(image), min_disk=version.min_disk, ref=str(version.ref))
             record = self._record_of_clone(version, want, location)
             if (there := self._disks.get(want.path)) is not None:
-                if (there.record, len(there.content)) != (record, size):
+                filedisk.refuse_another_maker(want, there.record)
+                if (replace(there.record, maker=None), len(there.content)) != (replace(record, maker=None), size):
                     raise DiskExists(f"the disk {want.path} exists, of another image or size")
                 return self.describe(want)
             self._make_room(size)
@@ -158,6 +159,7 @@ class FakeBackend:
             cache=None,
             version_id=version.id,
             parent=location,
+            maker=want.maker,
         )
 
     def exists(self, want: DiskSpec) -> bool:
@@ -181,6 +183,7 @@ class FakeBackend:
                 base=disk.record.base,
                 base_path=base_path,
                 parent=disk.record.parent,
+                maker=disk.record.maker,
             )
 
     def is_open(self, disk: InstanceDisk) -> bool | None:

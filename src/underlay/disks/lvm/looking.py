@@ -221,4 +221,5 @@ def made(want: DiskSpec, record: DiskRecord | None, *, size: int, occupied: int,
         base=base_path.name if base_path else None,
         base_path=base_path,
         parent=parent,
+        maker=record.maker if record else None,
     )

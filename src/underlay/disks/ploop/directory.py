@@ -178,6 +178,7 @@ def _disk(
         allocated=allocated,
         base=base_path.name if base_path else None,
         base_path=base_path,
+        maker=record.maker if record else None,
     )
 
 

@@ -112,6 +112,7 @@ def _record_of(version: ImageVersion, want: DiskSpec, location: Location) -> Dis
         cache=None,
         version_id=version.id,
         parent=f"rbd:{location.spoken}",
+        maker=want.maker,
     )
 
 
@@ -121,6 +122,7 @@ def _checked(found: Found, version: ImageVersion, want: DiskSpec, *, size: int) 
     Raises:
         DiskExists
     """
+    filedisk.refuse_another_maker(want, found.record)
     is_same_version = found.record is not None and version.id is not None and found.record.version_id == version.id
     if is_same_version and found.size == size:
         return disk_of(found, want)

@@ -147,6 +147,7 @@ def disk_of(found: Found, want: DiskSpec) -> InstanceDisk:
         base=base_path.name if base_path else None,
         base_path=base_path,
         parent=found.parent,
+        maker=found.record.maker if found.record else None,
     )
 
 

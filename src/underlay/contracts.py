@@ -159,6 +159,33 @@ class BackendTraits(msgspec.Struct, frozen=True, kw_only=True):
     preallocations: frozenset[str] = frozenset({"none"})
 
 
+@runtime_checkable
+class ImageReceiver(Protocol):
+    """Where an image that was made here gets its data. A source need not be one."""
+
+    def check_waits(self, ref: ImageRef, *, token: str | None = None) -> None:
+        """Make sure that an image is there and waits for its data.
+
+        Args:
+            token: of who asks, in place of the configured user's.
+
+        Raises:
+            ImageNotFound; SourceRefused: it has its data. NotAuthorized, SourceUnavailable, ConfigError
+        """
+        ...
+
+    def upload(self, ref: ImageRef, path: Path, *, disk_format: str, token: str | None = None) -> None:
+        """Give an image its data: all of a file, or none of it.
+
+        Args:
+            disk_format: of the file, as ``qemu-img`` calls it. token: as for `check_waits`.
+
+        Raises:
+            ImageNotFound: also when it was deleted meanwhile. As `check_waits`
+        """
+        ...
+
+
 class DiskBackend(Protocol):
     """How an instance disk is stored. Safe to share between threads, and made without any I/O.
 

@@ -46,6 +46,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         rules: by which a cache's unused files go, by the cache's name. leases: seconds for which a fetch into a cache leases
             what it fetched, by the cache's name; not there: it does not.
         command_line_reads_files: a command may fetch every file that its user can read: see `for_command_line`.
+        configured_sources: the tables below ``[sources]`` that are written.
         follow: the refs whose newest versions a refresh brings.
         compute: what a compute driver is to go by. libvirt: what that of libvirt is to go by beside.
     """
@@ -70,6 +71,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     virt_mkfs: Mapping[str, str] = msgspec.field(default_factory=dict)
     precache_concurrency: int = 1
     command_line_reads_files: bool = True
+    configured_sources: frozenset[str] = frozenset()
     follow: Follow = msgspec.field(default_factory=Follow)
     compute: Compute = Compute()
     libvirt: Libvirt = msgspec.field(default_factory=lambda: libvirt_of(LibvirtTable()))
@@ -125,8 +127,9 @@ def parse_config(text: str, *, origin: Path) -> Config:
         ConfigError
     """
     try:
-        document = msgspec.convert(tomllib.loads(text), Document)
-        return _config(document, origin)
+        tables = tomllib.loads(text)
+        document = msgspec.convert(tables, Document)
+        return replace(_config(document, origin), configured_sources=frozenset(tables.get("sources", {})))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin} is no TOML: {error}") from error
     except msgspec.ValidationError as error:

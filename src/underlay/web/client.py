@@ -4,7 +4,7 @@ The library is imported with the first request, because a command that finds its
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
@@ -165,9 +165,25 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             as `answer`
         """
+        with self.send(what, "POST", url, urlencode(form).encode(), headers={"Content-Type": _FORM}) as answer:
+            yield answer
+
+    @contextmanager
+    def send(
+        self, what: str, method: str, url: str, content: bytes | Iterable[bytes], *, headers: Mapping[str, str]
+    ) -> Iterator["Answer"]:
+        """The answer to what is sent, whose status is not judged.
+
+        It goes to this URL alone: no redirect is followed, and no credential is added.
+
+        Args:
+            content: whole, or in pieces, of which a Content-Length in the headers says how many bytes they are.
+
+        Raises:
+            as `answer`
+        """
         self.check_usable()
-        fields = {**_ALWAYS, "Content-Type": _FORM}
-        answer = self._request(what, "POST", url, fields, None, content=urlencode(form).encode())
+        answer = self._request(what, method, url, {**_ALWAYS, **headers}, None, content=content)
         try:
             if answer.status in _REDIRECTS:
                 raise SourceRefused(f"{what} redirects what was to stay between us and {host_of(url)}")
@@ -183,7 +199,7 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
         headers: dict[str, str],
         credential: Credential | None,
         *,
-        content: bytes | None = None,
+        content: bytes | Iterable[bytes] | None = None,
     ) -> "Answer":
         host = host_of(url)
         with translated(what, host, self):

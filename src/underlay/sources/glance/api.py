@@ -70,7 +70,7 @@ class Api:
         raise unavailable
 
     def _image(self, ref: ImageRef, endpoint: str) -> Image:
-        what, url = str(ref), _url(ref, endpoint)
+        what, url = str(ref), url_of(ref, endpoint)
         web, headers = self.identity.client(what), self.identity.headers(what)
         with web.answer(what, "GET", url, headers=headers) as answer:
             if answer.status != _UNAUTHORIZED:
@@ -127,7 +127,7 @@ class Api:
 
     @contextmanager
     def _stream(self, version: ImageVersion, offset: int, endpoint: str, headers: Mapping[str, str]) -> Iterator[ByteStream]:
-        what, url = str(version.ref), f"{_url(version.ref, endpoint)}/file"
+        what, url = str(version.ref), f"{url_of(version.ref, endpoint)}/file"
         client, proven = self.identity.client(what), bool(version.digests)
         with open_body(client, what, url, offset=offset, size=version.size, headers=headers, proves_itself=proven) as stream:
             yield _Renewing(stream, what, self.identity, headers)
@@ -182,7 +182,7 @@ class _Renewing:
             raise SourceUnavailable(f"{self.what}: the token ended during the transfer", hint="go on with another") from error
 
 
-def _url(ref: ImageRef, endpoint: str) -> str:
+def url_of(ref: ImageRef, endpoint: str) -> str:
     """An image's URL below an endpoint, of which a catalogue may name the version or not."""
     return f"{_VERSION.sub('', endpoint.rstrip('/'))}/v2/images/{ref.location}"
 

@@ -15,7 +15,7 @@ from underlay.model import Digest, ImageRef, ImageVersion, Signature
 
 _GIB = 1 << 30
 _LATER = frozenset({"saving", "uploading", "importing"})
-_GONE = frozenset({"killed", "deleted", "pending_delete"})
+GONE = frozenset({"killed", "deleted", "pending_delete"})
 # A kernel or a ramdisk names itself in both fields. What is compressed is so as a whole, and its bytes tell.
 _CONTAINERS = frozenset({"bare", "ami", "ari", "aki", "compressed", None})
 _GLANCES_OWN = frozenset(
@@ -96,7 +96,7 @@ def check_status(ref: ImageRef, image: Image) -> None:
         raise SourceUnavailable(f"{ref} has no data yet: it is {image.status}", hint="try again when it is active")
     if image.status == "queued":
         raise ImageNotFound(f"{ref} has no data: it is queued", hint="upload its data to Glance")
-    if image.status in _GONE:
+    if image.status in GONE:
         raise ImageNotFound(f"{ref} is gone: it is {image.status}")
 
 

@@ -12,10 +12,12 @@ from underlay.contracts import ByteStream
 from underlay.errors import SourceError
 from underlay.model import ImageRef, ImageVersion
 from underlay.plainfiles import FileStream, opened, settled, validator_of
+from underlay.sources.glance import upload
 from underlay.sources.glance.api import Api
 from underlay.sources.glance.description import Image, check_status, version_of
 from underlay.sources.glance.identity import Identity
 from underlay.sources.glance.signature import signature_of
+from underlay.values import replace
 from underlay.web import Web
 
 
@@ -81,6 +83,27 @@ class GlanceSource:
         with ExitStack() as stack:
             stream = self._direct_stream(stack, version, offset)
             yield stream or stack.enter_context(self._api.body(version, offset=offset, first=version.found_at))
+
+    def check_waits(self, ref: ImageRef, *, token: str | None = None) -> None:
+        """As `underlay.contracts.ImageReceiver` has it.
+
+        Raises:
+            ImageNotFound, SourceRefused, NotAuthorized, SourceUnavailable, UntrustedCertificate, ConfigError, ExtraMissing
+        """
+        upload.check_waits(self._api_for(token), ref)
+
+    def upload(self, ref: ImageRef, path: Path, *, disk_format: str, token: str | None = None) -> None:
+        """As `underlay.contracts.ImageReceiver` has it; what Glance then says of the bytes is compared with what was sent.
+
+        Raises:
+            as `check_waits`
+        """
+        upload.upload(self._api_for(token), ref, path, disk_format=disk_format)
+
+    def _api_for(self, token: str | None) -> Api:
+        if token is None:
+            return self._api
+        return replace(self._api, identity=replace(self._api.identity, token=token))
 
     def _direct_location(self, image: Image) -> str | None:
         """The URL of the file that has the bytes, below a directory from which they may be read."""

@@ -121,6 +121,15 @@ def create_overlay(
     _write(argv, limits=_CONVERT)
 
 
+def create(path: Path, *, format: str, size: int) -> None:  # noqa: A002
+    """Make an empty image that needs no other, of so many bytes to its guest. Durability is the caller's.
+
+    Raises:
+        ToolMissing, ToolFailed, ToolTimedOut; OSError when the file system is full
+    """
+    _write(["qemu-img", "create", "-q", "-f", format, _plain(path), str(size)], limits=_CHANGE)
+
+
 def rebase(disk: Node, backing: tuple[Path, str] | None) -> None:
     """Give an overlay another backing file, or none, and what it then lacks of what its guest sees.
 

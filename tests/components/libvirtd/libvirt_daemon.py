@@ -17,16 +17,16 @@ from typing import Any
 READY = 90.0  # seconds: the first start asks QEMU what it can, for each kind of machine
 ENDED = 30.0
 
-# No control groups, no security driver, no other user, no virtlogd: none of them is here in a container.
+# No control groups, no security driver, no virtlogd: none of them is here in a container.
 QEMU_SETTINGS = """
-user = "root"
-group = "root"
+user = "{user}"
+group = "{user}"
 security_driver = "none"
 namespaces = []
 cgroup_controllers = []
 stdio_handler = "file"
-remember_owner = 0
-dynamic_ownership = 0
+remember_owner = {ownership:d}
+dynamic_ownership = {ownership:d}
 """
 DAEMON_SETTINGS = """
 listen_tls = 0
@@ -43,16 +43,28 @@ for name in etc run lib cache log; do
     case $name in etc) place=/etc/libvirt ;; run) place=/run/libvirt ;; *) place=/var/$name/libvirt ;; esac
     mount --bind "$1/$name" "$place"
 done
+# libvirt asks QEMU again and again what it can, when QEMU has found a KVM that its user may not open.
+if [ "$2" != root ] && [ -e /dev/kvm ]; then
+    cp -a /dev/kvm "$1/kvm"
+    chmod a+rw "$1/kvm"
+    mount --bind "$1/kvm" /dev/kvm
+fi
 exec libvirtd --config "$1/etc/libvirtd.conf" --pid-file "$1/run/libvirtd.pid"
 """
 
 
 @dataclass(slots=True)
 class Daemon:
-    """One libvirtd, which is started and ended; with a UUID of its own it is another host than the machine."""
+    """One libvirtd, which is started and ended.
+
+    Attributes:
+        host_uuid: its own, when it is to be another host than the machine.
+        user: that runs QEMU. Unless it is root, libvirt gives it the files of its guests for as long as they run.
+    """
 
     directory: Path
     host_uuid: str | None = None
+    user: str = "root"
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     @property
@@ -63,7 +75,8 @@ class Daemon:
         ensure_account()
         for name in ("etc", "run", "lib/qemu", "cache", "log/qemu", "sock"):
             (self.directory / name).mkdir(parents=True)
-        (self.directory / "etc/qemu.conf").write_text(QEMU_SETTINGS)
+        qemu = QEMU_SETTINGS.format(user=self.user, ownership=self.user != "root")
+        (self.directory / "etc/qemu.conf").write_text(qemu)
         host_uuid = "" if self.host_uuid is None else f'host_uuid = "{self.host_uuid}"'
         settings = DAEMON_SETTINGS.format(directory=self.directory, host_uuid=host_uuid)
         (self.directory / "etc/libvirtd.conf").write_text(settings)
@@ -73,7 +86,7 @@ class Daemon:
     def start(self) -> None:
         with (self.directory / "output.log").open("ab") as log:
             argv = ["unshare", "--mount", "--propagation", "private", "bash", "-c", IN_NAMESPACE]
-            argv += ["libvirtd", os.fspath(self.directory)]
+            argv += ["libvirtd", os.fspath(self.directory), self.user]
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self._await()
 

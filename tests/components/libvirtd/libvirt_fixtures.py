@@ -31,6 +31,22 @@ def daemon() -> Iterator[Daemon]:
 
 
 @pytest.fixture
+def daemon_of_another_user() -> Iterator[Daemon]:
+    """One whose QEMU is not root, as on most hosts."""
+    directory = Path(tempfile.mkdtemp(prefix="ul-"))
+    other = Daemon(directory, user="libvirt-qemu")
+    other.prepare()
+    directory.chmod(0o755)
+    try:
+        other.start()
+        yield other
+        other.destroy_guests()
+    finally:
+        other.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
 def place(daemon: Daemon, tmp_path: Path) -> Place:
     return Place(tmp_path, daemon)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from libvirt_daemon import Daemon
 from libvirt_stage import MESSAGE, Place
 
 from underlay.compute import states
@@ -60,6 +61,27 @@ def test_a_snapshot_boots_on_its_own(
     (tmp_path / "elsewhere").rename(place.instances / "_base")
 
 
+def test_a_guest_whose_qemu_is_not_root_has_live_snapshots(daemon_of_another_user: Daemon, open_directory: Path) -> None:
+    before = os.umask(0o077)
+    place = Place(open_directory, daemon_of_another_user)
+    for path in (place.instances, place.instances / "_base"):
+        path.chmod(0o755)
+    try:
+        driver = place.driver()
+        image = place.image()
+        instance = place.instance(image)
+        driver.spawn(None, instance, image, [], None, {})
+        place.await_boot(instance)
+        driver.snapshot(None, instance, "one", nothing)
+        written = place.instances / "snapshots/one"
+        assert (0, 0o640) == (written.stat().st_uid, written.stat().st_mode & 0o777)
+        assert boot_line(MESSAGE) in boot(written, format="qcow2", until=boot_line(MESSAGE), seconds=60)
+        driver.destroy(None, instance, [])
+        driver.cleanup_host("node1")
+    finally:
+        os.umask(before)
+
+
 def test_a_snapshot_that_fails_leaves_nothing(place: Place, driver: LibvirtDriver, instance: FakeInstance) -> None:
     driver.power_on(None, instance, [])
 
@@ -78,12 +100,26 @@ def test_a_snapshot_that_fails_leaves_nothing(place: Place, driver: LibvirtDrive
 
 
 def test_what_an_interrupted_snapshot_left_is_removed(place: Place, driver: LibvirtDriver, instance: FakeInstance) -> None:
-    (place.instances / "snapshots").mkdir()
-    left = place.instances / "snapshots" / f".{instance.uuid}.snapshot"
-    left.write_bytes(b"half")
-    for _ in range(2):
+    left = place.instances / "snapshots" / f".{instance.uuid}.0123abcd"
+    for maker in ("", "node1"):
+        left.mkdir(parents=True)
+        (left / "maker").write_text(maker)
+        (left / "half").write_bytes(b"half")
+        for _ in range(2):
+            driver.post_interrupted_snapshot_cleanup(None, instance)
+        assert [] == snapshots(place)
+
+
+def test_what_another_hosts_snapshot_or_one_that_goes_on_writes_stays(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    snapshots_path = place.instances / "snapshots"
+    theirs = snapshots_path / f".{instance.uuid}.0123abcd"
+    theirs.mkdir(parents=True)
+    (theirs / "maker").write_text("node2")
+
+    def clean(*states: str, **more: str) -> None:
         driver.post_interrupted_snapshot_cleanup(None, instance)
-    assert [] == snapshots(place)
-    left.write_bytes(b"half")
-    driver.snapshot(None, instance, "whole", nothing)
-    assert ["whole"] == snapshots(place)
+
+    driver.snapshot(None, instance, "whole", clean)
+    assert sorted(["whole", theirs.name]) == sorted(snapshots(place))

@@ -7,8 +7,9 @@ from pathlib import Path
 from underlay.compute.arguments import Instance
 from underlay.compute.consoles import ConsoleSerial, ConsoleVNC
 from underlay.compute.errors import ConsoleNotAvailable, ConsoleTypeUnavailable
-from underlay.compute.libvirt import guestxml
+from underlay.compute.libvirt import guestxml, localdisks
 from underlay.compute.libvirt.site import Site
+from underlay.files import translated
 
 _LAST = 102_400  # bytes, by the contract
 
@@ -17,12 +18,12 @@ def output(site: Site, instance: Instance) -> bytes:
     """The end of what a guest wrote since it was started; empty while it has written nothing.
 
     Raises:
-        ConsoleNotAvailable, InstanceNotFound
+        ConsoleNotAvailable, InstanceNotFound; OperationFailed: what it wrote cannot be read.
     """
     log = guestxml.console_log(site.domain(instance).xml())
     if log is None:
         raise ConsoleNotAvailable
-    with suppress(FileNotFoundError):
+    with localdisks.translated(), translated(log), suppress(FileNotFoundError):
         return _end_of(log)
     return b""
 

@@ -110,29 +110,6 @@ class Domain:
         )
         return dict(found[0][1]) if found else {}
 
-    def begin_backup(self, xml: str) -> None:
-        """Begin to copy disks as they are now; see https://libvirt.org/formatbackup.html."""
-        self._do(lambda domain: domain.backupBegin(xml, None, 0))
-
-    def has_backed_up(self) -> bool:
-        """Whether the copy is done.
-
-        Raises:
-            OperationFailed: it failed, or was ended.
-        """
-        libvirt = library()
-        if self._do(lambda domain: domain.jobInfo()[0]) != libvirt.VIR_DOMAIN_JOB_NONE:
-            return False
-        told = self._do(lambda domain: domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED))
-        if told.get("type") != libvirt.VIR_DOMAIN_JOB_COMPLETED or not told.get("success", True):
-            raise OperationFailed(f"the disk of {self.uuid} could not be copied: {told.get('errmsg') or 'the copy was ended'}")
-        return True
-
-    def end_backup(self) -> None:
-        """End a copy that goes on; none is a success."""
-        libvirt = library()
-        self._while_active(partial(_end_job, libvirt))
-
     def remove(self) -> bool:
         """End it and have libvirt forget it with all that libvirt keeps of it; whether it was there.
 
@@ -217,12 +194,6 @@ def _unless_ended(change: Callable[[Any], object], domain: Any) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
             raise
-
-
-def _end_job(libvirt: Any, domain: Any) -> None:
-    told = domain.jobStats(0)
-    if told.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP:
-        domain.abortJob()
 
 
 def _undefine_flags() -> int:

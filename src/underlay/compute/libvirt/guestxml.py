@@ -158,6 +158,12 @@ def backup_xml(xml: str, *, device: str, target: Path, disk_format: str) -> str:
     return tostring(backup, encoding="unicode")
 
 
+def backup_target(xml: str) -> Path | None:
+    """The file that a copy of a disk is written into; None: it is none that goes into a file."""
+    target = parsed(xml).find("disks/disk/target")
+    return Path(target.get("file", "")) if target is not None else None
+
+
 # ------------------------------------------------------------------------------------------------------------------ metadata
 
 

@@ -24,8 +24,12 @@ class LibvirtResize(Resize, Located):
     """Snapshots and resizes of libvirt's domains, and their moves between hosts that share the directory of instances."""
 
     def snapshot(self, context: Context, instance: Instance, image_id: str, update_task_state: Callable[..., Any]) -> None:
-        """As the contract has it, into a file of the configured directory, where who uploads it finds it."""
-        snapshots.snapshot(self.site, instance, image_id, update_task_state)
+        """As the contract has it: into Glance where `[sources.glance]` is configured, if the id is that of an image there.
+
+        Any other is written into a file of the configured directory, where who uploads it finds it.
+        """
+        token = getattr(context, "auth_token", None)
+        snapshots.snapshot(self.site, instance, image_id, update_task_state, token=token)
 
     def post_interrupted_snapshot_cleanup(self, context: Context, instance: Instance) -> None:
         """As the contract has it."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from children import NOBODY, start, tell
 from underlay.compute.errors import (
     FlavorDiskSmallerThanImage,
     InternalError,
@@ -26,12 +27,13 @@ from underlay.compute.libvirt.hostaddress import own_address
 from underlay.compute.libvirt.instancedata import files_of, network_data
 from underlay.config import parse_config
 from underlay.config.libvirt import LibvirtTable, libvirt_of
-from underlay.errors import ConfigError
+from underlay.errors import CacheNotWritable, ConfigError
 from underlay.model import Attachment
 from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance, fake_vif
 
 HOSTILE = "a<b>&\"c'"
 UUID = "6ddd9f0a-f4b3-4b33-a9d9-1cbd84dc1b14"
+OTHER = "7ddd9f0a-f4b3-4b33-a9d9-1cbd84dc1b14"
 FILE = Attachment(type="file", source=f"/i/{HOSTILE}", format="qcow2", cache="none", discard="unmap")
 CEPH = Attachment(
     type="network",
@@ -334,8 +336,11 @@ def test_user_data_has_to_be_base64() -> None:
     assert b"admin_pass" not in files_of(FakeInstance(), None, password=None)["openstack/latest/meta_data.json"]
 
 
-def test_a_config_drive_is_the_same_for_the_same_files_and_has_its_label() -> None:
-    image = configdrive.image({"a/b/c.json": b"1", "a/b/d": b"", "e": b"22"})
+def test_a_config_drive_has_its_label_and_each_file_in_its_place_in_whatever_order_they_come() -> None:
+    files = {"a/b/c.json": b"the first", "a/b/d": b"", "e": b"the second"}
+    image, again = configdrive.image(files), configdrive.image(dict(reversed(files.items())))
+    places = [[one.index(files[name]) for name in ("a/b/c.json", "e")] for one in (image, again)]
+    assert (places[0], len(image)) == (places[1], len(again))  # all but the times in it
     assert (b"CD001", b"config-2") == (image[32769:32774], image[32808:32840].rstrip())
     assert 0 == len(image) % 2048
 
@@ -433,3 +438,25 @@ def test_options_are_what_they_are_without_a_table() -> None:
     assert "192.0.2.7" == own_address(libvirt_of(LibvirtTable(my_ip="192.0.2.7")))
     assert own_address(options) == str(ip_address(own_address(options)))
     assert "console.example" == libvirt_of(LibvirtTable(serial_console_address="console.example")).serial_console_address
+
+
+def look_for_claims(instances: str) -> None:
+    tell(str([directory.uuid for directory in interrupted(Path(instances))]))
+    try:
+        interrupted(Path(instances).parent / "locked")
+    except CacheNotWritable as error:
+        tell(error.message)
+
+
+@pytest.mark.component("root")
+def test_a_directory_that_cannot_be_looked_at_hides_no_other(open_directory: Path) -> None:
+    instances, locked = open_directory / "instances", open_directory / "locked"
+    for path in (instances / UUID, instances / OTHER, locked):
+        path.mkdir(parents=True)
+    for path in (instances / UUID, locked):
+        path.chmod(0o700)
+    for uuid in (UUID, OTHER):
+        (instances / uuid / "making").touch()
+    with start(look_for_claims, instances, user=NOBODY) as child:
+        assert str([OTHER]) == child.hear()
+        assert "locked" in child.hear()

@@ -1,5 +1,6 @@
 """The libvirt driver for the shipped conformance suite, on a libvirtd of its own, with guests of one boot sector."""
 
+import json
 import os
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance, fak
 
 PATIENCE = 60.0  # seconds; the machine is slow, and shared
 MESSAGE = "by the libvirt driver"
+LARGE = 128 << 20
 
 CONFIG = """
 host = "node1"
@@ -79,6 +81,33 @@ class Place:
     def image(self, **more: Any) -> FakeImage:
         return FakeImage(id=f"file://{self.image_file}", size=self.image_file.stat().st_size, **more)
 
+    def large_image(self) -> FakeImage:
+        """One that takes a while to be copied."""
+        path = self.root / "large.qcow2"
+        write_qcow2(path, size=LARGE + SMALLEST, message=MESSAGE, payload=LARGE, stays=True)
+        return FakeImage(id=f"file://{path}", size=path.stat().st_size)
+
+    @contextmanager
+    def copying_slowly(self, instance: FakeInstance) -> Iterator[None]:
+        """The copy of the guest's disk that begins now goes on until the block ends, unless somebody ends it."""
+        with self._domain(instance) as domain:
+            wait_until(lambda: _jobs(domain), "QEMU copies", pause=0.0)  # it does not copy for long
+            [job] = _jobs(domain)
+            _tell_qemu(domain, "block-job-set-speed", device=job, speed=1)
+            try:
+                yield
+            finally:
+                if job in _jobs(domain):
+                    _tell_qemu(domain, "block-job-set-speed", device=job, speed=0)
+
+    @contextmanager
+    def _domain(self, instance: FakeInstance) -> Iterator[Any]:
+        connection = import_module("libvirt").open(self.daemon.uri)
+        try:
+            yield connection.lookupByUUIDString(instance.uuid)
+        finally:
+            connection.close()
+
     def instance(self, image: FakeImage, **more: Any) -> FakeInstance:
         return record(image, **more)
 
@@ -102,6 +131,18 @@ class Place:
         return [*found, *(name for name in os.listdir(self.instances) if name.startswith(instance.uuid))]
 
 
+def _tell_qemu(domain: Any, command: str, **arguments: Any) -> Any:
+    asked = json.dumps({"execute": command, "arguments": arguments})
+    return json.loads(import_module("libvirt_qemu").qemuMonitorCommand(domain, asked, 0))["return"]
+
+
+def _jobs(domain: Any) -> list[str]:
+    try:
+        return [job["device"] for job in _tell_qemu(domain, "query-block-jobs")]
+    except import_module("libvirt").libvirtError:  # it does not run
+        return []
+
+
 def record(image: FakeImage, **more: Any) -> FakeInstance:
     flavor = more.pop("flavor", FakeFlavor(memory_mb=32))
     return FakeInstance(image_ref=image.id, image_meta=image, flavor=flavor, **more)
@@ -111,11 +152,11 @@ def command(*argv: str) -> None:
     subprocess.run(argv, check=True, capture_output=True)
 
 
-def wait_until(claim: Any, what: str, *, seconds: float = PATIENCE) -> None:
+def wait_until(claim: Any, what: str, *, seconds: float = PATIENCE, pause: float = 0.05) -> None:
     deadline = time.monotonic() + seconds
     while not claim():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 @dataclass(slots=True)

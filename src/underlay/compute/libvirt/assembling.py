@@ -1,12 +1,16 @@
 """An instance's files beside its disks, and the guest that all of them make."""
 
+from contextlib import ExitStack
+
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, NetworkInfo
 from underlay.compute.libvirt import configdrive, instancedata, localdisks
 from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, properties_of
 from underlay.compute.libvirt.guest import DirectBoot, Guest
 from underlay.compute.libvirt.guestplan import command_line, guest_of
 from underlay.compute.libvirt.site import Site
+from underlay.host import bring
 from underlay.model import Attachment
+from underlay.policy.form import Want
 from underlay.refs import parse_ref
 
 
@@ -25,17 +29,28 @@ def deliver_kernel(site: Site, instance: Instance, *, kernel_id: str | None, ram
 
 
 def prepare(
-    site: Site, instance: Instance, image: ImageMeta, network_info: NetworkInfo | None, *, password: str | None
+    site: Site,
+    instance: Instance,
+    image: ImageMeta,
+    network_info: NetworkInfo | None,
+    *,
+    password: str | None,
+    holding: ExitStack,
 ) -> None:
     """Have at hand what `deliver_kernel` and `write_config_drive` will need, before anything is given up for it.
+
+    Args:
+        holding: until it is closed no prune removes what was fetched.
 
     Raises:
         as they
     """
+    parts = site.host.parts
     with localdisks.translated():
         for image_id, disk_format in ((instance.kernel_id, "aki"), (instance.ramdisk_id, "ari")):
             if image_id:
-                site.host.fetch(parse_ref(image_id), disk_format=disk_format, cache=site.options.cache)
+                want, cache = Want(disk_format=disk_format), parts.cache(site.options.cache)
+                bring.verified(parts, parse_ref(image_id), cache, want, None, holding)
     _config_files(site, instance, image, network_info, password=password)
 
 

@@ -1,15 +1,20 @@
 """An instance's directory: what lies in it, and under which names. They are those of Nova's libvirt driver."""
 
 import errno
+import logging
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 from underlay.compute.errors import InvalidInput
+from underlay.errors import CacheMissing, UnderlayError
 from underlay.files import make_directory, sync_directory, translated
+
+_LOG = logging.getLogger(__name__)
 
 RESCUED = ".rescue"
 ROOT, SWAP, RESCUE = "disk", "disk.swap", f"disk{RESCUED}"
@@ -80,11 +85,31 @@ class InstanceDirectory:
             CacheMissing, CacheNotWritable, InsufficientSpace, StorageFailed
         """
         with translated(self.path):
-            is_new = not self.path.is_dir()
-            if is_new:
-                make_directory(self.path, _MODE)
+            is_new = make_directory(self.path, _MODE)
+            try:
                 sync_directory(self.instances)
+            except OSError:
+                self.remove_if_empty()
+                raise
         return is_new
+
+    def remove_if_empty(self) -> None:
+        """Remove it unless something is in it."""
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def is_claimed(self) -> bool:
+        """Whether `making` is there, locked or not.
+
+        Raises:
+            CacheNotWritable, StorageFailed: it cannot be told.
+        """
+        with translated(self.making):
+            try:
+                os.lstat(self.making)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return True
 
     def remove_extras(self) -> None:
         """Remove kernels, ramdisks, config drives, and what a rescue put there; not the disks.
@@ -104,6 +129,11 @@ class InstanceDirectory:
         It is renamed first, so that nobody takes half of it for an instance. Safe to repeat.
         """
         return self._remove(self.path)
+
+    def remove_doomed(self) -> bool:
+        """Remove what an interrupted removal has left; whether nothing of that is left."""
+        shutil.rmtree(self.doomed, ignore_errors=True)
+        return not os.path.lexists(self.doomed)
 
     def remove_kept(self) -> bool:
         """Remove what a resize keeps of the instance as it was; whether nothing of it is left. As `remove`."""
@@ -133,18 +163,33 @@ def directory_of(instances: Path, uuid: str) -> InstanceDirectory:
 
 
 def interrupted(instances: Path) -> list[InstanceDirectory]:
-    """The directories of instances that are being made, or were when their maker was killed."""
+    """The directories of instances that are being made, or were when their maker was killed.
+
+    One that cannot be looked at is told in the log, and left as it is.
+
+    Raises:
+        CacheNotWritable, StorageFailed: of all of them.
+    """
     try:
-        names = sorted(os.listdir(instances))
-    except FileNotFoundError:
+        with translated(instances):
+            names = sorted(os.listdir(instances))
+    except CacheMissing:
         return []
-    found = []
+    return [directory for directory in _named(instances, names) if _is_claimed(directory)]
+
+
+def _named(instances: Path, names: Iterable[str]) -> Iterator[InstanceDirectory]:
     for name in names:
         with suppress(InvalidInput):
-            directory = directory_of(instances, name)
-            if directory.making.exists():
-                found.append(directory)
-    return found
+            yield directory_of(instances, name)
+
+
+def _is_claimed(directory: InstanceDirectory) -> bool:
+    try:
+        return directory.is_claimed()
+    except UnderlayError as error:
+        _LOG.warning("whether the instance %s was half made cannot be told: %s", directory.uuid, error)
+        return False
 
 
 def rename_over_doomed(source: Path, target: Path) -> None:

@@ -47,23 +47,27 @@ def translated() -> Iterator[None]:
         raise OperationFailed(error.message, hint=error.hint) from error
 
 
-def make(site: Site, instance: Instance, disks: Iterable[LocalDisk], *, image_id: str) -> None:
+def make(site: Site, instance: Instance, disks: Iterable[LocalDisk], *, image_id: str, maker: str | None = None) -> None:
     """Make disks that are not there yet, the image fetched first unless it is here.
+
+    Args:
+        maker: who makes them, as `underlay.model.DiskSpec` has it.
 
     Raises:
         as `translated`
     """
     with translated():
         for disk in disks:
-            _make_one(site, instance, disk, image_id)
+            _make_one(site, instance, disk, image_id, maker=maker)
 
 
-def _make_one(site: Site, instance: Instance, disk: LocalDisk, image_id: str) -> None:
+def _make_one(site: Site, instance: Instance, disk: LocalDisk, image_id: str, *, maker: str | None) -> None:
     host, uuid, backend, cache = site.host, instance.uuid, site.options.images_type, site.options.cache
     if disk.role == "image":
-        host.create_disk(uuid, parse_ref(image_id), size=disk.size, backend=backend, name=disk.name, cache=cache)
+        ref = parse_ref(image_id)
+        host.create_disk(uuid, ref, size=disk.size, backend=backend, name=disk.name, cache=cache, maker=maker)
     elif disk.role == "swap":
-        host.create_swap(uuid, disk.size or 0, backend=backend, name=disk.name, cache=cache)
+        host.create_swap(uuid, disk.size or 0, backend=backend, name=disk.name, cache=cache, maker=maker)
     else:
         host.create_ephemeral(
             uuid,
@@ -73,6 +77,7 @@ def _make_one(site: Site, instance: Instance, disk: LocalDisk, image_id: str) ->
             backend=backend,
             name=disk.name,
             cache=cache,
+            maker=maker,
         )
 
 
@@ -127,8 +132,11 @@ def _fact(disk: InstanceDisk) -> dict[str, str]:
     }
 
 
-def remove_all(host: Host, uuid: str) -> None:
+def remove_all(host: Host, uuid: str, *, maker: str | None = None) -> None:
     """Remove every local disk of an instance; none is a success.
+
+    Args:
+        maker: what another one has made stays.
 
     Raises:
         as `translated`
@@ -136,18 +144,21 @@ def remove_all(host: Host, uuid: str) -> None:
     last = _ephemerals(host, uuid)  # one more may have been half made
     # Backwards, so that a removal which is interrupted leaves no gap that hides those behind it.
     for name in (*map(_ephemeral, range(last, -1, -1)), SWAP, RESCUE, ROOT):
-        remove(host, uuid, name)
+        remove(host, uuid, name, maker=maker)
 
 
-def remove(host: Host, uuid: str, name: str) -> bool:
+def remove(host: Host, uuid: str, name: str, *, maker: str | None = None) -> bool:
     """Remove a local disk and what its making has left; whether it was there.
+
+    Args:
+        maker: a disk that another one has made stays, as if it were not there.
 
     Raises:
         as `translated`
     """
     with translated():
         try:
-            host.remove_disk(uuid, name=name, assume_closed=True)
+            host.remove_disk(uuid, name=name, assume_closed=True, maker=maker)
         except errors.DiskNotFound:
             return False
     return True

@@ -1,28 +1,38 @@
 """How an instance is made, whole or not at all, and made again from another image.
 
-While it is made a file in its directory says so, which its maker has locked, and in which the maker's host stands once it is
-sure that nobody else has the instance. Who was killed leaves the file and no lock, and whoever finds it on that host takes away
-what was made: the next driver that starts, or the next attempt to make the instance.
+While it is made its maker has a claim on it (see `claiming`). Who was killed leaves the claim and no lock, and whoever finds
+that on the maker's host takes away what this maker has made: the next driver that starts, or the next attempt to make the
+instance.
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from underlay import locks
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, NetworkInfo
-from underlay.compute.errors import ComputeError, FlavorDiskSmallerThanImage, HypervisorUnavailable, InstanceExists
-from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks
+from underlay.compute.errors import (
+    ComputeError,
+    FlavorDiskSmallerThanImage,
+    HypervisorUnavailable,
+    InstanceExists,
+    OperationFailed,
+)
+from underlay.compute.libvirt import claiming, domain as domains, guestxml, localdisks, networks
 from underlay.compute.libvirt.assembling import assembled, deliver_kernel, prepare, write_config_drive
+from underlay.compute.libvirt.claiming import Maker
 from underlay.compute.libvirt.directory import InstanceDirectory, interrupted, remove_doomed
 from underlay.compute.libvirt.diskplan import disks_of, root_size
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guestplan import check
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import start
-from underlay.files import sync_directory, translated
+from underlay.errors import LockLost
+from underlay.files import translated
+from underlay.host import bring
+from underlay.locks import Lock
+from underlay.policy.form import Want
 from underlay.refs import parse_ref
 
 _LOG = logging.getLogger(__name__)
@@ -49,17 +59,16 @@ def spawn(
     check(image, network_info)
     networks.plug(network_info)
     directory = site.directory(instance)
-    if directory.making.exists():
-        undo_interrupted(site, directory)
-    with _claimed(site, instance, directory) as tried:
-        localdisks.make(site, instance, disks, image_id=image.id)
+    undo_interrupted(site, directory)
+    with _claimed(site, instance, directory) as attempt:
+        localdisks.make(site, instance, disks, image_id=image.id, maker=attempt.maker.id)
         deliver_kernel(site, instance, kernel_id=instance.kernel_id, ramdisk_id=instance.ramdisk_id)
         write_config_drive(site, instance, image, network_info, password=password)
         guest = assembled(site, instance, image, network_info, info)
-        tried.defined = True
+        attempt.begin_defining()
         domains.define(site.connection, guestxml.to_xml(guest))
         if power_on:
-            tried.started = True
+            attempt.started = True
             start(site, site.domain(instance))
 
 
@@ -77,31 +86,44 @@ def rebuild(
     Raises:
         InstanceNotFound; as `spawn`
     """
-    domain, directory = site.domain(instance), site.directory(instance)
     disks = disks_of(instance, image, info, machine=site.options.machine_type, prefix=site.options.disk_prefix)
     check(image, network_info)
     networks.plug(network_info)
-    domain.state()
-    _bring(site, instance, image)
-    prepare(site, instance, image, network_info, password=password)
+    site.domain(instance).state()
+    with claiming.alone(site.directory(instance)), ExitStack() as holding:
+        _bring(site, instance, image, holding)
+        prepare(site, instance, image, network_info, password=password, holding=holding)
+        _give_up(site, instance)
+        # crash from here on: an instance that is off and lacks disks, which another rebuild makes whole
+        localdisks.make(site, instance, disks, image_id=image.id, maker=claiming.new_maker(site.name).id)
+        deliver_kernel(site, instance, kernel_id=instance.kernel_id, ramdisk_id=instance.ramdisk_id)
+        write_config_drive(site, instance, image, network_info, password=password)
+        domains.define(site.connection, guestxml.to_xml(assembled(site, instance, image, network_info, info)))
+        start(site, site.domain(instance))
+
+
+def _give_up(site: Site, instance: Instance) -> None:
+    """End a guest, and remove what a rebuild makes anew."""
+    domain = site.domain(instance)
     domain.cut()
     domain.forget_memory()
     localdisks.remove_all(site.host, instance.uuid)
-    directory.remove_extras()
-    localdisks.make(site, instance, disks, image_id=image.id)
-    deliver_kernel(site, instance, kernel_id=instance.kernel_id, ramdisk_id=instance.ramdisk_id)
-    write_config_drive(site, instance, image, network_info, password=password)
-    domains.define(site.connection, guestxml.to_xml(assembled(site, instance, image, network_info, info)))
-    start(site, domain)
+    with localdisks.translated():
+        site.directory(instance).remove_extras()
 
 
 def undo_all_interrupted(site: Site) -> None:
     """Take away what is left of instances that were being made, or removed, when who did it was killed.
 
     What cannot be taken away now is logged, and stays for the next time.
+
+    Raises:
+        OperationFailed: the directory of all instances cannot be read.
     """
     remove_doomed(site.host.config.instances)
-    for directory in interrupted(site.host.config.instances):
+    with localdisks.translated():
+        found = interrupted(site.host.config.instances)
+    for directory in found:
         try:
             undo_interrupted(site, directory)
         except ComputeError as error:
@@ -114,64 +136,73 @@ def undo_interrupted(site: Site, directory: InstanceDirectory) -> None:
     Raises:
         HypervisorUnavailable, OperationFailed
     """
-    with localdisks.translated(), translated(directory.making), suppress(FileNotFoundError):
-        with locks.try_exclusive(directory.making) as lock:
+    with localdisks.translated(), translated(directory.making):
+        if not directory.is_claimed():
+            return
+        with suppress(FileNotFoundError), locks.try_exclusive(directory.making) as lock:
             if lock is not None:
-                _undo_left(site, directory)
+                _undo_left(site, directory, lock)
 
 
-def _undo_left(site: Site, directory: InstanceDirectory) -> None:
-    maker = directory.making.read_bytes()
-    if not maker:
-        _unclaim(directory)
-    elif maker == site.name.encode():  # where hosts share the directory, another one's libvirt may have the instance
+def _undo_left(site: Site, directory: InstanceDirectory, lock: Lock) -> None:
+    maker = claiming.signed_by(directory)
+    if maker is None:
+        claiming.give_up(directory)
+    elif maker.host == site.name:  # where hosts share the directory, another one's libvirt may have the instance
         _LOG.info("removing what is left of the instance %s, whose making was interrupted", directory.uuid)
-        _undo(site, directory, _Tried(defined=True, started=True))
+        _undo(site, directory, _Attempt(maker=maker, lock=lock, defined=True, started=True))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the steps
 
 
-@dataclass(slots=True)
-class _Tried:
-    """What has been tried with libvirt so far."""
+@dataclass(slots=True, kw_only=True)
+class _Attempt:
+    """Who makes an instance, under which claim, and what has been tried with libvirt so far."""
 
+    maker: Maker
+    lock: Lock
     defined: bool = False
     started: bool = False
 
+    def begin_defining(self) -> None:
+        """From here on libvirt may have the instance.
+
+        Raises:
+            OperationFailed: the claim is no more ours.
+        """
+        with localdisks.translated():
+            self.lock.confirm()
+        self.defined = True
+
+    def has_claim(self) -> bool:
+        """Whether nobody has taken the claim away, and the directory with it."""
+        try:
+            self.lock.confirm()
+        except LockLost:
+            return False
+        return True
+
 
 @contextmanager
-def _claimed(site: Site, instance: Instance, directory: InstanceDirectory) -> Iterator[_Tried]:
+def _claimed(site: Site, instance: Instance, directory: InstanceDirectory) -> Iterator[_Attempt]:
     """The instance is ours to make: nobody else has it, and when the block fails nothing of it is left."""
     _refuse_taken(site, instance)
-    with ExitStack() as holding:
-        with localdisks.translated(), translated(directory.making):
-            _refuse_files(directory)
-            lock = holding.enter_context(locks.try_exclusive(directory.making))
-        if lock is None:
-            raise InstanceExists(name=instance.name)
+    with claiming.claimed(directory, name=instance.name) as lock:
+        attempt = _Attempt(maker=claiming.new_maker(site.name), lock=lock)
         try:
             _refuse_taken(site, instance)
             _refuse_disks(site, instance)
-            _be_sure(site, directory)
+            claiming.sign(directory, attempt.maker)
         except BaseException:
-            _unclaim(directory)
+            claiming.give_up(directory)
             raise
-        tried = _Tried()
         try:
-            yield tried
-            _finish(directory)
+            yield attempt
+            claiming.finish(directory, lock)
         except BaseException:
-            _undo_quietly(site, directory, tried)
+            _undo_quietly(site, directory, attempt)
             raise
-
-
-def _refuse_files(directory: InstanceDirectory) -> None:
-    """Make the directory. Raises InstanceExists when something is in it."""
-    if not directory.make() and os.listdir(directory.path):
-        raise InstanceExists(
-            f"files of an instance {directory.uuid} are there: {directory.path}", hint="delete_instance_files removes them"
-        )
 
 
 def _refuse_disks(site: Site, instance: Instance) -> None:
@@ -187,60 +218,47 @@ def _refuse_taken(site: Site, instance: Instance) -> None:
         raise InstanceExists(name=instance.name)
 
 
-def _be_sure(site: Site, directory: InstanceDirectory) -> None:
-    with localdisks.translated(), translated(directory.making):
-        with directory.making.open("r+b") as file:
-            file.write(site.name.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        sync_directory(directory.path)
-
-
-def _finish(directory: InstanceDirectory) -> None:
-    with localdisks.translated(), translated(directory.making):
-        directory.making.unlink()
-        sync_directory(directory.path)  # crash before: the instance is taken for half made, as its caller does not know better
-
-
-def _unclaim(directory: InstanceDirectory) -> None:
-    """Nothing was made: the claim goes, and the directory if nothing is in it."""
-    with suppress(OSError):
-        directory.making.unlink()
-        directory.path.rmdir()
-
-
-def _undo_quietly(site: Site, directory: InstanceDirectory, tried: _Tried) -> None:
+def _undo_quietly(site: Site, directory: InstanceDirectory, attempt: _Attempt) -> None:
     """After a failure, whose error goes on; what cannot be undone now is when somebody comes upon the claim."""
     try:
-        _undo(site, directory, tried)
+        _undo(site, directory, attempt)
     except ComputeError as error:
         _LOG.warning("what was made of the instance %s cannot be removed yet: %s", directory.uuid, error)
 
 
-def _undo(site: Site, directory: InstanceDirectory, tried: _Tried) -> None:
-    """Remove the domain, then the disks, then the files; a crash between leaves the claim, which is among the files."""
-    if tried.defined:
+def _undo(site: Site, directory: InstanceDirectory, attempt: _Attempt) -> None:
+    """Remove the domain, then the disks, then the files; a crash between leaves the claim, which is among the files.
+
+    Raises:
+        HypervisorUnavailable, OperationFailed: something is left.
+    """
+    if attempt.defined:
         try:
             Domain(site.connection, directory.uuid).remove()
         except HypervisorUnavailable:
-            if not tried.started:  # then no QEMU has the disks, and only a definition may be left
-                localdisks.remove_all(site.host, directory.uuid)
+            if not attempt.started:  # then no QEMU has the disks, and only a definition may be left
+                localdisks.remove_all(site.host, directory.uuid, maker=attempt.maker.id)
             raise
-    localdisks.remove_all(site.host, directory.uuid)
-    directory.remove()
+    localdisks.remove_all(site.host, directory.uuid, maker=attempt.maker.id)
+    if attempt.has_claim() and not directory.remove():
+        raise OperationFailed(f"{directory.path} cannot be removed whole")
 
 
-def _bring(site: Site, instance: Instance, image: ImageMeta) -> None:
+def _bring(site: Site, instance: Instance, image: ImageMeta, holding: ExitStack) -> None:
     """Have an image here before anything is given up for it, unless its backend may clone it.
+
+    Args:
+        holding: until it is closed no prune removes the image.
 
     Raises:
         FlavorDiskSmallerThanImage; as `localdisks.translated`
     """
     with localdisks.translated():
-        traits = site.host.parts.backend(site.options.images_type).traits
+        parts, ref = site.host.parts, parse_ref(image.id)
+        traits = parts.backend(site.options.images_type).traits
         if traits.clones:
             return
-        base = site.host.fetch(parse_ref(image.id), cache=site.options.cache, traits=traits).image
+        base = bring.verified(parts, ref, parts.cache(site.options.cache), Want(traits=traits), None, holding).image
     size = root_size(instance, image)
     smallest = max(base.virtual_size, base.record.min_disk if base.record else 0)
     if size is not None and size < smallest:

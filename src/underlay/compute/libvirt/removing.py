@@ -4,8 +4,8 @@ import logging
 import os
 
 from underlay.compute.arguments import Instance
-from underlay.compute.errors import ComputeError
-from underlay.compute.libvirt import localdisks
+from underlay.compute.errors import ComputeError, OperationFailed
+from underlay.compute.libvirt import claiming, localdisks
 from underlay.compute.libvirt.site import Site
 from underlay.compute.metadata import field_of
 
@@ -17,10 +17,11 @@ def destroy(site: Site, instance: Instance) -> None:
     """End a guest and have libvirt forget it. One that is not there is a success.
 
     Raises:
-        HypervisorUnavailable, OperationFailed
+        HypervisorUnavailable; OperationFailed: among others, it is being made.
     """
-    if not site.domain(instance).remove():
-        _LOG.warning("the instance %s was to be destroyed and is not there", instance.uuid)
+    with claiming.alone(site.directory(instance)):
+        if not site.domain(instance).remove():
+            _LOG.warning("the instance %s was to be destroyed and is not there", instance.uuid)
 
 
 def remove_disks(site: Site, instance: Instance) -> None:
@@ -29,24 +30,25 @@ def remove_disks(site: Site, instance: Instance) -> None:
     What a resize keeps stays, as a reversal of that needs it, unless the instance is deleted for good.
 
     Raises:
-        OperationFailed: a disk is still needed, or its storage does not answer.
+        OperationFailed: a disk is still needed, its storage does not answer, or the instance is being made.
     """
-    localdisks.remove_all(site.host, instance.uuid)
     directory = site.directory(instance)
-    directory.remove()
-    if field_of(instance, "task_state") == _DELETING:
-        directory.remove_kept()
+    with claiming.alone(directory) as is_there:
+        localdisks.remove_all(site.host, instance.uuid)  # crash: a directory without disks, which the next removal removes
+        if not (directory.remove() if is_there else directory.remove_doomed()):  # crash: one that the next driver removes
+            raise OperationFailed(f"{directory.path} cannot be removed whole", hint="see what is left of it, and remove it")
+        if field_of(instance, "task_state") == _DELETING and not directory.remove_kept():
+            raise OperationFailed(f"{directory.kept} cannot be removed whole", hint="see what is left of it, and remove it")
 
 
 def delete_files(site: Site, instance: Instance) -> bool:
     """As `remove_disks`; whether nothing is left. What is busy is no error."""
     try:
-        localdisks.remove_all(site.host, instance.uuid)
+        remove_disks(site, instance)
     except ComputeError as error:
-        _LOG.warning("disks of the instance %s cannot be removed yet: %s", instance.uuid, error)
+        _LOG.warning("files of the instance %s cannot be removed yet: %s", instance.uuid, error)
         return False
-    directory = site.directory(instance)
-    return directory.remove() and directory.remove_kept()
+    return site.directory(instance).remove_kept()
 
 
 def is_on_disk(site: Site, instance: Instance) -> bool:

@@ -17,7 +17,7 @@ from underlay.compute.arguments import (
 from underlay.compute.contract.lifecycle import LifeCycle
 from underlay.compute.contract.listening import Listening
 from underlay.compute.errors import NotSupported, PreserveEphemeralNotSupported
-from underlay.compute.libvirt import domain as domains, kept, making, removing, service, sharing
+from underlay.compute.libvirt import domain as domains, kept, making, removing, service, sharing, snapshots
 from underlay.compute.libvirt.contract.located import Located
 from underlay.compute.libvirt.hostaddress import own_address
 from underlay.compute.states import InstanceInfo
@@ -33,12 +33,17 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
         """As the contract has it: what was left half made is removed, and what was half resized is put back.
 
         Raises:
-            HypervisorUnavailable, ExtraMissing, ConfigError
+            HypervisorUnavailable, ExtraMissing, ConfigError; OperationFailed: the instances path cannot be read.
         """
         self._running = service.begin(host, host=self.underlay, tell=self.emit_event)
-        kept.undo_all_interrupted(self.site)
-        making.undo_all_interrupted(self.site)
-        sharing.announce(self.site.host, own_address(self.site.options))
+        try:
+            kept.undo_all_interrupted(self.site)
+            making.undo_all_interrupted(self.site)
+            snapshots.clean_all(self.site)
+            sharing.announce(self.site.host, own_address(self.site.options))
+        except BaseException:
+            self.cleanup_host(host)
+            raise
 
     def cleanup_host(self, host: str) -> None:
         """As the contract has it."""

@@ -1,0 +1,140 @@
+"""The claim on an instance: the file that says that somebody makes it, or removes it, and is locked for as long as that takes.
+
+Who makes it writes himself into the file once he is sure that nobody else has the instance. A claim without a lock is what is
+left of who was killed: one that names its maker of an instance that is half made, an empty one of nothing.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from secrets import token_hex
+
+from underlay import locks
+from underlay.compute.errors import InstanceExists, OperationFailed
+from underlay.compute.libvirt import localdisks
+from underlay.compute.libvirt.directory import InstanceDirectory
+from underlay.errors import LockLost
+from underlay.files import sync_directory, translated
+from underlay.locks import Lock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maker:
+    """Who makes an instance.
+
+    Attributes:
+        host: of the compute service. id: a text that nobody else has, by which the disks are known that this one makes.
+    """
+
+    host: str
+    id: str
+
+
+def new_maker(host: str) -> Maker:
+    """One that makes nothing else."""
+    return Maker(host=host, id=token_hex(16))
+
+
+@contextmanager
+def claimed(directory: InstanceDirectory, *, name: str) -> Iterator[Lock]:
+    """The claim on an instance that is not there yet, held; with it, its directory.
+
+    Args:
+        name: of the instance, for messages.
+
+    Raises:
+        InstanceExists: somebody makes it, or has files there. OperationFailed: there is no room, for example.
+    """
+    with ExitStack() as holding:
+        with localdisks.translated(), translated(directory.making):
+            is_new = directory.make()
+            try:
+                _refuse_files(directory)
+                lock = holding.enter_context(locks.try_exclusive(directory.making))
+            except BaseException:
+                if is_new:
+                    directory.remove_if_empty()
+                raise
+        if lock is None:
+            raise InstanceExists(name=name)
+        yield lock
+
+
+def _refuse_files(directory: InstanceDirectory) -> None:
+    if os.listdir(directory.path):
+        raise InstanceExists(
+            f"files of an instance {directory.uuid} are there: {directory.path}", hint="delete_instance_files removes them"
+        )
+
+
+@contextmanager
+def alone(directory: InstanceDirectory) -> Iterator[bool]:
+    """Nobody makes, rebuilds or removes an instance meanwhile; whether its directory is there.
+
+    Raises:
+        OperationFailed: somebody does.
+    """
+    with ExitStack() as holding:
+        with localdisks.translated(), translated(directory.making):
+            try:
+                lock = holding.enter_context(locks.try_exclusive(directory.making))
+            except FileNotFoundError:  # without a directory nobody makes it
+                yield False
+                return
+        if lock is None:
+            raise OperationFailed(f"the instance {directory.uuid} is being made or removed", hint="try again when that is done")
+        try:
+            yield True  # crash: an empty claim, which says nothing
+        finally:
+            _drop_empty(lock)
+
+
+def _drop_empty(lock: Lock) -> None:
+    with suppress(LockLost, OSError):
+        lock.confirm()
+        if not os.fstat(lock.fd).st_size:  # else it is what is left of a maker, for who undoes that
+            lock.path.unlink()
+
+
+def finish(directory: InstanceDirectory, lock: Lock) -> None:
+    """Drop a claim: the instance is made.
+
+    Raises:
+        OperationFailed: the claim is no more ours.
+    """
+    with localdisks.translated(), translated(directory.making):
+        lock.confirm()
+        directory.making.unlink()
+        sync_directory(directory.path)  # crash before: the instance is taken for half made, as its caller does not know better
+
+
+def give_up(directory: InstanceDirectory) -> None:
+    """Drop a claim under which nothing was made, and the directory if nothing is in it. The caller holds the claim."""
+    with suppress(OSError):
+        directory.making.unlink()
+    directory.remove_if_empty()
+
+
+def sign(directory: InstanceDirectory, maker: Maker) -> None:
+    """Have a claim say whose it is, durably.
+
+    Raises:
+        OperationFailed
+    """
+    with localdisks.translated(), translated(directory.making):
+        with directory.making.open("r+b") as file:
+            file.write(f"{maker.host}\n{maker.id}".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        sync_directory(directory.path)
+
+
+def signed_by(directory: InstanceDirectory) -> Maker | None:
+    """Whose a claim is; None: nobody's yet.
+
+    Raises:
+        OSError
+    """
+    host, _, id_ = directory.making.read_text(encoding="utf-8").partition("\n")
+    return Maker(host=host, id=id_) if host else None

@@ -1,0 +1,127 @@
+"""What making and removing an instance leave: without room, when something cannot go, and when the disk is another's."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from libvirt_stage import Place, command
+
+from installed import install_backend
+from underlay.compute.errors import OperationFailed
+from underlay.compute.libvirt import LibvirtDriver
+from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance
+
+pytest_plugins = ["libvirt_fixtures"]
+pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64")
+
+
+def spawn(driver: LibvirtDriver, instance: FakeInstance, image: FakeImage) -> None:
+    driver.spawn(None, instance, image, [], None, {}, power_on=False)
+
+
+@contextmanager
+def mounted(path: Path, *options: str) -> Iterator[None]:
+    command("mount", *options, os.fspath(path))
+    try:
+        yield
+    finally:
+        command("umount", os.fspath(path))
+
+
+def test_without_room_for_its_claim_no_directory_is_left(place: Place) -> None:
+    with mounted(place.instances, "-t", "tmpfs", "-o", "nr_inodes=200", "tmpfs"):
+        (place.instances / "_base").mkdir()
+        driver = place.driver()
+        fillers = place.instances / "fillers"
+        fillers.mkdir()
+        with suppress(OSError):
+            for number in range(200):
+                (fillers / str(number)).touch()
+        (fillers / "0").unlink()  # room for the directory, and for nothing in it
+        image = place.image()
+        instance = place.instance(image)
+        with pytest.raises(OperationFailed, match="making"):
+            spawn(driver, instance, image)
+        assert [] == place.traces(instance)
+        driver.cleanup_host("node1")
+
+
+def test_what_cannot_be_removed_is_said_and_goes_later(place: Place, driver: LibvirtDriver) -> None:
+    image = place.image()
+    instance = place.instance(image)
+    spawn(driver, instance, image)
+    inside = place.instances / instance.uuid / "inside"
+    inside.mkdir()
+    doomed = place.instances / f"{instance.uuid}_del"
+    command("mount", "-t", "tmpfs", "tmpfs", os.fspath(inside))
+    try:
+        with pytest.raises(OperationFailed, match="cannot be removed whole"):
+            driver.destroy(None, instance, [])
+        assert not driver.delete_instance_files(instance)
+    finally:
+        command("umount", os.fspath(doomed / "inside"))
+    driver.destroy(None, instance, [])
+    assert [] == place.traces(instance)
+
+
+def test_a_console_log_that_cannot_be_read_is_an_error_of_the_driver(place: Place, driver: LibvirtDriver) -> None:
+    image = place.image()
+    instance = place.instance(image)
+    spawn(driver, instance, image)
+    assert b"" == driver.get_console_output(None, instance)
+    (place.instances / instance.uuid / "console.log").mkdir()
+    with pytest.raises(OperationFailed, match=r"console\.log"):
+        driver.get_console_output(None, instance)
+    driver.destroy(None, instance, [])
+
+
+# ------------------------------------------------------------------------------------- disks in a storage that hosts share
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that hosts share, whose backend is called fake."""
+    install_backend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def names() -> frozenset[str]:
+    found: frozenset[str] = import_module("underlay_volumes").STORE.names()
+    return found
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_disk_that_another_host_has_made_is_not_taken_over_and_stays(place: Place) -> None:
+    driver = place.driver(more='images_type = "fake"')
+    image = place.image()
+    instance = place.instance(image, flavor=FakeFlavor(memory_mb=32, root_gb=0))
+    disk = driver.site.host.create_disk(instance.uuid, image.id, backend="fake")
+    shutil.rmtree(place.instances / "_base/.underlay/volumes")  # the other host has the record, and this one has none
+
+    with pytest.raises(OperationFailed, match="made by somebody else"):
+        spawn(driver, instance, image)
+
+    assert disk.path.name in names()
+    assert ([], []) == (driver.site.host.disks(), place.traces(instance))
+    driver.cleanup_host("node1")
+
+
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("maker", ["ours", "theirs", None])
+def test_of_a_killed_maker_go_the_disks_that_it_has_made_and_no_others(place: Place, maker: str | None) -> None:
+    host, image = place.host(), place.image()
+    instance = place.instance(image)
+    disk = host.create_disk(instance.uuid, image.id, backend="fake", maker=maker)
+    directory = place.instances / instance.uuid
+    directory.mkdir(exist_ok=True)
+    (directory / "making").write_text("node1\nours")
+
+    driver = place.driver()
+
+    assert (maker != "ours") == (disk.path.name in names())
+    assert ([], []) == (driver.site.host.disks(), place.traces(instance))
+    driver.cleanup_host("node1")

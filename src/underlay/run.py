@@ -34,6 +34,7 @@ _PACKAGES = {
     "mkfs.vfat": "dosfstools",
     "mkfs.ntfs": "ntfs-3g",
     "mkswap": "util-linux",
+    "ip": "iproute2",
     "shred": "coreutils",
     "dmsetup": "dmsetup",
     "cryptsetup": "cryptsetup-bin",

@@ -3,7 +3,7 @@
 import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -35,6 +35,8 @@ class LibvirtTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     serial_console_address: str = ""
     serial_console_port_range: str = "10000:20000"
     wait_soft_reboot: str | int = "120s"
+    device_detach_attempts: Annotated[int, msgspec.Meta(ge=1)] = 8
+    device_detach_timeout: str | int = "20s"
     snapshots_directory: str | None = None
     snapshot_image_format: Literal["", "qcow2", "raw"] = ""
 
@@ -54,6 +56,8 @@ class Libvirt(msgspec.Struct, frozen=True, kw_only=True):
             that callers are told.
         serial_console_port_range: first and last port of serial consoles.
         wait_soft_reboot: seconds that a guest has for a soft reboot.
+        device_detach_attempts, device_detach_timeout: how often a guest is asked to let go of a device, and the seconds that it
+            has each time.
         snapshots_directory: where snapshots are written. snapshot_image_format: theirs; empty: qcow2.
     """
 
@@ -76,6 +80,8 @@ class Libvirt(msgspec.Struct, frozen=True, kw_only=True):
     serial_console_address: str
     serial_console_port_range: tuple[int, int]
     wait_soft_reboot: float
+    device_detach_attempts: int
+    device_detach_timeout: float
     snapshots_directory: Path | None
     snapshot_image_format: str
 
@@ -108,6 +114,8 @@ def libvirt_of(table: LibvirtTable) -> Libvirt:
         serial_console_address=table.serial_console_address or table.serial_console_listen,
         serial_console_port_range=_ports(table.serial_console_port_range),
         wait_soft_reboot=values.duration(table.wait_soft_reboot, "libvirt.wait_soft_reboot"),
+        device_detach_attempts=table.device_detach_attempts,
+        device_detach_timeout=values.positive(table.device_detach_timeout, "libvirt.device_detach_timeout"),
         snapshots_directory=values.optional_path(table.snapshots_directory, "libvirt.snapshots_directory"),
         snapshot_image_format=table.snapshot_image_format or "qcow2",
     )

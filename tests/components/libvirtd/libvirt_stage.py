@@ -177,7 +177,6 @@ class LibvirtStage:
             Ability.VOLUMES: "not yet",
             Ability.SWAP_VOLUME: "not yet",
             Ability.EXTEND_VOLUME: "not yet",
-            Ability.INTERFACES: "not yet",
             Ability.LIVE_MIGRATION: "one host",
             Ability.RESOURCES: "not yet",
             Ability.ENABLING: "not yet",

@@ -50,7 +50,7 @@ def spawn(driver: LibvirtDriver, instance: FakeInstance, image: FakeImage, **mor
 # What is asked for, the error, and what it says.
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], type[ComputeError], str]] = [
     ("bridge", {}, {}, {"network_info": [fake_vif(bridge="ul-nowhere")]}, VirtualInterfacePlugException, "ul-nowhere"),
-    ("tap", {}, {}, {"network_info": [fake_vif(kind="tap")]}, VirtualInterfacePlugException, "tap"),
+    ("tap", {}, {}, {"network_info": [fake_vif(kind="tap") | {"devname": "lo"}]}, VirtualInterfacePlugException, "no tap"),
     ("kind", {}, {}, {"network_info": [fake_vif(kind="macvtap")]}, InternalError, "macvtap"),
     ("bus", {}, {"hw_disk_bus": "floppy"}, {}, InvalidInput, "hw_disk_bus is 'floppy'"),
     ("device", {"root_device_name": "/dev/../vda"}, {}, {}, InvalidInput, "no name of a device"),

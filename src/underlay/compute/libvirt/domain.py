@@ -64,6 +64,11 @@ class Domain:
         flags = libvirt.VIR_DOMAIN_XML_SECURE | (libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0)
         return str(self._do(lambda domain: domain.XMLDesc(flags)))
 
+    def running_xml(self) -> str | None:
+        """As its QEMU has it; None: it has none."""
+        flags = library().VIR_DOMAIN_XML_SECURE
+        return self._do(lambda domain: str(domain.XMLDesc(flags)) if domain.isActive() else None)
+
     def start(self) -> None:
         """Start it, from its saved memory if there is one. One that runs goes on."""
         seconds = LONG if self.is_saved() else None
@@ -97,6 +102,22 @@ class Domain:
     def forget_memory(self) -> None:
         """Drop its saved memory, if there is one."""
         self._change(lambda domain: domain.managedSaveRemove(0), when=lambda domain: domain.hasManagedSaveImage(0))
+
+    def attach(self, xml: str) -> None:
+        """Give it a device for good, and at once while it runs."""
+        libvirt = library()
+        kept, live = libvirt.VIR_DOMAIN_AFFECT_CONFIG, libvirt.VIR_DOMAIN_AFFECT_LIVE
+        self._do(lambda domain: domain.attachDeviceFlags(xml, kept | (live if domain.isActive() else 0)))
+
+    def ask_for(self, xml: str) -> None:
+        """Ask it, while it runs, to let go of a device; it may do so later, or never."""
+        libvirt = library()
+        self._do(lambda domain: domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE))
+
+    def forget_device(self, xml: str) -> None:
+        """Have it start without a device the next time."""
+        libvirt = library()
+        self._do(lambda domain: domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG))
 
     def interrupt(self) -> None:
         """Send its CPUs a non-maskable interrupt."""

@@ -17,6 +17,7 @@ from underlay.host import Host
 
 _CAN = (
     "has_imagecache",
+    "supports_attach_interface",
     *(f"supports_image_type_{one}" for one in ("aki", "ami", "ari", "iso", "raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi")),
 )
 

@@ -1,6 +1,7 @@
 """A guest as a value, decided from what the service says of the instance and from the disks that are there. Pure."""
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ _KINDS = frozenset({"bridge", "tap"})
 _COMMAND_LINE = "root=/dev/{root} console=tty0 console=ttyS0"
 _NOVAS_DEVICE = 14  # characters of the names that Nova gives to taps
 _LONGEST_DEVICE = 15  # characters of a network device's name (IFNAMSIZ less its end)
+_SMALLEST_MTU, _LARGEST_MTU = 68, 65535  # bytes: what IPv4 needs at least, and what a length of a packet can say
 
 
 def guest_of(
@@ -62,7 +64,7 @@ def guest_of(
         ),
         screen=_screen(options, wanted),
         local_time=field_of(instance, "os_type") == "windows",
-        agent=_is_true(wanted.get("hw_qemu_guest_agent")),
+        agent=is_true(wanted.get("hw_qemu_guest_agent")),
         metadata=metadata_of(instance, network_info or ()),
     )
 
@@ -114,7 +116,7 @@ def bridge_of(vif: Vif) -> str:
         InvalidInput
     """
     bridge = (vif.get("network") or {}).get("bridge")
-    if not bridge or "/" in bridge or len(bridge) > _LONGEST_DEVICE:
+    if not bridge or bridge in (".", "..") or "/" in bridge or len(bridge) > _LONGEST_DEVICE:
         raise InvalidInput(reason=f"the interface {vif.get('id')} names no bridge: {bridge!r}")
     return str(bridge)
 
@@ -126,9 +128,23 @@ def device_of(vif: Vif) -> str:
         InvalidInput
     """
     device = str(vif.get("devname") or f"tap{vif['id']}"[:_NOVAS_DEVICE])
-    if "/" in device or len(device) > _LONGEST_DEVICE:
+    if not re.fullmatch(r"(?!\.{1,2}$)(?!-)[^\s/:%]+", device) or len(device) > _LONGEST_DEVICE:
         raise InvalidInput(reason=f"the interface {vif.get('id')} has a device that can be none: {device!r}")
     return device
+
+
+def mtu_of(vif: Vif) -> int | None:
+    """Bytes of the largest packet of an interface's network; None: nobody says.
+
+    Raises:
+        InvalidInput
+    """
+    mtu = ((vif.get("network") or {}).get("meta") or {}).get("mtu")
+    if mtu is None:
+        return None
+    if isinstance(mtu, bool) or not str(mtu).isdecimal() or not _SMALLEST_MTU <= int(mtu) <= _LARGEST_MTU:
+        raise InvalidInput(reason=f"the interface {vif.get('id')} has an MTU that can be none: {mtu!r}")
+    return int(mtu)
 
 
 def _interface(vif: Vif, model: str) -> GuestInterface:
@@ -139,7 +155,7 @@ def _interface(vif: Vif, model: str) -> GuestInterface:
         device=device_of(vif),
         bridge=bridge_of(vif) if kind == "bridge" else None,
         model=model,
-        mtu=((vif.get("network") or {}).get("meta") or {}).get("mtu"),
+        mtu=mtu_of(vif),
     )
 
 
@@ -167,5 +183,6 @@ def command_line(image: ImageMeta, root: str) -> str:
     return properties_of(image).get("os_command_line") or _COMMAND_LINE.format(root=root)
 
 
-def _is_true(value: object) -> bool:
+def is_true(value: object) -> bool:
+    """Whether a property of an image is set: a service has it as a boolean, or as somebody's text."""
     return str(value).lower() in ("true", "yes", "1", "on")

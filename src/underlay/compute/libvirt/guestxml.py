@@ -145,6 +145,13 @@ def _add_screen(devices: Element, screen: Screen) -> None:
     SubElement(SubElement(devices, "video"), "model", type=screen.model)
 
 
+def interface_xml(interface: GuestInterface) -> str:
+    """One interface by itself, as it is attached."""
+    devices = Element("devices")
+    _add_interface(devices, interface)
+    return tostring(devices[0], encoding="unicode")
+
+
 def backup_xml(xml: str, *, device: str, target: Path, disk_format: str) -> str:
     """A copy of one disk of a domain, and of no other (https://libvirt.org/formatbackup.html)."""
     backup = Element("domainbackup", mode="push")
@@ -244,6 +251,15 @@ def devices_by_path(xml: str) -> Mapping[str, str]:
             opened = source.get("file") or source.get("dev") or source.get("name") or ""
             found[opened] = target.get("dev", "")
     return found
+
+
+def interface_of(xml: str, address: str) -> str | None:
+    """The interface of a domain that has this MAC, as libvirt has it; None: there is none."""
+    for interface in parsed(xml).iterfind("devices/interface"):
+        mac = interface.find("mac")
+        if mac is not None and mac.get("address", "").lower() == address.lower():
+            return tostring(interface, encoding="unicode")
+    return None
 
 
 def addresses_by_device(xml: str) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ nobody waits for it any more and its file is gone, fails at once.
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,8 +29,13 @@ def capacity(domain: Domain, device: str) -> int:
     return int(_ask(domain, lambda found: found.blockInfo(device)[0]))
 
 
-def copy(domain: Domain, *, device: str, target: Path, disk_format: str) -> None:
+def copy(
+    domain: Domain, *, device: str, target: Path, disk_format: str, begins_in: AbstractContextManager[None] | None = None
+) -> None:
     """Copy a disk as it is now, while the guest writes on, into a file that is there: an empty image of the disk's size.
+
+    Args:
+        begins_in: is entered for the moment of which it is a copy.
 
     Raises:
         InstanceNotFound, HypervisorUnavailable; OperationFailed: among others, another copy goes on.
@@ -40,7 +45,8 @@ def copy(domain: Domain, *, device: str, target: Path, disk_format: str) -> None
         raise OperationFailed(f"the disks of {domain.uuid} are being copied already", hint="try again when that is done")
     xml = guestxml.backup_xml(domain.xml(), device=device, target=target, disk_format=disk_format)
     try:
-        _ask(domain, lambda found: found.backupBegin(xml, None, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL))
+        with begins_in or nullcontext():
+            _ask(domain, lambda found: found.backupBegin(xml, None, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL))
         while not _is_done(domain):
             time.sleep(_POLL)  # crash: QEMU copies on, until somebody ends it
     except BaseException:

@@ -57,10 +57,11 @@ def spawn(
     """
     disks = disks_of(instance, image, info, machine=site.options.machine_type, prefix=site.options.disk_prefix)
     check(image, network_info)
-    networks.plug(network_info)
+    networks.check(network_info)
     directory = site.directory(instance)
     undo_interrupted(site, directory)
     with _claimed(site, instance, directory) as attempt:
+        networks.plug(instance, network_info)
         localdisks.make(site, instance, disks, image_id=image.id, maker=attempt.maker.id)
         deliver_kernel(site, instance, kernel_id=instance.kernel_id, ramdisk_id=instance.ramdisk_id)
         write_config_drive(site, instance, image, network_info, password=password)
@@ -88,7 +89,7 @@ def rebuild(
     """
     disks = disks_of(instance, image, info, machine=site.options.machine_type, prefix=site.options.disk_prefix)
     check(image, network_info)
-    networks.plug(network_info)
+    networks.plug(instance, network_info)
     site.domain(instance).state()
     with claiming.alone(site.directory(instance)), ExitStack() as holding:
         _bring(site, instance, image, holding)
@@ -227,7 +228,7 @@ def _undo_quietly(site: Site, directory: InstanceDirectory, attempt: _Attempt) -
 
 
 def _undo(site: Site, directory: InstanceDirectory, attempt: _Attempt) -> None:
-    """Remove the domain, then the disks, then the files; a crash between leaves the claim, which is among the files.
+    """Remove the domain, the disks, the taps, then the files; a crash between leaves the claim, which is among the files.
 
     Raises:
         HypervisorUnavailable, OperationFailed: something is left.
@@ -240,7 +241,10 @@ def _undo(site: Site, directory: InstanceDirectory, attempt: _Attempt) -> None:
                 localdisks.remove_all(site.host, directory.uuid, maker=attempt.maker.id)
             raise
     localdisks.remove_all(site.host, directory.uuid, maker=attempt.maker.id)
-    if attempt.has_claim() and not directory.remove():
+    if not attempt.has_claim():
+        return
+    networks.unplug_all(directory.uuid)
+    if not directory.remove():
         raise OperationFailed(f"{directory.path} cannot be removed whole")
 
 

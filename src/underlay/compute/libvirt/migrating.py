@@ -62,7 +62,7 @@ def begin(
             was_on = domain.is_active()
         with _or_as_it_was(site, instance, network_info, was_on=was_on):
             power.power_off(site, instance, timeout=timeout, retry_interval=retry_interval)
-            networks.unplug(network_info)
+            networks.unplug(instance, network_info)
             told = localdisks.facts(site, instance)
             _replace(site, directory, disks)
         return told
@@ -128,7 +128,7 @@ def _or_as_it_was(site: Site, instance: Instance, network_info: NetworkInfo | No
             raise  # it could not be put back, so it is not as it was
         if was_on:
             _LOG.info("starting the instance %s again, whose resize failed: %s", instance.uuid, error)
-            networks.plug(network_info)
+            networks.plug(instance, network_info)
             start(site, site.domain(instance))
         raise InstanceFaultRollback(error, hint=error.hint) from error
 

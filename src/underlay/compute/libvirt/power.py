@@ -30,15 +30,17 @@ _STAYS = (states.NOSTATE, states.RUNNING, states.PAUSED, states.SUSPENDED)
 _SUSPENDED = "suspended"  # the service's word for an instance that its owner suspended
 
 
-def power_on(site: Site, instance: Instance) -> None:
+def power_on(site: Site, instance: Instance, network_info: NetworkInfo | None = None) -> None:
     """Start a guest that is off; one that runs goes on.
 
     Raises:
-        InstanceNotFound, OperationFailed, HypervisorUnavailable
+        InstanceNotFound, OperationFailed, HypervisorUnavailable; as `networks.plug`
     """
     domain = site.domain(instance)
     if domain.state()[0] == states.PAUSED:
         domain.unpause()
+    if not domain.is_active():
+        networks.plug(instance, network_info)  # taps do not outlive their host's reboot
     start(site, domain)
 
 
@@ -123,7 +125,7 @@ def hard_start(site: Site, instance: Instance, network_info: NetworkInfo | None,
         InstanceNotFound, VirtualInterfacePlugException, OperationFailed, HypervisorUnavailable
     """
     domain, guest = site.domain(instance), None
-    networks.plug(network_info)
+    networks.plug(instance, network_info)
     if info is not None and not site.directory(instance).unrescue.exists():
         guest = assembled(site, instance, instance.image_meta, network_info, info)
     domain.cut()
@@ -164,12 +166,14 @@ def suspend(site: Site, instance: Instance) -> None:
         raise InstanceNotRunning(instance_id=instance.uuid)
 
 
-def resume(site: Site, instance: Instance) -> None:
+def resume(site: Site, instance: Instance, network_info: NetworkInfo | None) -> None:
     """Let a suspended guest go on, or start one that has saved nothing.
 
     Raises:
-        InstanceNotFound, OperationFailed
+        InstanceNotFound, OperationFailed; as `networks.plug`
     """
+    if not site.domain(instance).is_active():
+        networks.plug(instance, network_info)
     start(site, site.domain(instance))
 
 

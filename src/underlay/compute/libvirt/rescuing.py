@@ -46,7 +46,7 @@ def rescue(
         raise InstanceNotRescuable(instance_id=instance.uuid, reason="it is being rescued already")
     disks = _disks(site, instance, image, info)
     check(image, network_info)
-    networks.plug(network_info)
+    networks.plug(instance, network_info)
     with localdisks.translated(), translated(directory.unrescue):
         write_durably(directory.unrescue, before.encode(), mode=_MODE)
     try:  # crash from here on: unrescue.xml is there, by which `unrescue` puts all of it back

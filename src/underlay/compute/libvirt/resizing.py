@@ -45,7 +45,7 @@ def finish(
     kept.refuse_changing(site.directory(instance))
     _refuse_missing(site.directory(instance).path, disk_info)
     _refuse_baseless(site, instance)
-    networks.plug(network_info)
+    networks.plug(instance, network_info)
     _end(site, instance)
     for disk in resizeplan.resized(disks, field_of(instance, "old_flavor"), instance.flavor) if grows else disks:
         _fit(site, instance, disk, image_id=image.id, grows=grows)
@@ -88,7 +88,7 @@ def revert(
         raise InstanceNotFound(instance_id=instance.uuid)
     elif domain.exists() and domain.is_active():
         return
-    networks.plug(network_info)
+    networks.plug(instance, network_info)
     _define(site, instance, instance.image_meta, network_info, info, power_on=power_on)
 
 

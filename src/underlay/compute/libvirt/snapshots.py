@@ -15,7 +15,7 @@ from typing import Any
 from underlay import qemuimg
 from underlay.compute.arguments import Instance
 from underlay.compute.errors import ComputeError, OperationFailed
-from underlay.compute.libvirt import guestxml, livecopies, localdisks, snapshotwork, uploads
+from underlay.compute.libvirt import guestagent, guestxml, livecopies, localdisks, snapshotwork, uploads
 from underlay.compute.libvirt.directory import ROOT
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.site import Site
@@ -70,6 +70,7 @@ def clean(site: Site, instance: Instance) -> None:
     """
     site.domain(instance).state()
     _clean(site, instance.uuid)
+    guestagent.thaw_left(site, instance)
 
 
 def clean_all(site: Site) -> None:
@@ -105,7 +106,8 @@ def _copy(site: Site, instance: Instance, work: Work) -> None:
     with translated(work.path):
         qemuimg.create(work.content, format=wanted, size=livecopies.capacity(domain, device))
         snapshotwork.let_in(work)
-    livecopies.copy(domain, device=device, target=work.content, disk_format=wanted)
+    frozen = guestagent.quiesced(site, instance, instance.image_meta)
+    livecopies.copy(domain, device=device, target=work.content, disk_format=wanted, begins_in=frozen)
 
 
 def _publish(target: Path, content: Path) -> None:

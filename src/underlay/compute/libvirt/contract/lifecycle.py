@@ -17,7 +17,17 @@ from underlay.compute.arguments import (
 from underlay.compute.contract.lifecycle import LifeCycle
 from underlay.compute.contract.listening import Listening
 from underlay.compute.errors import NotSupported, PreserveEphemeralNotSupported
-from underlay.compute.libvirt import domain as domains, kept, making, removing, service, sharing, snapshots
+from underlay.compute.libvirt import (
+    domain as domains,
+    guestagent,
+    kept,
+    making,
+    networks,
+    removing,
+    service,
+    sharing,
+    snapshots,
+)
 from underlay.compute.libvirt.contract.located import Located
 from underlay.compute.libvirt.hostaddress import own_address
 from underlay.compute.states import InstanceInfo
@@ -154,9 +164,15 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
         *,
         destroy_secrets: bool = True,
     ) -> None:
-        """As the contract has it; libvirt has taken its interfaces away with the guest."""
+        """As the contract has it; libvirt has taken its own interfaces away with the guest."""
         if destroy_disks:
             removing.remove_disks(self.site, instance)
+        if destroy_vifs:
+            networks.unplug_all(instance.uuid)
+
+    def set_admin_password(self, instance: Instance, new_pass: str) -> None:
+        """As the contract has it, by QEMU's guest agent."""
+        guestagent.set_password(self.site, instance, new_pass)
 
     def delete_instance_files(self, instance: Instance) -> bool:
         """As the contract has it."""

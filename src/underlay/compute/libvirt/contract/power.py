@@ -58,7 +58,7 @@ class LibvirtPower(Power, Located):
         share_info: ShareInfo = None,
     ) -> None:
         """As the contract has it."""
-        power.resume(self.site, instance)
+        power.resume(self.site, instance, network_info)
 
     def resume_state_on_host_boot(
         self,
@@ -87,7 +87,7 @@ class LibvirtPower(Power, Located):
         share_info: ShareInfo = None,
     ) -> None:
         """As the contract has it; a guest that is paused goes on."""
-        power.power_on(self.site, instance)
+        power.power_on(self.site, instance, network_info)
 
     def rescue(
         self,

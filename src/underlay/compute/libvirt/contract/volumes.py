@@ -3,9 +3,9 @@
 import shutil
 from collections.abc import Sequence
 
-from underlay.compute.arguments import BlockDeviceInfo, BlockDeviceMapping, ImageMeta, Instance
+from underlay.compute.arguments import BlockDeviceInfo, BlockDeviceMapping, Context, ImageMeta, Instance
 from underlay.compute.contract.volumes import Volumes
-from underlay.compute.libvirt import diagnosing, localdisks, rownames
+from underlay.compute.libvirt import diagnosing, guestagent, localdisks, rownames
 from underlay.compute.libvirt.contract.located import Located
 from underlay.run import SEARCH_PATH
 
@@ -43,6 +43,14 @@ class LibvirtVolumes(Volumes, Located):
     ) -> str:
         """As the contract has it; a name that is asked for is not looked at."""
         return rownames.further_name(self.site, instance, bdms, block_device_obj)
+
+    def quiesce(self, context: Context, instance: Instance, image_meta: ImageMeta) -> None:
+        """As the contract has it, by QEMU's guest agent."""
+        guestagent.quiesce(self.site, instance, image_meta)
+
+    def unquiesce(self, context: Context, instance: Instance, image_meta: ImageMeta) -> None:
+        """As the contract has it, by QEMU's guest agent."""
+        guestagent.unquiesce(self.site, instance, image_meta)
 
     def is_supported_fs_format(self, fs_type: str) -> bool:
         """As the contract has it, by the programs that this host has."""

@@ -118,6 +118,7 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "qemu-io": _program("qemu-io", "qemu-utils"),
     "qemu-storage-daemon": _program("qemu-storage-daemon", "qemu-system-common"),
     "qemu-system-x86_64": _program("qemu-system-x86_64", "qemu-system-x86"),
+    "linux-guest": _service("libvirtd/guest_environment.py"),
     "libvirt": _program("libvirtd", "libvirt-daemon libvirt-daemon-driver-qemu"),
     "ip": _program("ip", "iproute2"),
     "ceph": _ceph,

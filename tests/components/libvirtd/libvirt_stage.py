@@ -173,7 +173,7 @@ class LibvirtStage:
     context: Any = None
     cannot: ClassVar[Mapping[Ability, str]] = MappingProxyType(
         {
-            Ability.AGENT: "the guest is one boot sector, and the driver does not ask agents yet",
+            Ability.AGENT: "the guest is one boot sector; that of the stage with Linux has an agent",
             Ability.VOLUMES: "not yet",
             Ability.SWAP_VOLUME: "not yet",
             Ability.EXTEND_VOLUME: "not yet",

@@ -32,6 +32,7 @@ _LOG = logging.getLogger(__name__)
 _GREETING = 10.0  # seconds that libvirt may take beside, to find out whether there is an agent at all
 _THAWS = 2
 _UNKNOWN = ("has been disabled", "has not been found", "is not supported", "unsupported")  # in an agent's answers
+_FROZEN = "frozen"  # by somebody who will thaw them; the agent does nothing else meanwhile
 
 
 class _Answer(Enum):
@@ -174,7 +175,7 @@ def _thaw_quietly(site: Site, instance: Instance) -> None:
 
 
 def _refused(error: OperationFailed, instance: Instance) -> ComputeError:
-    if any(word in error.message for word in _UNKNOWN):
+    if any(word in error.message for word in _UNKNOWN) and _FROZEN not in error.message:
         return InstanceQuiesceNotSupported(f"the file systems of instance {instance.uuid} cannot be frozen: {error.message}")
     return InstanceQuiesceFailed(reason=error.message)
 

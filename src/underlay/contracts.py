@@ -186,6 +186,30 @@ class ImageReceiver(Protocol):
         ...
 
 
+class StorageRoom(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a backend's storage is. Bytes of the storage, not of what can be given away of it more than once.
+
+    Attributes:
+        total: that disks and others may have. free: that nobody has.
+    """
+
+    total: int
+    free: int
+
+
+@runtime_checkable
+class MeasuresRoom(Protocol):
+    """What a backend may have beside its contract, if its disks are no files of the host: how large its storage is."""
+
+    def room(self) -> StorageRoom:
+        """How large it is now.
+
+        Raises:
+            BackendUnavailable
+        """
+        ...
+
+
 class DiskBackend(Protocol):
     """How an instance disk is stored. Safe to share between threads, and made without any I/O.
 

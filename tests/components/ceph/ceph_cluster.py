@@ -138,7 +138,7 @@ class Ceph:
     @contextmanager
     def without_room(self, pool: str) -> Iterator[None]:
         """A pool over its quota while the block lasts."""
-        self._start_manager()
+        self.start_manager()
         self._set_quota(pool, 1)
         try:
             yield
@@ -158,7 +158,8 @@ class Ceph:
             if one["pool_name"] == pool
         )
 
-    def _start_manager(self) -> None:
+    def start_manager(self) -> None:
+        """Which tells the monitors what pools hold."""
         if "mgr.x" not in self.pids:
             self.run("ceph-mgr", "-i", "x")
             self.note("mgr.x")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ceph_stage import (
 from ceph_worker import Task, work
 
 from underlay import Host, volumes
+from underlay.contracts import MeasuresRoom, StorageRoom
 from underlay.errors import (
     BackendUnavailable,
     DiskExists,
@@ -41,12 +43,34 @@ from underlay.values import replace
 pytest_plugins = ["ceph_fixtures"]
 pytestmark = [pytest.mark.component("ceph"), pytest.mark.component("rbd-python")]
 
+PATIENCE = 60.0  # seconds
+
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
 def test_a_pool_that_is_not_there_is_told(stage: RbdStage) -> None:
     with pytest.raises(BackendUnavailable, match="has no pool absent"):
         backend_of(stage.ceph, "absent").describe(spec_of(stage))
+
+
+def told_room(stage: RbdStage) -> StorageRoom | None:
+    try:
+        return stage.backend.room()
+    except BackendUnavailable as error:
+        return None if "does not tell how large" in error.message else pytest.fail(error.message)
+
+
+def test_a_pool_tells_how_large_it_is(stage: RbdStage) -> None:
+    assert isinstance(stage.backend, MeasuresRoom)
+    stage.ceph.start_manager()
+    deadline, room = time.monotonic() + PATIENCE, told_room(stage)
+    while room is None and time.monotonic() < deadline:
+        time.sleep(0.5)  # a manager that has just begun knows nothing of the pools
+        room = told_room(stage)
+    assert room is not None
+    assert 0 < room.free <= room.total
+    with pytest.raises(BackendUnavailable, match="has no pool absent"):
+        backend_of(stage.ceph, "absent").room()
 
 
 def test_a_configuration_that_is_not_there_is_told(stage: RbdStage) -> None:

@@ -178,8 +178,6 @@ class LibvirtStage:
             Ability.SWAP_VOLUME: "not yet",
             Ability.EXTEND_VOLUME: "not yet",
             Ability.LIVE_MIGRATION: "one host",
-            Ability.RESOURCES: "not yet",
-            Ability.ENABLING: "not yet",
         }
     )
 

@@ -1,5 +1,6 @@
 """Interfaces of real guests: given and taken while they run, are paused or off, and the taps behind them."""
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -273,6 +274,18 @@ def test_when_one_tap_cannot_be_made_none_is(place: Place, driver: LibvirtDriver
         driver.spawn(None, instance, image, [], None, {}, network_info=[fake_vif(17, kind="tap"), wrong])
     assert ([], []) == (taps.made_for(instance.uuid), place.traces(instance))
     assert [] == [name for name in os.listdir(DEVICES) if name.startswith("ul") and taps.is_tap(name)]
+
+
+def test_taps_of_a_maker_that_was_killed_go_with_what_it_left(place: Place, driver: LibvirtDriver) -> None:
+    instance, vif = place.instance(place.image()), fake_vif(19, kind="tap")
+    directory = driver.site.directory(instance)
+    directory.make()
+    directory.making.write_bytes(b"node1")  # what a maker on this host leaves
+    driver.plug_vifs(instance, [vif])
+    command("ip", "tuntap", "add", "dev", "ul" + hashlib.sha1(b"tap-of-a-dead").hexdigest()[:12], "mode", "tap")
+    driver.plug_vifs(instance, [vif | {"devname": "tap-of-a-dead"}])  # whose maker got no further
+    place.driver().cleanup_host("node1")
+    assert ([], []) == (taps.made_for(instance.uuid), place.traces(instance))
 
 
 def test_one_tap_is_made_by_many_at_once(place: Place, driver: LibvirtDriver) -> None:

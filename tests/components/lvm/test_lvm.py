@@ -17,6 +17,7 @@ from lvm_stage import EXTENT, MIB, Lvm, LvmStage, call
 
 from underlay import Host
 from underlay.config import parse_config
+from underlay.contracts import MeasuresRoom
 from underlay.disks.lvm import changes, content, crypt, names
 from underlay.disks.lvm.commands import Group
 from underlay.errors import (
@@ -463,6 +464,25 @@ def test_a_disk_with_a_snapshot_of_somebody_stays_with_it(stage: LvmStage, base:
     assert {disk.path.name, "mine"} == stage.left()
     call("lvremove", "-q", "-y", f"{stage.lvm.group}/mine")
     stage.backend.remove(disk)
+
+
+@pytest.mark.parametrize("stage", ["thick", "thin"], indirect=True)
+def test_a_storage_tells_how_large_it_is_and_what_is_free(stage: LvmStage, base: BaseImage) -> None:
+    backend = stage.backend
+    assert isinstance(backend, MeasuresRoom)
+    before = backend.room()
+    disk = backend.create(base, spec_of(stage, size=64 * MIB))
+    after = backend.room()
+    backend.remove(disk)
+    assert (before.total, before) == (after.total, backend.room())
+    assert 0 < after.free < before.free <= before.total
+    taken = before.free - after.free  # of a pool: what is written
+    assert taken == 64 * MIB if stage.backend.type == "thick" else taken < 64 * MIB
+
+
+def test_a_pool_that_is_not_there_has_no_size(stage: LvmStage) -> None:
+    with pytest.raises(BackendUnavailable, match="no-such-pool is not there"):
+        replace(stage.backend, type="thin", thin_pool="no-such-pool").room()
 
 
 def test_no_room_is_told_with_what_there_is(stage: LvmStage, base: BaseImage) -> None:

@@ -12,6 +12,10 @@ _PREFIXES = MappingProxyType({"virtio": "vd", "scsi": "sd", "sata": "sd", "usb":
 _LIMITS = MappingProxyType({"virtio": 26, "scsi": 256, "sata": 6, "usb": 26, "ide": 4})
 
 
+BUSES = frozenset(_PREFIXES)
+"""Of disks."""
+
+
 def check_bus(bus: str, *, what: str) -> str:
     """A bus that disks can sit on.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from underlay.compute.arguments import Instance, NetworkInfo, Vif
 from underlay.compute.errors import InvalidInput
+from underlay.compute.libvirt.taggeddevices import devices_of
 from underlay.compute.metadata import field_of
 
 _VERSION = "latest"
@@ -65,6 +66,8 @@ def _metadata(instance: Instance, password: str | None) -> dict[str, Any]:
         name = field_of(instance, "key_name") or "key"
         told["public_keys"] = {name: instance.key_data}
         told["keys"] = [{"name": name, "type": "ssh", "data": instance.key_data}]
+    if devices := devices_of(instance):
+        told["devices"] = devices
     return told
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from underlay import extfs, filedisk, qemuimg
-from underlay.contracts import BackendTraits
+from underlay.contracts import BackendTraits, StorageRoom
 from underlay.disks.lvm import bases, changes, content, crypt, looking, making, names
 from underlay.disks.lvm.commands import Group
 from underlay.disks.lvm.looking import HEADER_BYTES, Found, Volume
-from underlay.disks.lvm.storage import Clearing, Storage, room, written
+from underlay.disks.lvm.storage import Clearing, Storage, measured, room, written
 from underlay.errors import (
     ConfigError,
     DiskExists,
@@ -80,6 +80,10 @@ class LvmBackend:
         """``/dev/VG/INSTANCE_NAME``, the volume's device."""
         group = self._group.name
         return names.device(group, names.volume_name(group, instance, name))
+
+    def room(self) -> StorageRoom:
+        """That of the volume group, or of the pool of thin disks."""
+        return measured(self._storage)
 
     # --------------------------------------------------------------------------------------------------------------- making
 

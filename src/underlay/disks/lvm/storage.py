@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from underlay import locks
+from underlay.contracts import StorageRoom
 from underlay.disks.lvm import content, names
 from underlay.disks.lvm.changes import activate
 from underlay.disks.lvm.commands import Group
@@ -52,6 +53,27 @@ class Storage:
         return names.device(self.group.name, volume)
 
 
+def measured(storage: Storage) -> StorageRoom:
+    """How large the volume group is, or the pool of thin disks.
+
+    Raises:
+        BackendUnavailable: it is not there.
+    """
+    if storage.pool is None:
+        row = storage.group.report("vgs", fields=["vg_size", "vg_free"])[0]
+        return StorageRoom(total=int(row["vg_size"]), free=int(row["vg_free"]))
+    pool = next(volumes(storage.group, f'lv_name="{storage.pool}"'), None)
+    if pool is None:
+        raise _no_pool(storage)
+    return StorageRoom(total=pool.size, free=pool.free)
+
+
+def _no_pool(storage: Storage) -> BackendUnavailable:
+    group, pool = storage.group.name, storage.pool
+    hint = f"make it: lvcreate --type thin-pool --name {pool} --extents 80%FREE {group}"
+    return BackendUnavailable(f"the thin pool {group}/{pool} is not there", hint=hint)
+
+
 def check_pool(storage: Storage, pool: Volume | None, *, needed: int) -> None:
     """Refuse to write into a pool that has no room: it would make the writer wait for some, and then fail.
 
@@ -62,8 +84,7 @@ def check_pool(storage: Storage, pool: Volume | None, *, needed: int) -> None:
     name = f"{storage.group.name}/{storage.pool}"
     where = f"the thin pool {name}"
     if pool is None:
-        hint = f"make it: lvcreate --type thin-pool --name {storage.pool} --extents 80%FREE {storage.group.name}"
-        raise BackendUnavailable(f"{where} is not there", hint=hint)
+        raise _no_pool(storage)
     if not pool.gives_zeros:
         what = f"keep disks in {where}: it gives out blocks that hold what others have written"
         raise Unsupported("lvm", what, hint=f"lvchange --zero y {name}")

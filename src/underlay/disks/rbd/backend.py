@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from underlay import filedisk, qemuimg
-from underlay.contracts import BackendTraits
+from underlay.contracts import BackendTraits, StorageRoom
 from underlay.disks.rbd import cloning, content, lasting, looking, making, snapshots, worklist
 from underlay.disks.rbd.cluster import Access, Cluster, connected
 from underlay.disks.rbd.named import ImageName
@@ -57,6 +57,11 @@ class RbdBackend:
     def place(self, instance: str, name: str) -> Path | None:
         """``/dev/rbd/POOL/INSTANCE_NAME``: the device that the image would be, were it mapped."""
         return device(self.pool, image_name(instance, name))
+
+    def room(self) -> StorageRoom:
+        """That of the pool that the disks' data is in, as Ceph reckons it with its copies."""
+        with self._connected() as cluster:
+            return cluster.room(self.data_pool or self.pool)
 
     # --------------------------------------------------------------------------------------------------------------- making
 

@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+from underlay.contracts import StorageRoom
 from underlay.errors import (
     BackendUnavailable,
     DiskExists,
@@ -171,6 +172,20 @@ class Cluster:
         """The id of the Ceph. The connection knows it as well, but now and then only after its first request."""
         found: str = self.command(prefix="fsid")["fsid"]
         return found
+
+    def room(self, pool: str) -> StorageRoom:
+        """What a pool has stored, and what it may still take.
+
+        Raises:
+            as `ask`; BackendUnavailable: there is no such pool.
+        """
+        self.pool(pool)
+        for told in self.command(prefix="df")["pools"]:
+            if told["name"] == pool:
+                stored, free = int(told["stats"]["stored"]), int(told["stats"]["max_avail"])
+                return StorageRoom(total=stored + free, free=free)
+        what = f"{self.access.spoken} does not tell how large the pool {pool} is"
+        raise BackendUnavailable(what, hint="see that its ceph-mgr runs: ceph -s")
 
     def command(self, **words: str) -> Any:
         """What the monitors answer to a command.

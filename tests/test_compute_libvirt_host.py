@@ -58,7 +58,7 @@ def test_what_libvirt_does_not_say_of_a_host_is_empty_or_one() -> None:
 
 def test_what_guests_can_be_given_is_read_by_kind() -> None:
     found = domain_capabilities(DOMAIN)
-    assert ({"virtio", "fdc"}, {"vga", "ramfb"}) == (found.buses, found.screens)
+    assert (frozenset({"virtio", "fdc"}), frozenset({"vga", "ramfb"})) == (found.buses, found.screens)
     assert (frozenset(), frozenset()) == (
         domain_capabilities("<domainCapabilities/>").buses,
         domain_capabilities("<x/>").screens,

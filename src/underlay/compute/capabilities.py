@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from types import MappingProxyType
+from typing import Any
 
 from underlay.errors import ExtraMissing
 
@@ -64,7 +65,17 @@ def traits_of(capabilities: Mapping[str, bool], *, excluded_image_types: Collect
     }
 
 
-def _os_traits() -> object:
+def known_traits(prefix: str) -> list[str]:
+    """The traits that placement knows whose names begin so.
+
+    Raises:
+        ExtraMissing: os-traits is not installed.
+    """
+    found: list[str] = _os_traits().get_traits(prefix)
+    return found
+
+
+def _os_traits() -> Any:
     try:
         return import_module("os_traits")
     except ImportError as error:

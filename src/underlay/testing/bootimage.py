@@ -202,7 +202,7 @@ def _staying(address: int) -> bytes:
     """Waits until the power button was pressed (ACPI: PM1a_EN and PM1a_STS, bit 8, where QEMU's machines have them).
 
     The clock's interrupt, which the BIOS sees to, wakes it eighteen times a second; meanwhile the processor rests. Each time it
-    ejects what it is asked to let go of: QEMU's docs/specs/acpi_pci_hotplug.rst has the registers, and a q35's are at 0xcc0.
+    ejects what it is asked to let go of: QEMU's specification "acpi_pci_hotplug" has the registers, and a q35's are at 0xcc0.
     Where nothing is at those ports, nothing happens.
 
     Args:

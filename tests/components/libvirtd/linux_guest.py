@@ -125,7 +125,7 @@ def _modules(root: Path, version: str) -> list[Path]:
     """The files of the modules, each behind those that it needs."""
     found: dict[str, None] = {}
     for module in _MODULES:
-        argv = ["modprobe", "-d", root, "-S", version, "--show-depends", module]
+        argv = ["modprobe", "-d", os.fspath(root), "-S", version, "--show-depends", module]
         told = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
         found |= dict.fromkeys(line.split()[1] for line in told.splitlines() if line.startswith("insmod"))
     return [Path(path) for path in found]

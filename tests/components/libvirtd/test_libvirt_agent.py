@@ -77,12 +77,12 @@ class Up:
     @contextmanager
     def told(self, **properties: str) -> Iterator[FakeImage]:
         """Its image has further properties in the block."""
-        self.image.properties.update(properties)
+        before = self.image.properties
+        self.image.properties = {**before, **properties}
         try:
             yield self.image
         finally:
-            for name in properties:
-                del self.image.properties[name]
+            self.image.properties = before
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_a_guest_without_a_line_to_an_agent_has_none_whatever_its_image_says_now
     driver.spawn(None, instance, image, [], None, {})
     with pytest.raises(QemuGuestAgentNotEnabled, match="does not say"):
         driver.set_admin_password(instance, "battery")
-    image.properties["hw_qemu_guest_agent"] = "yes"
+    image.properties = {"hw_qemu_guest_agent": "yes"}
     with pytest.raises(QemuGuestAgentNotEnabled, match="was not given a line"):
         driver.quiesce(None, instance, image)
     with pytest.raises(QemuGuestAgentNotEnabled, match="was not given a line"):
@@ -271,10 +271,10 @@ def test_a_snapshot_without_an_agent_is_taken_unless_it_has_to_be_of_frozen_file
     image = linux.image(words=WITHOUT_AGENT)
     with running(driver, linux, image) as instance:
         assert not is_clean(taken(linux, driver, instance))
-        image.properties["os_require_quiesce"] = "True"
+        image.properties = {**image.properties, "os_require_quiesce": "True"}
         with pytest.raises(InstanceQuiesceFailed, match="does not answer"):
             taken(linux, driver, instance)
-        image.properties["hw_qemu_guest_agent"] = "no"
+        image.properties = {**image.properties, "hw_qemu_guest_agent": "no"}
         with pytest.raises(QemuGuestAgentNotEnabled):
             taken(linux, driver, instance)
         assert 2 == len(os.listdir(linux.place.instances / "snapshots"))  # the one, and what it was converted to

@@ -74,7 +74,8 @@ def test_the_host_is_told_as_it_is(place: Place, driver: LibvirtDriver) -> None:
 
 def running_memory(driver: LibvirtDriver) -> int:
     """MiB of guests that other tests of this session run."""
-    return sum(driver.site.connection.ask(lambda handle: [one.info()[1] for one in handle.listAllDomains(1)]), start=0) // 1024
+    kib: list[int] = driver.site.connection.ask(lambda handle: [one.info()[1] for one in handle.listAllDomains(1)])
+    return sum(kib) // 1024
 
 
 def test_what_disks_may_still_take_is_not_available(place: Place, driver: LibvirtDriver) -> None:

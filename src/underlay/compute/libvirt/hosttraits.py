@@ -1,17 +1,14 @@
 """The host's traits, by which a scheduler chooses it (os-traits): only those that are the driver's to say."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from importlib import import_module
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
 
-from underlay.compute.capabilities import traits_of
+from underlay.compute.capabilities import known_traits, traits_of
 from underlay.compute.libvirt import devicenames, enabling
 from underlay.compute.libvirt.guestplan import cpu_mode_of
 from underlay.compute.libvirt.hostcapabilities import domain_capabilities, host_capabilities
 from underlay.compute.libvirt.site import Site
-from underlay.errors import ExtraMissing
 
 # Features that libvirt calls otherwise than the trait.
 _FEATURES = MappingProxyType({"pclmuldq": "clmul", "sha-ni": "sha", "aes": "aesni", "fma": "fma3", "bmi1": "bmi", "rtm": "tsx"})
@@ -56,18 +53,9 @@ def traits_of_site(site: Site, capabilities: Mapping[str, bool]) -> dict[str, bo
 def named(prefix: str, names: Iterable[str]) -> dict[str, bool]:
     """The known traits of one kind, each with whether it is among these names of libvirt's."""
     wanted = {_plain(_FEATURES.get(name, name)) for name in names}
-    return {trait: _plain(trait.removeprefix(prefix)) in wanted for trait in _known(prefix)}
+    return {trait: _plain(trait.removeprefix(prefix)) in wanted for trait in known_traits(prefix)}
 
 
 def _plain(name: str) -> str:
     """libvirt writes sse4.1 and avx512-vpopcntdq where a trait says SSE41 and AVX512VPOPCNTDQ."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _known(prefix: str) -> Collection[str]:
-    try:
-        traits: Any = import_module("os_traits")
-    except ImportError as error:
-        raise ExtraMissing("os-traits is not installed", hint="pip install 'underlay[compute]'") from error
-    found: list[str] = traits.get_traits(prefix)
-    return found

@@ -21,6 +21,7 @@ from underlay.compute.errors import (
     InterfaceDetachFailed,
     InternalError,
     InvalidInput,
+    OperationFailed,
     VirtualInterfacePlugException,
 )
 from underlay.compute.libvirt import LibvirtDriver, taps
@@ -272,6 +273,10 @@ def test_when_one_tap_cannot_be_made_none_is(place: Place, driver: LibvirtDriver
         driver.plug_vifs(instance, [fake_vif(16, kind="tap"), wrong])
     with pytest.raises(VirtualInterfacePlugException, match=wrong["devname"]):
         driver.spawn(None, instance, image, [], None, {}, network_info=[fake_vif(17, kind="tap"), wrong])
+    assert ([], []) == (taps.made_for(instance.uuid), place.traces(instance))
+    image.properties = {"hw_machine_type": "abacus"}  # which libvirt refuses, when the tap is there
+    with pytest.raises(OperationFailed, match="libvirt refuses"):
+        driver.spawn(None, instance, image, [], None, {}, network_info=[fake_vif(17, kind="tap")])
     assert ([], []) == (taps.made_for(instance.uuid), place.traces(instance))
     assert [] == [name for name in os.listdir(DEVICES) if name.startswith("ul") and taps.is_tap(name)]
 

@@ -191,7 +191,7 @@ def test_hosts_that_share_the_instances_are_disabled_each_by_itself(place: Place
 
 def test_a_flag_that_says_nothing_is_told(place: Place, driver: LibvirtDriver) -> None:
     driver.set_host_enabled(False)
-    [flag] = place.instances.glob(".underlay-host-*")
+    [flag] = place.instances.glob(".underlay-enabled-*")
     flag.write_text("perhaps")
     with pytest.raises(OperationFailed, match="says neither of enabled and disabled"):
         updated(driver)

@@ -48,4 +48,4 @@ def is_enabled(site: Site) -> bool | None:
 
 def _path(site: Site) -> Path:
     with translated():
-        return site.host.config.instances / f".underlay-host-{plain_name(site.name, what='a host')}"
+        return site.host.config.instances / f".underlay-enabled-{plain_name(site.name, what='a host')}"

@@ -128,7 +128,6 @@ def hard_start(site: Site, instance: Instance, network_info: NetworkInfo | None,
     networks.plug(instance, network_info)
     if info is not None and not site.directory(instance).unrescue.exists():
         guest = assembled(site, instance, instance.image_meta, network_info, info)
-    networks.plug(instance, network_info)
     domain.cut()
     domain.forget_memory()
     if guest is not None:

@@ -9,7 +9,7 @@ TEST_PROGRAMS=(
     docker-registry=docker-registry
     mkfs.vfat=dosfstools mkfs.ntfs=ntfs-3g mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs fuse2fs=fuse2fs
     gzip=gzip pigz=pigz xz=xz-utils pixz=pixz zstd=zstd bzip2=bzip2 pbzip2=pbzip2
-    libvirtd=libvirt-daemon ip=iproute2 gcc=gcc pkg-config=pkg-config
+    libvirtd=libvirt-daemon virsh=libvirt-clients ip=iproute2 gcc=gcc pkg-config=pkg-config
     gpgv=gpgv gpg=gnupg npm=npm
     ceph=ceph-common ceph-mon=ceph-mon ceph-osd=ceph-osd ceph-mgr=ceph-mgr
     linux.uml=user-mode-linux lvs=lvm2 cryptsetup=cryptsetup-bin dmsetup=dmsetup thin_check=thin-provisioning-tools modprobe=kmod

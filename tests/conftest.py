@@ -121,6 +121,7 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "linux-guest": _service("libvirtd/guest_environment.py"),
     "libvirt": _program("libvirtd", "libvirt-daemon libvirt-daemon-driver-qemu"),
     "ip": _program("ip", "iproute2"),
+    "virsh": _program("virsh", "libvirt-clients"),
     "ceph": _ceph,
     "lvm2": _program("lvs", "lvm2"),
     "microvm": _microvm,

@@ -18,7 +18,7 @@ from underlay.version import __version__
 
 COMMANDS = [
     "fetch", "disk", "list", "show", "du", "prune", "evict", "explain", "pin", "unpin", "lease", "release", "leases", "hosts",
-    "precache", "check", "demo", "completion",
+    "precache", "vm", "check", "demo", "completion",
 ]  # fmt: skip
 DISK_COMMANDS = ["create", "list", "show", "resize", "remove"]
 

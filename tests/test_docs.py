@@ -16,20 +16,17 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, parse
 
 import click
-import jsonschema  # type: ignore[import-untyped]
 import msgspec
 import pytest
-from referencing import Registry
-from referencing.jsonschema import DRAFT202012
 
 import underlay
+from schemas import SCHEMAS, keeps, validator
 from underlay import errors, registry
 from underlay.cli.main import cli
 from underlay.config import document, parse_config
@@ -43,7 +40,6 @@ from underlay.testing.bootimage import write_qcow2, write_raw
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "src" / "underlay"
-SCHEMAS = DOCS / "reference" / "schemas"
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 
 Pages = Mapping[str, Element]
@@ -556,56 +552,56 @@ def test_the_json_answers_of_real_commands_keep_to_their_schemas(short_directory
     image = host.directory / "tiny.qcow2"
     write_qcow2(image, size=16 << 20, message="docs")
     ref = image.as_uri()
-    _keeps("fetch", fetched := host.run("fetch", ref))
+    keeps("fetch", fetched := host.run("fetch", ref))
     assert "fetched" == fetched["reason"]["code"]
-    _keeps("disk", host.run("disk", "create", "web-1", "--image", ref, "--size", "1GiB"))
-    _keeps("disk", host.run("disk", "create", "web-2", "--image", ref, "--path", os.fspath(host.directory / "elsewhere")))
-    _keeps("disk", host.run("disk", "show", "web-1"))
-    _keeps("disk", host.run("disk", "resize", "web-1", "2GiB"))
-    _keeps("disk-attachment", host.run("disk", "attachment", "web-1"))
-    _keeps("disk-backends", host.run("disk", "backends"))
-    _keeps("disk-extract", host.run("disk", "extract", "web-1", os.fspath(host.directory / "extracted")))
-    _keeps("disk", host.run("disk", "flatten", "web-2", "--path", os.fspath(host.directory / "elsewhere")))
+    keeps("disk", host.run("disk", "create", "web-1", "--image", ref, "--size", "1GiB"))
+    keeps("disk", host.run("disk", "create", "web-2", "--image", ref, "--path", os.fspath(host.directory / "elsewhere")))
+    keeps("disk", host.run("disk", "show", "web-1"))
+    keeps("disk", host.run("disk", "resize", "web-1", "2GiB"))
+    keeps("disk-attachment", host.run("disk", "attachment", "web-1"))
+    keeps("disk-backends", host.run("disk", "backends"))
+    keeps("disk-extract", host.run("disk", "extract", "web-1", os.fspath(host.directory / "extracted")))
+    keeps("disk", host.run("disk", "flatten", "web-2", "--path", os.fspath(host.directory / "elsewhere")))
     host.add_unrecorded()
-    _keeps("disk-list", disks := host.run("disk", "list"))
+    keeps("disk-list", disks := host.run("disk", "list"))
     assert {"qcow2", None} == {disk["format"] for disk in disks["disks"]}
-    _keeps("list", listed := host.run("list"))
+    keeps("list", listed := host.run("list"))
     assert {True, False} == {one["recorded"] for one in listed["images"]}
     assert ["not-an-image"] == [problem["code"] for problem in listed["problems"]]
-    _keeps("show", shown := host.run("show", ref))
+    keeps("show", shown := host.run("show", ref))
     assert 2 == len(shown["images"][0]["disks"])
-    _keeps("du", host.run("du"))
-    _keeps("du", host.run("du", "--images"))
-    _keeps("check", checked := host.run("check", status=3))
+    keeps("du", host.run("du"))
+    keeps("du", host.run("du", "--images"))
+    keeps("check", checked := host.run("check", status=3))
     assert {"info", "problem"} <= {finding["level"] for finding in checked["findings"]}
-    _keeps("disk-remove", host.run("disk", "remove", "web-1"))
+    keeps("disk-remove", host.run("disk", "remove", "web-1"))
     (host.directory / "elsewhere").unlink()
-    _keeps("disk-forget", host.run("disk", "forget", os.fspath(host.directory / "elsewhere")))
-    _keeps("precache", host.run("precache", ref, "gopher://host/a", status=11))
-    _keeps("refresh", refreshed := host.run("refresh", ref, "gopher://host/a", "--dry-run", status=11))
+    keeps("disk-forget", host.run("disk", "forget", os.fspath(host.directory / "elsewhere")))
+    keeps("precache", host.run("precache", ref, "gopher://host/a", status=11))
+    keeps("refresh", refreshed := host.run("refresh", ref, "gopher://host/a", "--dry-run", status=11))
     assert ["current", "error"] == [one["outcome"] for one in refreshed["refs"]]
-    _keeps("refresh", host.run("refresh", ref))
-    _keeps("refresh", unfollowed := host.run("refresh"))
+    keeps("refresh", host.run("refresh", ref))
+    keeps("refresh", unfollowed := host.run("refresh"))
     assert ["let-go"] == [version["action"] for version in unfollowed["refs"][0]["versions"]]
-    _keeps("scrub", planned := host.run("scrub", "--dry-run"))
+    keeps("scrub", planned := host.run("scrub", "--dry-run"))
     assert {"scrub"} == {one["action"] for one in planned["left"]}
-    _keeps("scrub", scrubbed := host.run("scrub"))
+    keeps("scrub", scrubbed := host.run("scrub"))
     assert {"sound", "readable"} == {one["outcome"] for one in scrubbed["images"]}
-    _keeps("scrub", host.run("scrub", "--older-than", "1d"))
-    _keeps("leases", host.run("pin", ref, "--holder", "docs"))
-    _keeps("leases", host.run("lease", ref, "--for", "1h"))
-    _keeps("leases", host.run("leases"))
-    _keeps("show", host.run("show", ref))
-    _keeps("explain", host.run("explain", ref))
-    _keeps("released", host.run("unpin", ref, "--holder", "docs"))
+    keeps("scrub", host.run("scrub", "--older-than", "1d"))
+    keeps("leases", host.run("pin", ref, "--holder", "docs"))
+    keeps("leases", host.run("lease", ref, "--for", "1h"))
+    keeps("leases", host.run("leases"))
+    keeps("show", host.run("show", ref))
+    keeps("explain", host.run("explain", ref))
+    keeps("released", host.run("unpin", ref, "--holder", "docs"))
     (host.directory / "base" / f"{sha1(b'old').hexdigest()}.part").touch()
     os.utime(host.directory / "base" / f"{sha1(b'old').hexdigest()}.part", (0, 0))
-    _keeps("prune", planned := host.run("prune", "--dry-run"))
+    keeps("prune", planned := host.run("prune", "--dry-run"))
     assert {"keep", "remove"} == {verdict["action"] for verdict in planned["plan"]}
-    _keeps("prune", pruned := host.run("prune"))
+    keeps("prune", pruned := host.run("prune"))
     assert 1 == len(pruned["removed"])
-    _keeps("prune", host.run("evict", sha1(b"some id").hexdigest()))
-    _keeps("hosts", host.run("hosts"))
+    keeps("prune", host.run("evict", sha1(b"some id").hexdigest()))
+    keeps("hosts", host.run("hosts"))
 
 
 def test_the_json_answers_about_damage_keep_to_their_schemas(short_directory: Path) -> None:
@@ -615,13 +611,13 @@ def test_the_json_answers_about_damage_keep_to_their_schemas(short_directory: Pa
     [image] = host.directory.glob("base/*.raw")
     os.truncate(image, 1000)
     (host.directory / "a.raw").unlink()
-    _keeps("scrub", scrubbed := host.run("scrub", status=35))
+    keeps("scrub", scrubbed := host.run("scrub", status=35))
     assert ["refetch-failed"] == [one["repair"]["code"] for one in scrubbed["images"]]
-    _keeps("show", shown := host.run("show", image.name))
+    keeps("show", shown := host.run("show", image.name))
     assert ["size-differs"] == [one["damage"]["code"] for one in shown["images"]]
-    _keeps("list", host.run("list"))
-    _keeps("explain", host.run("explain", image.name))
-    _keeps("scrub", host.run("scrub", "--dry-run"))
+    keeps("list", host.run("list"))
+    keeps("explain", host.run("explain", image.name))
+    keeps("scrub", host.run("scrub", "--dry-run"))
 
 
 def test_the_json_answers_about_hosts_keep_to_their_schemas(short_directory: Path) -> None:
@@ -630,9 +626,9 @@ def test_the_json_answers_about_hosts_keep_to_their_schemas(short_directory: Pat
     text = config_file.read_text(encoding="utf-8").replace("[instances]\n", '[instances]\nhosts = ["node1", "node2"]\n')
     config_file.write_text(f'host = "node1"\n{text}', encoding="utf-8")
     host.run("prune")
-    _keeps("hosts", answer := host.run("hosts"))
+    keeps("hosts", answer := host.run("hosts"))
     assert [True, False] == [one["complete"] is not None for one in answer["hosts"]]
-    _keeps("hosts-retire", host.run("hosts", "retire", "node1"))
+    keeps("hosts-retire", host.run("hosts", "retire", "node1"))
 
 
 @pytest.mark.component("qemu-img")
@@ -646,18 +642,18 @@ def test_errors_and_events_keep_to_their_schemas(short_directory: Path) -> None:
         (("show", "nothing-of-the-kind"), "not-cached", 40),
         (("list", "--nonsense"), "usage", 2),
     ):
-        _keeps("error", answer := host.run(*arguments, status=status))
+        keeps("error", answer := host.run(*arguments, status=status))
         assert code == answer["error"]["code"]
     events = host.events("fetch", image.as_uri())
     assert {"fetching", "verified", "published", "fetched"} <= {event["event"] for event in events}
     for event in events:
-        _keeps("event", event)
+        keeps("event", event)
 
 
 def test_a_schema_refuses_an_answer_that_is_not_its() -> None:
     for name in _schemas():
         if name != "things":
-            assert not _validator(name).is_valid({"nothing": "of the kind"}), name
+            assert not validator(name).is_valid({"nothing": "of the kind"}), name
 
 
 def test_every_command_that_answers_in_json_has_its_schema(pages: Pages) -> None:
@@ -707,28 +703,6 @@ class _Host:
 
 def _schemas() -> set[str]:
     return {path.stem for path in SCHEMAS.glob("*.json")}
-
-
-def _keeps(name: str, answer: Any) -> None:
-    _validator(name).validate(answer)
-
-
-def _validator(name: str) -> Any:
-    registry: Registry[Any] = Registry()
-    for path in SCHEMAS.glob("*.json"):
-        schema = json.loads(path.read_text(encoding="utf-8"))
-        jsonschema.Draft202012Validator.check_schema(schema)
-        registry = registry.with_resource(path.name, DRAFT202012.create_resource(schema))
-    formats = jsonschema.FormatChecker(formats=())
-    formats.checks("date-time")(_is_utc)
-    return jsonschema.Draft202012Validator({"$ref": f"{name}.json"}, registry=registry, format_checker=formats)
-
-
-def _is_utc(text: object) -> bool:
-    if not isinstance(text, str):
-        return True
-    offset = datetime.fromisoformat(text).utcoffset()
-    return offset is not None and not offset
 
 
 # --------------------------------------------------------------------------------------------------------------------- examples

@@ -28,6 +28,7 @@ _COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "fetch": "underlay.cli.fetch:fetch",
         "disk": "underlay.cli.disk:disk",
+        "vm": "underlay.cli.vm:vm",
         "list": "underlay.cli.look:list_images",
         "show": "underlay.cli.look:show",
         "du": "underlay.cli.du:du",

@@ -87,3 +87,23 @@ def key_of(file: Path) -> bytes:
     if not key:
         raise ConfigError(f"the key file {file} is empty")
     return key
+
+
+def _vm_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """The machines whose names begin so. Who completes a word waits, and wants no error: then there is none."""
+    from underlay.config import load_config
+    from underlay.errors import UnderlayError
+    from underlay.host import Host
+    from underlay.vm import machines
+
+    try:
+        host = Host.open(load_config(ctx.find_root().params.get("config")))
+        with machines.connected(host, seconds=_PATIENCE) as connection:
+            return [name for name in machines.names(connection) if name.startswith(incomplete)]
+    except UnderlayError:
+        return []
+
+
+_PATIENCE = 3.0  # seconds that libvirt has to tell what a word may be completed to
+
+vm_argument = click.argument("name", shell_complete=_vm_names)

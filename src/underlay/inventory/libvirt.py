@@ -1,7 +1,8 @@
 """Instances from libvirt: ``libvirt:URI``. Every domain of this host, running or not, and every file that its XML names.
 
-Nova leaves in a domain what it was made from (the namespace below), so its image, swap and ephemeral are claimed as well. What
-libvirt does not know claims nothing: the disks decide. The connection is read-only where the driver has such a thing.
+Nova leaves in a domain what it was made from (the namespaces below), and so does ``underlay vm``, so its image, swap and
+ephemerals are claimed as well. What libvirt does not know claims nothing: the disks decide. The connection is read-only where
+the driver has such a thing.
 """
 
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
+import msgspec
+
 from underlay.errors import ExtraMissing, InvalidInventory, InventoryUnavailable
 from underlay.model import Ephemeral, InstanceRecord, KnownDisk
 from underlay.waiting import within
@@ -21,7 +24,15 @@ from underlay.waiting import within
 _LAYERS = frozenset({"disk", "backingStore", "dataStore", "mirror", "filesystem"})
 _NOT_QEMUS = {"iso": "raw", "auto": None, "none": None, "dir": None}
 _NOVA = tuple(f"{{http://openstack.org/xmlns/libvirt/nova/{version}}}" for version in ("1.1", "1.0"))
+_OURS = "{urn:underlay:vm:1}vm"  # see `underlay.vm.record`
 _HINT = "see that libvirt runs and that the user that runs this may use it"
+
+
+class _Claims(msgspec.Struct, frozen=True):
+    """What of a record of ``underlay vm`` tells which images it was made from."""
+
+    os_type: str
+    ephemerals: tuple[Ephemeral, ...]
 
 
 class LibvirtInventory:
@@ -72,15 +83,15 @@ class LibvirtInventory:
             raise
         disks = chain(volumes, *map(_disks, trees))
         made_from = [one for tree in trees for one in _nova_elements(tree)]
+        claims = [one for tree in trees for one in _claims(tree, name)]
         return InstanceRecord(
             uuid=uuid,
             name=name,
             host=self.host,
             image_ref=next(filter(None, map(_image, made_from)), None),
             swap_mib=tuple(dict.fromkeys(size for one in made_from if (size := _flavor_size(one, "swap", name)))),
-            ephemerals=tuple(
-                dict.fromkeys(Ephemeral(size_gib=size) for one in made_from if (size := _flavor_size(one, "ephemeral", name)))
-            ),
+            os_type=next((one.os_type for one in claims), None),
+            ephemerals=tuple(dict.fromkeys([*_sums(made_from, name), *(each for one in claims for each in one.ephemerals)])),
             disks=tuple(dict.fromkeys(disks)),
         )
 
@@ -195,10 +206,27 @@ def _nova_elements(tree: Element) -> Iterator[tuple[str, Element]]:
         yield from ((namespace, element) for element in tree.iter(f"{namespace}instance"))
 
 
+def _claims(tree: Element, name: str) -> Iterator[_Claims]:
+    for element in tree.iter(_OURS):
+        try:
+            yield msgspec.json.decode(element.text or "", type=_Claims)
+        except msgspec.DecodeError as error:
+            raise InvalidInventory(
+                f"domain {name!r}: what 'underlay vm' wrote into its metadata makes no sense: {error}"
+            ) from error
+
+
 def _image(made_from: tuple[str, Element]) -> str | None:
     namespace, element = made_from
     root = element.find(f"{namespace}root")
     return root.get("uuid") if root is not None and root.get("type") == "image" else None
+
+
+def _sums(made_from: Sequence[tuple[str, Element]], name: str) -> Iterator[Ephemeral]:
+    """Nova writes down what all ephemerals of an instance are together."""
+    for one in made_from:
+        if size := _flavor_size(one, "ephemeral", name):
+            yield Ephemeral(size_gib=size)
 
 
 def _flavor_size(made_from: tuple[str, Element], field: str, name: str) -> int:

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         precached_table,
         verdict_json,
     )
+    from underlay.render.vms import vm_facts, vm_json, vm_line, vm_table
 
 __all__ = [
     "Display",
@@ -105,6 +106,10 @@ __all__ = [
     "short_name",
     "utc_now",
     "verdict_json",
+    "vm_facts",
+    "vm_json",
+    "vm_line",
+    "vm_table",
 ]
 
 __getattr__, __dir__ = later.exports(
@@ -162,5 +167,6 @@ __getattr__, __dir__ = later.exports(
             "precached_table",
             "verdict_json",
         ),
+        "underlay.render.vms": ("vm_facts", "vm_json", "vm_line", "vm_table"),
     },
 )

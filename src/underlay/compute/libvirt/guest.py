@@ -1,6 +1,7 @@
 """What a guest is to have, as values: what libvirt is told of it is written in `guestxml`."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from underlay.compute.metadata import InstanceDriverMetadata
@@ -75,7 +76,7 @@ class Guest:
         memory: bytes. virt_type: ``kvm`` or ``qemu``. machine: of the hypervisor's; empty: its default.
         cpu_mode, cpu_model: as libvirt has them; empty: the machine's own.
         local_time: the clock that it finds shows the host's time zone. agent: it has a line to QEMU's guest agent.
-        metadata: what is written down beside it.
+        metadata: what is written down beside it. notes: of who made it: the text of further elements of the metadata, by tag.
     """
 
     uuid: str
@@ -95,3 +96,4 @@ class Guest:
     local_time: bool
     agent: bool
     metadata: InstanceDriverMetadata | None
+    notes: Mapping[str, str] = field(default_factory=dict)

@@ -66,6 +66,7 @@ def guest_of(
         local_time=field_of(instance, "os_type") == "windows",
         agent=is_true(wanted.get("hw_qemu_guest_agent")),
         metadata=metadata_of(instance, network_info or ()),
+        notes=getattr(instance, "domain_metadata", {}),  # a service's instances have none
     )
 
 

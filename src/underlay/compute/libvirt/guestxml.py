@@ -28,7 +28,10 @@ def to_xml(guest: Guest) -> str:
     _text(domain, "memory", str(guest.memory // _KIB), unit="KiB")
     _text(domain, "vcpu", str(guest.vcpus))
     if guest.metadata is not None:
-        _add_metadata(SubElement(domain, "metadata"), guest.metadata)
+        metadata = SubElement(domain, "metadata")
+        _add_metadata(metadata, guest.metadata)
+        for tag, text in guest.notes.items():
+            _text(metadata, tag, text)
     _add_system(domain, guest)
     _add_cpu(domain, guest)
     SubElement(domain, "clock", offset="localtime" if guest.local_time else "utc")

@@ -20,7 +20,6 @@ from underlay.compute.libvirt.diskplan import LocalDisk
 from underlay.compute.libvirt.site import Site
 from underlay.host import Host
 from underlay.model import Attachment, InstanceDisk
-from underlay.refs import parse_ref
 
 
 @contextmanager
@@ -51,6 +50,7 @@ def make(site: Site, instance: Instance, disks: Iterable[LocalDisk], *, image_id
     """Make disks that are not there yet, the image fetched first unless it is here.
 
     Args:
+        image_id: a ref, or the path of an image that is in a cache.
         maker: who makes them, as `underlay.model.DiskSpec` has it.
 
     Raises:
@@ -64,8 +64,7 @@ def make(site: Site, instance: Instance, disks: Iterable[LocalDisk], *, image_id
 def _make_one(site: Site, instance: Instance, disk: LocalDisk, image_id: str, *, maker: str | None) -> None:
     host, uuid, backend, cache = site.host, instance.uuid, site.options.images_type, site.options.cache
     if disk.role == "image":
-        ref = parse_ref(image_id)
-        host.create_disk(uuid, ref, size=disk.size, backend=backend, name=disk.name, cache=cache, maker=maker)
+        host.create_disk(uuid, image_id, size=disk.size, backend=backend, name=disk.name, cache=cache, maker=maker)
     elif disk.role == "swap":
         host.create_swap(uuid, disk.size or 0, backend=backend, name=disk.name, cache=cache, maker=maker)
     else:

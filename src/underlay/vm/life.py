@@ -1,0 +1,234 @@
+"""The life of a virtual machine: made, started, stopped, rebooted, snapshot and removed, each by one call of the driver."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from underlay.compute.errors import InstanceExists, OperationFailed
+from underlay.compute.libvirt import LibvirtDriver, localdisks
+from underlay.compute.libvirt.connection import Connection
+from underlay.compute.libvirt.domain import Domain, has_name
+from underlay.errors import InvalidName
+from underlay.host import Host
+from underlay.model import InstanceDisk
+from underlay.refs import is_ref, parse_ref
+from underlay.units import format_duration
+from underlay.values import replace
+from underlay.vm import networks
+from underlay.vm.driving import driving, plainly, with_libvirt
+from underlay.vm.instances import VmInstance, block_devices_of, instance_of, network_info_of
+from underlay.vm.machines import Vm, connected, find
+from underlay.vm.record import VmInterface
+from underlay.vm.wanted import Wanted, new_interface, recorded
+
+PRESS_AGAIN = 10.0
+"""Seconds after which a guest that is to shut down has its power button pressed again."""
+
+_POLL = 0.05
+
+
+def create(host: Host, wanted: Wanted) -> Vm:
+    """Make a machine, and start it if it is to be. Whole or not at all.
+
+    Raises:
+        InstanceExists: the name is taken. VirtualInterfacePlugException: a bridge or a network. DiskTooSmall, NotCached, and
+        what a fetch raises. OperationFailed: libvirt refuses it. HypervisorUnavailable, ExtraMissing
+    """
+    options = host.config.libvirt
+    chosen = replace(options, images_type=wanted.backend or options.images_type, cache=wanted.cache or options.cache)
+    found_by, ref = _image(host, wanted.image)
+    with connected(host) as connection:  # what a look can tell is told before guests are tried under KVM
+        _refuse_taken(connection, wanted.name)
+        interfaces = tuple(_interfaces(connection, wanted))
+    record = recorded(wanted, image=ref, interfaces=interfaces, now=datetime.now(UTC).replace(microsecond=0))
+    instance = instance_of(record, uuid=str(uuid4()), name=wanted.name, host=host.config.host, image=found_by, data=wanted.data)
+    with driving(with_libvirt(host, chosen)) as driver:
+        driver.spawn(
+            None,
+            instance,
+            instance.image_meta,
+            [],
+            None,
+            {},
+            network_info=network_info_of(record),
+            block_device_info=block_devices_of(record),
+            power_on=wanted.starts,
+        )
+        return find(driver.site.connection, wanted.name)
+
+
+def _image(host: Host, text: str) -> tuple[str, str | None]:
+    """By what the driver finds an image, and its canonical ref.
+
+    Raises:
+        InvalidRef, NotCached
+    """
+    if is_ref(text):
+        return text, parse_ref(text).canonical
+    found = host.find(text)
+    return os.fspath(found[0].path), found[0].ref
+
+
+def _refuse_taken(connection: Connection, name: str) -> None:
+    if has_name(connection, name):
+        raise InstanceExists(f"there is a virtual machine {name} already", hint="choose another name, or delete it first")
+
+
+def _interfaces(connection: Connection, wanted: Wanted) -> Iterator[VmInterface]:
+    named = wanted.networks
+    if not (wanted.bridges or named or wanted.alone) and networks.has_default(connection):
+        named = (networks.DEFAULT,)
+    networks.check_bridges(wanted.bridges)
+    for bridge in wanted.bridges:
+        yield new_interface(bridge)
+    for network in named:
+        yield new_interface(networks.bridge_of(connection, network), network)
+
+
+def await_output(host: Host, vm: Vm, *, seconds: float) -> None:
+    """Wait until a machine has written something to its serial line.
+
+    Raises:
+        OperationFailed: it has not in time, or is off without a word. It stays as it is.
+    """
+    deadline = time.monotonic() + seconds
+    with connected(host) as connection:
+        while not _has_written(vm):
+            if not Domain(connection, vm.uuid).is_active() and not _has_written(vm):
+                raise OperationFailed(f"{vm.name} is off, and has written nothing to its serial line")
+            if time.monotonic() >= deadline:
+                raise OperationFailed(
+                    f"{vm.name} has written nothing to its serial line for {format_duration(seconds)}",
+                    hint="it runs on; perhaps its system does not use the serial line",
+                )
+            time.sleep(_POLL)
+
+
+def _has_written(vm: Vm) -> bool:
+    try:
+        return vm.console_log is not None and os.path.getsize(vm.console_log) > 0
+    except FileNotFoundError:
+        return False
+
+
+def start(host: Host, name: str) -> Vm:
+    """Start a machine that is off, or let one that is paused go on; one that runs is a success.
+
+    Raises:
+        InstanceNotFound, OperationFailed, HypervisorUnavailable, ExtraMissing
+    """
+    with _known(host, name) as known:
+        _check_bridges(known.vm)
+        record = known.vm.record
+        known.driver.power_on(None, known.instance, network_info_of(record), block_devices_of(record))
+        return known.now
+
+
+def _check_bridges(vm: Vm) -> None:
+    networks.check_bridges(one.bridge for one in vm.record.interfaces)
+
+
+def stop(host: Host, name: str, *, seconds: float) -> Vm:
+    """Have a machine shut down, and cut its power when it has not in time; one that is off is a success.
+
+    Args:
+        seconds: that it has; 0: its power is cut at once.
+
+    Raises:
+        InstanceNotFound, InstancePowerOffFailure, HypervisorUnavailable, ExtraMissing
+    """
+    with _known(host, name) as known:
+        known.driver.power_off(known.instance, timeout=seconds, retry_interval=PRESS_AGAIN)
+        return known.now
+
+
+def reboot(host: Host, name: str, *, is_hard: bool) -> Vm:
+    """Start a machine anew. Hard: its power is cut, and its domain is made again from the record in its metadata.
+
+    Raises:
+        InstanceNotFound, InstanceRebootFailure, VirtualInterfacePlugException, HypervisorUnavailable, ExtraMissing
+    """
+    with _known(host, name) as known:
+        _check_bridges(known.vm)
+        record, kind = known.vm.record, "HARD" if is_hard else "SOFT"
+        known.driver.reboot(None, known.instance, network_info_of(record), kind, block_devices_of(record))
+        return known.now
+
+
+def snapshot(host: Host, name: str, target: Path | None, *, image_format: str) -> Path:
+    """Write a machine's root disk, as it is now, into a new file, which needs no other.
+
+    Args:
+        target: absolute; None: one in ``snapshots_directory``, called by the machine and the time. image_format: raw or qcow2.
+
+    Raises:
+        InstanceNotFound, InvalidName, DiskExists; InsufficientSpace, CacheMissing, CacheNotWritable: the directory.
+    """
+    if target is not None and not target.parent.is_dir():
+        raise InvalidName(f"there is no directory {target.parent}", hint="make it, or name another file")
+    directory = host.config.libvirt.snapshots_directory or host.config.instances / "snapshots"
+    if target is None:
+        target = directory / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{image_format}"
+    options = replace(host.config.libvirt, snapshots_directory=target.parent, snapshot_image_format=image_format)
+    with _known(with_libvirt(host, options), name) as known:
+        known.driver.snapshot(None, known.instance, target.name, lambda *_, **__: None)
+    return target
+
+
+def delete(host: Host, name: str) -> Vm:
+    """Cut a machine's power and remove it, its disks and its directory; its base image stays. The machine as it was.
+
+    Raises:
+        InstanceNotFound; OperationFailed: it does not go, or not all of it. HypervisorUnavailable, ExtraMissing
+    """
+    with _known(host, name) as known:
+        record = known.vm.record
+        known.driver.destroy(None, known.instance, network_info_of(record), block_devices_of(record))
+        return known.vm
+
+
+def output(host: Host, name: str) -> bytes:
+    """The end of what a machine wrote to its serial line since it was last started.
+
+    Raises:
+        InstanceNotFound, HypervisorUnavailable, ExtraMissing
+    """
+    with _known(host, name) as known:
+        return known.driver.get_console_output(None, known.instance)
+
+
+def disks_of(host: Host, vm: Vm) -> list[InstanceDisk]:
+    """A machine's disks.
+
+    Raises:
+        BackendUnavailable, and as `Host.disk`
+    """
+    with plainly():
+        return [host.disk(vm.uuid, name=name) for name in localdisks.names_of(host, vm.uuid)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """A machine that is there, and the driver that can do something about it."""
+
+    driver: LibvirtDriver
+    vm: Vm
+    instance: VmInstance
+
+    @property
+    def now(self) -> Vm:
+        return find(self.driver.site.connection, self.vm.uuid)
+
+
+@contextmanager
+def _known(host: Host, name: str) -> Iterator[_Known]:
+    """What it runs under was found out when it was made, so no guest is started to find that out again."""
+    with connected(host) as connection:
+        vm = find(connection, name)
+    with driving(with_libvirt(host, replace(host.config.libvirt, virt_type=vm.virt_type))) as driver:
+        yield _Known(driver=driver, vm=vm, instance=instance_of(vm.record, uuid=vm.uuid, name=vm.name, host=host.config.host))

@@ -1,0 +1,142 @@
+"""The virtual machines that libvirt has, as far as ``underlay vm`` made them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from underlay.compute import states
+from underlay.compute.errors import InstanceNotFound
+from underlay.compute.libvirt import guestxml
+from underlay.compute.libvirt.connection import Connection
+from underlay.compute.libvirt.domain import Domain
+from underlay.compute.libvirt.library import library
+from underlay.host import Host
+from underlay.vm.neighbours import seen_addresses
+from underlay.vm.record import VmRecord, record_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vm:
+    """One machine.
+
+    Attributes:
+        state: one of the words of `underlay.compute.states`. virt_type: ``kvm`` or ``qemu``: what it runs under.
+        console_log: what it writes to its serial line. addresses: by MAC, all that this host has seen; none while it is off.
+    """
+
+    name: str
+    uuid: str
+    state: str
+    virt_type: str
+    console_log: Path | None
+    record: VmRecord
+    addresses: Mapping[str, tuple[str, ...]]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its guest runs, or would go on as soon as it is let."""
+        return self.state in (states.STATE_MAP[states.RUNNING], states.STATE_MAP[states.PAUSED])
+
+
+@contextmanager
+def connected(host: Host, *, seconds: float | None = None) -> Iterator[Connection]:
+    """libvirt, for who only looks.
+
+    Args:
+        seconds: that an answer may take; None: as configured.
+    """
+    options = host.config.libvirt
+    connection = Connection(options.connection_uri, timeout=options.timeout if seconds is None else seconds)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def everyone(connection: Connection) -> list[Vm]:
+    """All machines, by name; one that goes away meanwhile is gone.
+
+    Raises:
+        HypervisorUnavailable, ExtraMissing; OperationFailed: the metadata of one makes no sense.
+    """
+    flags = _inactive()
+    found = connection.ask(lambda handle: [_description(one, flags) for one in handle.listAllDomains(0)])
+    machines = []
+    for name, text in sorted(one for one in found if one is not None):
+        tree = guestxml.parsed(text)
+        if (record := record_of(tree, name)) is not None and (vm := _vm(connection, tree, record)) is not None:
+            machines.append(vm)
+    return machines
+
+
+def names(connection: Connection) -> list[str]:
+    """The names of all machines."""
+    return [vm.name for vm in everyone(connection)]
+
+
+def find(connection: Connection, name: str) -> Vm:
+    """The machine of a name or a UUID.
+
+    Raises:
+        InstanceNotFound: none, or one that ``underlay vm`` did not make. As `everyone`
+    """
+    missing = InstanceNotFound(f"there is no virtual machine {name!r}", hint="'underlay vm list' shows those there are")
+    flags = _inactive()
+    try:
+        text = connection.ask(lambda handle: handle.lookupByName(name).XMLDesc(flags), missing=missing)
+    except InstanceNotFound:
+        text = connection.ask(lambda handle: _by_uuid(handle, name).XMLDesc(flags), missing=missing)
+    tree = guestxml.parsed(text)
+    record = record_of(tree, name)
+    if record is None:
+        raise InstanceNotFound(f"'underlay vm' did not make the domain {name!r}", hint="see 'virsh dominfo', or who made it")
+    vm = _vm(connection, tree, record)
+    if vm is None:
+        raise missing
+    return vm
+
+
+def _by_uuid(handle: Any, text: str) -> Any:
+    libvirt = library()
+    try:
+        return handle.lookupByUUIDString(text)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_INVALID_ARG:  # it is no UUID
+            return handle.lookupByName(text)
+        raise
+
+
+def _inactive() -> int:
+    return int(library().VIR_DOMAIN_XML_INACTIVE)
+
+
+def _description(domain: Any, flags: int) -> tuple[str, str] | None:
+    libvirt = library()
+    try:
+        return domain.name(), domain.XMLDesc(flags)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def _vm(connection: Connection, tree: Element, record: VmRecord) -> Vm | None:
+    uuid = tree.findtext("uuid", "")
+    domain = Domain(connection, uuid)
+    try:
+        state, running_as = domain.state()
+    except InstanceNotFound:
+        return None
+    log = tree.find("devices/serial/log")
+    return Vm(
+        name=tree.findtext("name", ""),
+        uuid=uuid,
+        state=states.STATE_MAP[state],
+        virt_type=tree.get("type", ""),
+        console_log=None if log is None else Path(log.get("file", "")),
+        record=record,
+        addresses={} if running_as is None or not record.interfaces else seen_addresses(),
+    )

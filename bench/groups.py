@@ -20,6 +20,7 @@ from bench.prunes import prunes
 from bench.scans import scans
 from bench.scrubs import scrubs
 from bench.setting import Setting
+from bench.spawns import spawns
 from bench.starts import starts
 from bench.transfers import transfers
 
@@ -89,6 +90,7 @@ GROUPS = (
     Group("lvm", lvm_disks, _named("lvm", "thick", "thin", "snapshot")),
     Group("rbd", ceph_disks, _named("rbd", "cloned", "a large image cloned", "imported")),
     Group("ploop", ploop_disks, _named("ploop", "made on xfs", "made on ext4", "grown")),
+    Group("spawn", spawns, _named("spawn", "defined", "to the first byte", "twenty at once")),
     Group("one-pass", one_pass, _named("one-pass", "at 200 MB/s", "after the last byte")),
     Group("scrub", scrubs, _named("scrub", "dense", "dense, over memory", "a third full")),
     Group("start-up", starts, _named("start-up", "list", "list --json", "show", "disk create")),

@@ -7,20 +7,24 @@ from underlay.config import Config, parse_config
 
 def configuration(directory: Path, name: str) -> Config:
     """A host with a base cache, which may fetch the files of ``directory``."""
-    root = directory / name
+    make_directories(directory, name)
+    return parse_config(base_toml(directory, name), origin=directory / name / "underlay.toml")
+
+
+def make_directories(directory: Path, name: str) -> None:
+    """The directories of such a host."""
     for part in ("base", "instances"):
-        (root / part).mkdir(parents=True, exist_ok=True)
-    return parse_config(_base_toml(directory, name), origin=root / "underlay.toml")
+        (directory / name / part).mkdir(parents=True, exist_ok=True)
 
 
 def configuration_file(directory: Path, name: str) -> Path:
     """The same, written down for a process of its own."""
     file = configuration(directory, name).instances.with_name("underlay.toml")
-    file.write_text(_base_toml(directory, name), encoding="utf-8")
+    file.write_text(base_toml(directory, name), encoding="utf-8")
     return file
 
 
-def _base_toml(directory: Path, name: str) -> str:
+def base_toml(directory: Path, name: str) -> str:
     """What `configuration` says."""
     root = directory / name
     return f"""

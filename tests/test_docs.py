@@ -525,10 +525,17 @@ def test_pages_that_the_code_names_exist() -> None:
     assert set() == {(name, page) for name, page in named if not (ROOT / page).exists()}
 
 
-def test_the_picture_is_the_one_that_its_script_makes() -> None:
-    picture = parse(DOCS / "pictures" / "terminal.svg").getroot()
+@pytest.mark.parametrize(
+    ("name", "all_shown"),
+    [
+        ("terminal", ("$ underlay fetch http://127.0.0.1:", "$ underlay list", "$ underlay du", "used by 2 disks")),
+        ("virtual-machine", ("$ underlay vm create web", "$ underlay vm list", "UNDERLAY BOOTED", "web (shutdown, 1 proc")),
+    ],
+)
+def test_a_picture_is_the_one_that_its_script_makes(name: str, all_shown: Sequence[str]) -> None:
+    picture = parse(DOCS / "pictures" / f"{name}.svg").getroot()
     text = "".join(picture.itertext()).replace("\xa0", " ")
-    for shown in ("$ underlay fetch http://127.0.0.1:", "$ underlay list", "$ underlay du", "used by 2 disks"):
+    for shown in all_shown:
         assert shown in text
     assert "http" not in " ".join(value for node in picture.iter() for name, value in node.attrib.items() if "href" in name)
 

@@ -1,6 +1,7 @@
 """``underlay vm``: virtual machines on this host's libvirt, whose disks come from the caches."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,10 @@ from underlay.cli.console import console
 from underlay.cli.options import cache_option, json_option, vm_argument
 from underlay.cli.output import answer, show
 from underlay.cli.session import Session
+from underlay.model import InstanceDisk
 from underlay.units import parse_duration
 
 if TYPE_CHECKING:
-    from underlay.host import Host
     from underlay.vm import instances, life, machines, wanted
     from underlay.vm.machines import Vm
 else:
@@ -133,7 +134,8 @@ def create(
         made = life.create(host, machine)
         if wait:
             life.await_output(host, made, seconds=seconds)
-        _answer(host, made, as_json=as_json)
+        disks = life.disks_of(host, made)
+    _answer(made, disks, as_json=as_json)
 
 
 def _check_together(
@@ -185,7 +187,9 @@ def show_vm(session: Session, name: str, as_json: bool) -> None:  # noqa: FBT001
 def start(session: Session, name: str, as_json: bool) -> None:  # noqa: FBT001
     """Start the virtual machine NAME. One that runs is a success, and one that is paused goes on."""
     with session.host() as host:
-        _answer(host, life.start(host, name), as_json=as_json)
+        found = life.start(host, name)
+        disks = life.disks_of(host, found)
+    _answer(found, disks, as_json=as_json)
 
 
 @vm.command()
@@ -198,7 +202,9 @@ def stop(session: Session, name: str, timeout: str, force: bool, as_json: bool) 
     """Have the virtual machine NAME shut down, by its power button; its power is cut when it has not in time."""
     seconds = 0.0 if force else parse_duration(timeout)
     with session.host() as host:
-        _answer(host, life.stop(host, name, seconds=seconds), as_json=as_json)
+        found = life.stop(host, name, seconds=seconds)
+        disks = life.disks_of(host, found)
+    _answer(found, disks, as_json=as_json)
 
 
 @vm.command()
@@ -212,7 +218,9 @@ def reboot(session: Session, name: str, hard: bool, as_json: bool) -> None:  # n
     When it has not shut down within wait_soft_reboot of the configuration, its power is cut.
     """
     with session.host() as host:
-        _answer(host, life.reboot(host, name, is_hard=hard), as_json=as_json)
+        found = life.reboot(host, name, is_hard=hard)
+        disks = life.disks_of(host, found)
+    _answer(found, disks, as_json=as_json)
 
 
 @vm.command()
@@ -274,8 +282,8 @@ def _confirm(machine: "Vm") -> None:
     click.confirm(f"Remove {machine.name} ({machine.state}) and all that is on its disks?", abort=True, err=True)
 
 
-def _answer(host: "Host", found: "Vm", *, as_json: bool) -> None:
+def _answer(found: "Vm", disks: Sequence[InstanceDisk], *, as_json: bool) -> None:
     if as_json:
-        answer({"vm": render.vm_json(found, life.disks_of(host, found))})
+        answer({"vm": render.vm_json(found, disks)})
     else:
         show(render.vm_line(found))

@@ -102,7 +102,7 @@ def test_no_two_disks_of_a_machine_have_one_name(bus: str, ephemerals: int) -> N
 
 
 def test_a_guest_is_to_ask_for_its_address() -> None:
-    [vif] = instances.network_info_of(RECORD)
+    [vif] = instances.interfaces_of(RECORD)
     assert (UUID, "52:54:00:00:00:01", "bridge", "br0") == (vif["id"], vif["address"], vif["type"], vif["network"]["bridge"])
     assert [4] == [one["version"] for one in vif["network"]["subnets"] if one["meta"]["dhcp_server"]]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from underlay.compute.libvirt.connection import Connection
     from underlay.host import Host
     from underlay.vm import consoles, life, machines
-    from underlay.vm.consoles import Written
+    from underlay.vm.consoles import Line, Written
 else:
     consoles, life = later.module("underlay.vm.consoles"), later.module("underlay.vm.life")
     machines = later.module("underlay.vm.machines")
@@ -67,7 +67,7 @@ def _print(output: bytes, name: str, *, as_json: bool) -> None:
 def _follow(host: "Host", name: str) -> None:
     from underlay.compute.errors import InstanceNotRunning
 
-    with machines.connected(host) as connection:
+    with consoles.events(), machines.connected(host) as connection:
         vm = machines.find(connection, name)
         if not vm.is_running or vm.console_log is None:
             hint = f"'underlay vm start {vm.name}' starts it; --output shows what it wrote"
@@ -84,20 +84,22 @@ def _follow(host: "Host", name: str) -> None:
 
 def _talk(connection: "Connection", uuid: str, written: "Written", name: str) -> None:
     terminal, is_off = sys.stdin.fileno(), _is_off(connection, uuid)
-    with consoles.typing_to(connection, uuid) as send:
+    with consoles.line_to(connection, uuid) as line:
         _tell(f"at {name}; {_LEAVE_KEY} leaves")
         with _raw(terminal):
-            why = _converse(terminal, written, send, is_off)
+            why = _converse(terminal, written, line, is_off)
     _tell(f"\n{name} {why}")
 
 
-def _converse(terminal: int, written: "Written", send: Callable[[bytes], None], is_off: Callable[[], bool]) -> str:
+def _converse(terminal: int, written: "Written", line: "Line", is_off: Callable[[], bool]) -> str:
     """Carry bytes both ways until one side ends; how that was."""
     while True:
         _show(written)
+        line.turn()
         if select.select([terminal], [], [], _POLL)[0]:
             typed = os.read(terminal, 1 << 10)
-            send(typed.partition(_LEAVE)[0])
+            line.type(typed.partition(_LEAVE)[0])
+            line.turn()
             if not typed or _LEAVE in typed:
                 return "runs on"
         elif is_off():

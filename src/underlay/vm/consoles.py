@@ -5,22 +5,23 @@ wrote before and what it writes now. What is typed goes to the line itself, and 
 """
 
 import os
-import queue
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from underlay.compute.errors import InstanceNotFound, InstanceNotRunning
+from underlay.compute.errors import InstanceNotFound, InstanceNotRunning, OperationFailed
 from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.connection import Connection
 from underlay.compute.libvirt.domain import Domain
+from underlay.compute.libvirt.eventloop import EventLoop
 from underlay.compute.libvirt.library import library
 
 _PIECE = 1 << 16
+_MESSAGE = 1 << 10  # bytes that are typed at a time
+_PATIENCE = 10.0  # seconds
 
 
 @dataclass(slots=True)
@@ -70,81 +71,103 @@ class Written:
         return not os.path.samestat(there, os.fstat(file.fileno())) or there.st_size < file.tell()
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A way to the serial line: bytes are read, none at its end; bytes are written; it is let go of."""
+@dataclass(slots=True)
+class Line:
+    """A way to the serial line, which nobody waits for: what is typed goes on its way in the turns that the line is given.
+
+    Attributes:
+        read: something of what came; nothing when nothing has. write: how many of these bytes it took.
+    """
 
     read: Callable[[], bytes]
-    write: Callable[[bytes], object]
-    end: Callable[[], object]
+    write: Callable[[bytes], int]
+    _typed: bytes = b""
+
+    def type(self, typed: bytes) -> None:
+        """Have bytes typed."""
+        self._typed += typed
+
+    def turn(self) -> None:
+        """Type what can be, and pass over what comes back: QEMU would wait for who is at the line and reads nothing."""
+        with suppress(OSError, library().libvirtError):  # the guest ended, which is for others to say
+            while self.read():
+                pass
+            while self._typed and (taken := self.write(self._typed[:_MESSAGE])):
+                self._typed = self._typed[taken:]
 
 
 @contextmanager
-def typing_to(connection: Connection, uuid: str) -> Iterator[Callable[[bytes], None]]:
-    """A function by which bytes are typed to the serial line of a machine, which never waits for the guest to read them.
+def events() -> Iterator[None]:
+    """libvirt's event loop runs: it carries what goes over a line. To be entered before libvirt is connected to."""
+    loop = EventLoop()
+    loop.start()
+    try:
+        yield
+    finally:
+        loop.stop()
+
+
+@contextmanager
+def line_to(connection: Connection, uuid: str) -> Iterator[Line]:
+    """The serial line of a machine, for who types.
 
     Raises:
         InstanceNotRunning, InstanceNotFound, HypervisorUnavailable; OperationFailed: somebody else is at the line.
     """
-    line = _line(connection, uuid)
-    typed: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    for work in (lambda: _pass_over(line), lambda: _write_all(line, typed)):
-        threading.Thread(target=work, name="underlay-vm-line", daemon=True).start()
-    try:
-        yield typed.put
-    finally:
-        typed.put(None)
-        with suppress(*_broken()):
-            line.end()
-
-
-def _line(connection: Connection, uuid: str) -> _Line:
     domain = Domain(connection, uuid)
     if not domain.is_active():
         raise InstanceNotRunning(instance_id=uuid)
     listens = guestxml.serial_listens_at(domain.xml())
-    return _by_libvirt(connection, uuid) if listens is None else _by_port(*listens)
+    with _by_libvirt(connection, uuid) if listens is None else _by_port(*listens) as line:
+        yield line
 
 
-def _by_libvirt(connection: Connection, uuid: str) -> _Line:
+@contextmanager
+def _by_libvirt(connection: Connection, uuid: str) -> Iterator[Line]:
     """Through libvirt, which lets one in at a time."""
+    libvirt = library()
 
     def opened(handle: Any) -> Any:
-        stream = handle.newStream(0)
+        stream = handle.newStream(libvirt.VIR_STREAM_NONBLOCK)
         handle.lookupByUUIDString(uuid).openConsole(None, stream, 0)
         return stream
 
+    def read() -> bytes:
+        came: bytes | int = stream.recv(_PIECE)
+        return came if isinstance(came, bytes) else b""  # a number says that nothing has come
+
     stream = connection.ask(opened, missing=InstanceNotFound(instance_id=uuid))
-    return _Line(lambda: bytes(stream.recv(_PIECE)), lambda data: _send(stream, data), stream.abort)
+    try:
+        yield Line(read, lambda typed: max(0, int(stream.send(typed))))  # a negative number: not now
+    finally:
+        with suppress(libvirt.libvirtError):  # it ended with the guest
+            stream.abort()
 
 
-def _send(stream: Any, data: bytes) -> None:
-    while data:
-        data = data[stream.send(data) :]
-
-
-def _by_port(host: str, port: int) -> _Line:
+@contextmanager
+def _by_port(host: str, port: int) -> Iterator[Line]:
     """At the port of its own that a configuration with ``serial_console_enabled`` gives a guest."""
-    line = socket.create_connection((host, port))
-    return _Line(lambda: line.recv(_PIECE), line.sendall, line.close)
+
+    def read() -> bytes:
+        with suppress(BlockingIOError):
+            return line.recv(_PIECE)
+        return b""
+
+    def write(typed: bytes) -> int:
+        with suppress(BlockingIOError):
+            return line.send(typed)
+        return 0
+
+    with _connected(host, port) as line:
+        line.setblocking(False)  # noqa: FBT003 - Python's own signature
+        yield Line(read, write)
 
 
-def _pass_over(line: _Line) -> None:
-    """QEMU would wait for who is at the line and reads nothing."""
-    with suppress(*_broken()):
-        while line.read():
-            pass
-
-
-def _write_all(line: _Line, typed: "queue.SimpleQueue[bytes | None]") -> None:
-    with suppress(*_broken()):
-        while (data := typed.get()) is not None:
-            line.write(data)
-
-
-def _broken() -> tuple[type[BaseException], ...]:
-    """How a line ends whose guest ends, or who is let go of."""
-    return (OSError, library().libvirtError)
+def _connected(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_connection((host, port), timeout=_PATIENCE)
+    except OSError as error:
+        raise OperationFailed(f"the serial line cannot be reached at {host}:{port}: {error}") from error
 
 
 def read_from(log: Path, *, last: int) -> "closing[Written]":

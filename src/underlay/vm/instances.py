@@ -127,7 +127,7 @@ def instance_of(
     )
 
 
-def network_info_of(record: VmRecord) -> list[dict[str, Any]]:
+def interfaces_of(record: VmRecord) -> list[dict[str, Any]]:
     """Its interfaces; whoever answers on the bridge gives their addresses."""
     return [_vif(one) for one in record.interfaces]
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+from underlay import lookup
 from underlay.compute.errors import InstanceExists, OperationFailed
 from underlay.compute.libvirt import LibvirtDriver, localdisks
 from underlay.compute.libvirt.connection import Connection
@@ -21,7 +22,7 @@ from underlay.units import format_duration
 from underlay.values import replace
 from underlay.vm import networks
 from underlay.vm.driving import driving, plainly, with_libvirt
-from underlay.vm.instances import VmInstance, block_devices_of, instance_of, network_info_of
+from underlay.vm.instances import VmInstance, block_devices_of, instance_of, interfaces_of
 from underlay.vm.machines import Vm, connected, find
 from underlay.vm.record import VmInterface
 from underlay.vm.wanted import Wanted, new_interface, recorded
@@ -55,7 +56,7 @@ def create(host: Host, wanted: Wanted) -> Vm:
             [],
             None,
             {},
-            network_info=network_info_of(record),
+            network_info=interfaces_of(record),
             block_device_info=block_devices_of(record),
             power_on=wanted.starts,
         )
@@ -66,12 +67,13 @@ def _image(host: Host, text: str) -> tuple[str, str | None]:
     """By what the driver finds an image, and its canonical ref.
 
     Raises:
-        InvalidRef, NotCached
+        InvalidRef; NotCached: a name means several.
     """
     if is_ref(text):
         return text, parse_ref(text).canonical
-    found = host.find(text)
-    return os.fspath(found[0].path), found[0].ref
+    if (found := lookup.find_only(host.parts.stores(), text)) is None:
+        return text, parse_ref(text).canonical  # which says what is none
+    return os.fspath(found.path), found.ref
 
 
 def _refuse_taken(connection: Connection, name: str) -> None:
@@ -125,7 +127,7 @@ def start(host: Host, name: str) -> Vm:
     with _known(host, name) as known:
         _check_bridges(known.vm)
         record = known.vm.record
-        known.driver.power_on(None, known.instance, network_info_of(record), block_devices_of(record))
+        known.driver.power_on(None, known.instance, interfaces_of(record), block_devices_of(record))
         return known.now
 
 
@@ -156,7 +158,7 @@ def reboot(host: Host, name: str, *, is_hard: bool) -> Vm:
     with _known(host, name) as known:
         _check_bridges(known.vm)
         record, kind = known.vm.record, "HARD" if is_hard else "SOFT"
-        known.driver.reboot(None, known.instance, network_info_of(record), kind, block_devices_of(record))
+        known.driver.reboot(None, known.instance, interfaces_of(record), kind, block_devices_of(record))
         return known.now
 
 
@@ -188,7 +190,7 @@ def delete(host: Host, name: str) -> Vm:
     """
     with _known(host, name) as known:
         record = known.vm.record
-        known.driver.destroy(None, known.instance, network_info_of(record), block_devices_of(record))
+        known.driver.destroy(None, known.instance, interfaces_of(record), block_devices_of(record))
         return known.vm
 
 

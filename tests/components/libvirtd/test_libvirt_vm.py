@@ -249,6 +249,42 @@ def test_an_interface_is_plugged_and_its_address_is_told(machine: Machine, image
     assert 2 == len(list(Path("/sys/class/net", bridge, "brif").iterdir()))
 
 
+@pytest.mark.component("ip")
+def test_networks_of_libvirt_are_found_by_their_bridges(machine: Machine, daemon: Daemon, image: str, bridge: str) -> None:
+    xml = "<network><name>{name}</name><forward mode='bridge'/><bridge name='{bridge}'/></network>"
+    connection = quiet_library().open(daemon.uri)
+    default, lab = (connection.networkDefineXML(xml.format(name=name, bridge=bridge)) for name in ("default", "lab"))
+    try:
+        assert [] == create(machine, "before", image, "--no-start")["interfaces"]
+        default.create()
+        [by_default] = create(machine, "by-default", image, "--no-start")["interfaces"]
+        assert (bridge, "default") == (by_default["bridge"], by_default["network"])
+        assert [] == create(machine, "alone", image, "--no-start", "--no-network")["interfaces"]
+        down = machine.call("vm", "create", "web", "--image", image, "--network", "lab", "--json")
+        assert (96, "the network lab cannot be used: it is not up") == (down.status, down.error["message"])
+        lab.create()
+        both = create(machine, "both", image, "--no-start", "--network", "lab", "--bridge", bridge)["interfaces"]
+        assert [None, "lab"] == [one["network"] for one in both]
+        assert f"in lab ({bridge})" in machine.call("vm", "show", "both").out
+    finally:
+        for network in (default, lab):
+            if network.isActive():
+                network.destroy()
+            network.undefine()
+        connection.close()
+
+
+def test_why_guests_are_emulated_is_an_event(machine: Machine, image: str) -> None:
+    config = machine.config.read_text()
+    machine.config.write_text(config.replace('virt_type = "qemu"', 'virt_type = "auto"'))
+    ended = machine.call("--log-format", "json", "vm", "create", "web", "--image", image, "--memory", "32MiB", "--no-start")
+    events = [json.loads(line) for line in ended.err.splitlines()]
+    assert 0 == ended.status
+    assert "published" in {event["event"] for event in events}
+    if Path("/dev/kvm").exists() and "kvm" != answered(machine, "vm", "show", "web")["vm"]["virt_type"]:
+        assert ["warning"] == [event["level"] for event in events if event["event"] == "hypervisor"]
+
+
 def test_a_snapshot_is_an_image_for_other_machines(machine: Machine, image: str) -> None:
     create(machine, "web", image, "--wait")
     target = machine.root / "golden.qcow2"
@@ -402,7 +438,8 @@ def test_a_machine_that_says_nothing_is_waited_for_in_vain(machine: Machine) -> 
         (["--swap", "1KiB"], 13, "invalid-size", "the swap disk"),
         (["--ephemeral", "1MiB"], 13, "invalid-size", "an ephemeral disk"),
         (["--ephemeral", "1GiB"] * 25, 13, "invalid-size", "25 ephemeral disks"),
-        (["--image", "nothing"], 40, "not-cached", "nothing"),
+        (["--image", "nothing"], 10, "invalid-ref", "nothing"),
+        (["--image", "abcdef"], 40, "not-cached", "means 2 images"),
         (["--image", "file:nothing"], 10, "invalid-ref", "file:nothing"),
         (["--image", "file:///nowhere/image.qcow2"], 20, "image-not-found", "/nowhere/image.qcow2"),
         (["--backend", "floppy"], 15, "unknown-backend", "floppy"),
@@ -425,7 +462,9 @@ def test_what_cannot_be_made_is_told_in_one_line_and_leaves_nothing(
         write_qcow2(files["LARGE"], size=2 * GIB, message="large")
     files["PRIVATE"].write_text("-----BEGIN OPENSSH PRIVATE KEY-----\ns3cret\n")
     files["EMPTY"].touch()
-    given = [files["LARGE"].as_uri() if one == "LARGE" else os.fspath(files.get(one, one)) for one in more]  # type: ignore[call-overload]
+    for number in (1, 2):
+        (machine.base / f"abcdef{number:034x}").write_bytes(bytes(512))
+    given = [files["LARGE"].as_uri() if one == "LARGE" else os.fspath(files.get(one, one)) for one in more]
     asked = ["vm", "create", "web", *([] if "--image" in given else ["--image", image]), "--memory", "32MiB", *given]
     ended = machine.call(*asked, "--json")
     assert (status, code) == (ended.status, ended.error["code"]), ended

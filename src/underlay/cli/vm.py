@@ -9,7 +9,7 @@ import click
 
 from underlay import later, render
 from underlay.cli.console import console
-from underlay.cli.options import cache_option, json_option, vm_argument
+from underlay.cli.options import cache_option, json_option, vm_argument, wide_option
 from underlay.cli.output import answer, show
 from underlay.cli.session import Session
 from underlay.model import InstanceDisk
@@ -149,10 +149,11 @@ def _check_together(
         raise click.UsageError("--wait waits for a machine that runs: leave --no-start out")
 
 
-@vm.command("list")
+@vm.command("list", short_help="List the virtual machines.")
+@wide_option
 @json_option
 @click.pass_obj
-def list_vms(session: Session, as_json: bool) -> None:  # noqa: FBT001
+def list_vms(session: Session, wide: bool, as_json: bool) -> None:  # noqa: FBT001
     """List the virtual machines that 'underlay vm create' made."""
     with session.host() as host:
         with machines.connected(host) as connection:
@@ -161,10 +162,10 @@ def list_vms(session: Session, as_json: bool) -> None:  # noqa: FBT001
     if as_json:
         answer({"vms": [render.vm_json(*one) for one in with_disks]})
     else:
-        show(render.vm_table(with_disks))
+        show(render.vm_table(with_disks), wide=wide)
 
 
-@vm.command("show")
+@vm.command("show", short_help="Show a virtual machine.")
 @vm_argument
 @json_option
 @click.pass_obj
@@ -180,7 +181,7 @@ def show_vm(session: Session, name: str, as_json: bool) -> None:  # noqa: FBT001
         show(render.vm_facts(found, disks, now=render.utc_now()))
 
 
-@vm.command()
+@vm.command(short_help="Start a virtual machine.")
 @vm_argument
 @json_option
 @click.pass_obj
@@ -192,7 +193,7 @@ def start(session: Session, name: str, as_json: bool) -> None:  # noqa: FBT001
     _answer(found, disks, as_json=as_json)
 
 
-@vm.command()
+@vm.command(short_help="Shut a virtual machine down.")
 @vm_argument
 @click.option("--timeout", default="1min", show_default=True, metavar="TIME", help="How long it has to shut down by itself.")
 @click.option("--force", is_flag=True, help="Cut its power at once.")
@@ -207,7 +208,7 @@ def stop(session: Session, name: str, timeout: str, force: bool, as_json: bool) 
     _answer(found, disks, as_json=as_json)
 
 
-@vm.command()
+@vm.command(short_help="Start a virtual machine anew.")
 @vm_argument
 @click.option("--hard", is_flag=True, help="Cut its power at once, and have libvirt told anew what it is.")
 @json_option
@@ -223,7 +224,7 @@ def reboot(session: Session, name: str, hard: bool, as_json: bool) -> None:  # n
     _answer(found, disks, as_json=as_json)
 
 
-@vm.command()
+@vm.command(short_help="Write a virtual machine's root disk into a file.")
 @vm_argument
 @click.argument("to", required=False, type=_file)
 @click.option(
@@ -254,7 +255,7 @@ def snapshot(session: Session, name: str, to: Path | None, image_format: str, as
         show(str(target))
 
 
-@vm.command()
+@vm.command(short_help="Remove a virtual machine with its disks.")
 @vm_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option

@@ -156,6 +156,7 @@ def test_the_list_fits_a_terminal(machine: Machine, image: str) -> None:
     lines = plain(sent).splitlines()
     assert (0, 2) == (status, len(lines))
     assert max(map(len, lines)) <= 80
+    assert image in plain(on_terminal(machine.argv("vm", "list", "--wide"))[1])
 
 
 def test_a_machine_of_an_image_that_is_here_needs_no_source(machine: Machine, tmp_path: Path) -> None:
@@ -489,6 +490,17 @@ def test_a_name_that_is_taken_stays_with_who_has_it(machine: Machine, daemon: Da
             ended = machine.call("vm", "create", name, "--image", image, "--json")
             assert (91, "instance-exists") == (ended.status, ended.error["code"])
     assert [made["uuid"]] == left(machine)
+
+
+def test_of_two_that_make_one_machine_at_once_one_does(machine: Machine, image: str) -> None:
+    machine.host().ensure(image)
+    makers = [machine.start("vm", "create", "web", "--image", image, "--memory", "32MiB", "--no-start") for _ in range(3)]
+    for maker in makers:
+        maker.communicate(timeout=PATIENCE)
+    statuses = sorted(maker.returncode for maker in makers)
+    assert 0 == statuses[0]
+    assert {91, 96} >= set(statuses[1:])
+    assert [answered(machine, "vm", "show", "web")["vm"]["uuid"]] == left(machine)
 
 
 COMMANDS = [["show"], ["start"], ["stop"], ["reboot"], ["snapshot"], ["delete", "--yes"], ["console"], ["console", "--output"]]

@@ -89,6 +89,9 @@ def key_of(file: Path) -> bytes:
     return key
 
 
+_PATIENCE = 3.0  # seconds that libvirt has to tell what a word may be completed to
+
+
 def _vm_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """The machines whose names begin so. Who completes a word waits, and wants no error: then there is none."""
     from underlay.config import load_config
@@ -103,7 +106,5 @@ def _vm_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[s
     except UnderlayError:
         return []
 
-
-_PATIENCE = 3.0  # seconds that libvirt has to tell what a word may be completed to
 
 vm_argument = click.argument("name", shell_complete=_vm_names)

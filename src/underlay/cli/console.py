@@ -67,7 +67,7 @@ def _print(output: bytes, name: str, *, as_json: bool) -> None:
 def _follow(host: "Host", name: str) -> None:
     from underlay.compute.errors import InstanceNotRunning
 
-    with consoles.events(), machines.connected(host) as connection:
+    with machines.connected(host) as connection:
         vm = machines.find(connection, name)
         if not vm.is_running or vm.console_log is None:
             hint = f"'underlay vm start {vm.name}' starts it; --output shows what it wrote"

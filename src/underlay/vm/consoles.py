@@ -16,7 +16,6 @@ from underlay.compute.errors import InstanceNotFound, InstanceNotRunning, Operat
 from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.connection import Connection
 from underlay.compute.libvirt.domain import Domain
-from underlay.compute.libvirt.eventloop import EventLoop
 from underlay.compute.libvirt.library import library
 
 _PIECE = 1 << 16
@@ -97,19 +96,8 @@ class Line:
 
 
 @contextmanager
-def events() -> Iterator[None]:
-    """libvirt's event loop runs: it carries what goes over a line. To be entered before libvirt is connected to."""
-    loop = EventLoop()
-    loop.start()
-    try:
-        yield
-    finally:
-        loop.stop()
-
-
-@contextmanager
 def line_to(connection: Connection, uuid: str) -> Iterator[Line]:
-    """The serial line of a machine, for who types.
+    """The serial line of a machine, for who types; let go of before the connection is closed.
 
     Raises:
         InstanceNotRunning, InstanceNotFound, HypervisorUnavailable; OperationFailed: somebody else is at the line.

@@ -12,6 +12,7 @@ from underlay.compute.errors import InstanceNotFound
 from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.connection import Connection
 from underlay.compute.libvirt.domain import Domain
+from underlay.compute.libvirt.eventloop import EventLoop
 from underlay.compute.libvirt.library import library
 from underlay.host import Host
 from underlay.vm.neighbours import seen_addresses
@@ -47,13 +48,19 @@ def connected(host: Host, *, seconds: float | None = None) -> Iterator[Connectio
 
     Args:
         seconds: that an answer may take; None: as configured.
+
+    Raises:
+        ExtraMissing
     """
     options = host.config.libvirt
     connection = Connection(options.connection_uri, timeout=options.timeout if seconds is None else seconds)
+    loop = EventLoop()
+    loop.start()
     try:
         yield connection
     finally:
         connection.close()
+        loop.stop()
 
 
 def everyone(connection: Connection) -> list[Vm]:

@@ -1,9 +1,11 @@
 """What a resize makes of disks, and what becomes of directories that it renames, without any libvirt."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +98,73 @@ def test_what_is_kept_goes_once_there_is_something_in_its_place(directory: Insta
     with pytest.raises(OperationFailed, match="all that is whole"):
         kept.drop(directory)
     directory.make()
+    (directory.path / "disk").write_text("new")
     for _ in range(2):
         kept.drop(directory)
         assert [UUID] == os.listdir(directory.instances)
+
+
+@pytest.mark.parametrize("name", ["disk", "disk.eph0"])
+def test_what_is_kept_stays_while_it_alone_has_one_of_the_disks(directory: InstanceDirectory, name: str) -> None:
+    """As after a kill in the middle of removing the new disks, or of making them anew."""
+    for disk in ("disk", "disk.eph0", "disk.swap"):
+        (directory.path / disk).write_text("old")
+    kept.keep(directory)
+    for disk in {"disk", "disk.eph0"} - {name}:
+        (directory.path / disk).write_text("new")
+    with pytest.raises(OperationFailed, match=f"has the disks {name} of") as caught:
+        kept.drop(directory)
+    assert ("revert the resize", "old") == (caught.value.hint, (directory.kept / name).read_text())
+    (directory.path / name).write_text("new")
+    kept.drop(directory)
+    assert not directory.kept.exists()
+
+
+def give_back(directory: InstanceDirectory) -> None:
+    with kept.held(directory) as is_kept:
+        if is_kept:
+            kept.put_back(directory)
+
+
+def test_nobody_else_ends_a_resize_while_somebody_does(directory: InstanceDirectory) -> None:
+    kept.keep(directory)
+    (directory.path / "disk").write_text("new")
+    with kept.held(directory) as is_kept:
+        assert is_kept
+        for end in (give_back, kept.drop):
+            with pytest.raises(OperationFailed, match="is being resized by somebody else"):
+                end(directory)
+        kept.put_back(directory)
+    with kept.held(directory) as is_kept:
+        assert not is_kept
+    assert ([UUID], ["disk"]) == (os.listdir(directory.instances), os.listdir(directory.path))
+    assert "old" == (directory.path / "disk").read_text()
+
+
+@pytest.mark.parametrize("other", [give_back, kept.drop])
+def test_ends_of_a_resize_that_meet_leave_one_of_both_directories(
+    directory: InstanceDirectory, other: Callable[[InstanceDirectory], None]
+) -> None:
+    def end(how: Callable[[InstanceDirectory], None]) -> None:
+        meeting.wait()
+        with suppress(OperationFailed):
+            how(directory)
+
+    meeting, interval = threading.Barrier(2), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(150):
+            kept.keep(directory)
+            (directory.path / "disk").write_text("new")
+            ends = [threading.Thread(target=end, args=(how,)) for how in (give_back, other)]
+            for one in ends:
+                one.start()
+            for one in ends:
+                one.join()
+            give_back(directory)
+            assert (directory.path / "disk").exists()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_a_mark_is_there_while_a_directory_is_changed(directory: InstanceDirectory) -> None:
@@ -110,7 +176,7 @@ def test_a_mark_is_there_while_a_directory_is_changed(directory: InstanceDirecto
             kept.refuse_changing(directory)
         kept.keep(directory)
         assert kept.is_marked(directory)
-        with pytest.raises(OperationFailed, match="all that is whole"):
+        with pytest.raises(OperationFailed, match="is being resized"):
             kept.drop(directory)
     assert not kept.is_marked(directory)
     kept.refuse_changing(directory)
@@ -120,6 +186,8 @@ def test_a_mark_stays_with_what_could_not_be_put_back(directory: InstanceDirecto
     with pytest.raises(KeyboardInterrupt), kept.marked(directory, host="node1"):
         _interrupted_after(kept.keep, directory)
     assert kept.is_marked(directory)
+    with pytest.raises(OperationFailed, match="all that is whole"):
+        kept.drop(directory)
     kept.put_back(directory)
     assert ["disk"] == os.listdir(directory.path)
 

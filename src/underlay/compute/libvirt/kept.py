@@ -2,11 +2,13 @@
 
 While a new directory is being filled a mark in the old one says so, which whoever does it has locked, and in which its host
 stands. Who was killed leaves the mark and no lock, and the next driver of that host puts the old directory back. Without a mark
-both directories are whole, and which of them stays is for a confirmation or a reversal to say.
+both directories are whole, and which of them stays is for a confirmation or a reversal to say. Those lock the mark too, so that
+no two of them rename at once; nothing stands in theirs.
 """
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,11 +24,37 @@ from underlay.files import rename_no_replace, sync_directory, translated as tran
 
 _LOG = logging.getLogger(__name__)
 _MARK = "resizing"
+_DISK = r"disk(\.eph\d+)?"  # what a guest's data is in; swap is made anew
 
 
 def is_marked(directory: InstanceDirectory) -> bool:
-    """Whether the new directory is not whole: it is being filled, or was when whoever filled it was killed."""
-    return os.path.lexists(directory.kept / _MARK)
+    """Whether the new directory is not whole: it is being filled, or was when whoever filled it was killed.
+
+    Raises:
+        OSError
+    """
+    with suppress(FileNotFoundError):
+        return bool((directory.kept / _MARK).read_bytes())
+    return False
+
+
+@contextmanager
+def held(directory: InstanceDirectory) -> Iterator[bool]:
+    """Have nobody else put back or drop what is kept while the block lasts, nor fill the new directory; whether there is any.
+
+    Two that put back at once would take the one's old directory for the other's new one, and remove it.
+
+    Raises:
+        OperationFailed: somebody else does.
+    """
+    if not os.path.lexists(directory.kept):
+        yield False
+        return
+    mark = directory.kept / _MARK
+    with _at(mark), locks.try_exclusive(mark) as lock:  # crash: an empty mark, which goes with the next driver that starts
+        if lock is None:
+            raise _is_being_resized(directory)
+        yield True
 
 
 @contextmanager
@@ -44,7 +72,7 @@ def marked(directory: InstanceDirectory, *, host: str) -> Iterator[None]:
     mark = directory.path / _MARK
     with _at(mark), locks.try_exclusive(mark) as lock:
         if lock is None:
-            raise OperationFailed(f"the instance {directory.uuid} is being resized by somebody else")
+            raise _is_being_resized(directory)
         os.pwrite(lock.fd, host.encode(), 0)
         os.ftruncate(lock.fd, len(host.encode()))
         os.fsync(lock.fd)
@@ -71,6 +99,8 @@ def keep(directory: InstanceDirectory) -> None:
 def put_back(directory: InstanceDirectory) -> None:
     """Drop the instance's directory and put what is kept in its place; nothing that is kept is a success. Safe to repeat.
 
+    The caller holds the mark, by `held` or by `marked`.
+
     Raises:
         OperationFailed
     """
@@ -89,15 +119,28 @@ def drop(directory: InstanceDirectory) -> None:
     """Remove what is kept, in one step as far as anybody can see. Nothing is a success.
 
     Raises:
-        OperationFailed: it is all that there is of the instance, or cannot be removed.
+        OperationFailed: there is data of the instance that is nowhere else, or it cannot be removed.
     """
-    if not os.path.lexists(directory.kept):
-        return
+    with held(directory) as is_kept:
+        if not is_kept:
+            return
+        _refuse_dropping(directory)
+        rename_over_doomed(directory.kept, directory.doomed)  # crash: what goes when the next driver starts
+        sync_directory(directory.instances)
+    shutil.rmtree(directory.doomed, ignore_errors=True)
+
+
+def _refuse_dropping(directory: InstanceDirectory) -> None:
+    """Whoever is killed while it removes the new disks, or makes them anew, leaves a new directory without some of them."""
     if is_marked(directory) or not directory.path.is_dir():
         what = f"what the resize of the instance {directory.uuid} kept is all that is whole of it: {directory.kept}"
         raise OperationFailed(what, hint="revert the resize")
-    if not directory.remove_kept() and os.path.lexists(directory.kept):
-        raise OperationFailed(f"{directory.kept} cannot be removed", hint="confirm again when nobody uses its files")
+    there = os.listdir(directory.path)
+    if missing := [name for name in sorted(os.listdir(directory.kept)) if re.fullmatch(_DISK, name) and name not in there]:
+        what = (
+            f"only what the resize kept has the disks {', '.join(missing)} of the instance {directory.uuid}: {directory.kept}"
+        )
+        raise OperationFailed(what, hint="revert the resize")
 
 
 def refuse_changing(directory: InstanceDirectory) -> None:
@@ -109,7 +152,7 @@ def refuse_changing(directory: InstanceDirectory) -> None:
     for place in (directory.path, directory.kept):
         with _at(place):
             if locks.is_held(place / _MARK):
-                raise OperationFailed(f"the instance {directory.uuid} is being resized", hint="wait for the end of that")
+                raise _is_being_resized(directory)
 
 
 def undo_all_interrupted(site: Site) -> None:
@@ -136,6 +179,11 @@ def _undo_interrupted(site: Site, directory: InstanceDirectory, mark: Path) -> N
             _LOG.info("putting the instance %s back to what it was: its resize was interrupted", directory.uuid)
             put_back(directory)
         _unmark(mark.parent)
+
+
+def _is_being_resized(directory: InstanceDirectory) -> OperationFailed:
+    what = f"the instance {directory.uuid} is being resized by somebody else"
+    return OperationFailed(what, hint="wait for the end of that")
 
 
 def _refuse_running(domain: Domain) -> None:

@@ -81,12 +81,13 @@ def revert(
     """
     directory, domain = site.directory(instance), site.domain(instance)
     kept.refuse_changing(directory)
-    if directory.kept.exists():
-        _end(site, instance)
-        kept.put_back(directory)
-    elif not directory.path.is_dir():
+    with kept.held(directory) as is_kept:
+        if is_kept:
+            _end(site, instance)
+            kept.put_back(directory)
+    if not directory.path.is_dir():
         raise InstanceNotFound(instance_id=instance.uuid)
-    elif domain.exists() and domain.is_active():
+    if not is_kept and domain.exists() and domain.is_active():
         return
     networks.plug(instance, network_info)
     _define(site, instance, instance.image_meta, network_info, info, power_on=power_on)

@@ -167,6 +167,18 @@ def test_ends_of_a_resize_that_meet_leave_one_of_both_directories(
         sys.setswitchinterval(interval)
 
 
+def test_nothing_is_finished_where_the_old_directory_still_has_its_name(directory: InstanceDirectory) -> None:
+    """As another host of a network file system may see it for a while."""
+    with pytest.raises(OperationFailed, match="waits to be finished"):
+        kept.refuse_unfilled(directory)
+    directory.kept.symlink_to(directory.path)
+    with pytest.raises(OperationFailed, match="where its new directory is"):
+        kept.refuse_unfilled(directory)
+    directory.kept.unlink()
+    kept.keep(directory)
+    kept.refuse_unfilled(directory)
+
+
 def test_a_mark_is_there_while_a_directory_is_changed(directory: InstanceDirectory) -> None:
     with kept.marked(directory, host="node1"):
         assert "node1" == (directory.path / "resizing").read_text()

@@ -551,6 +551,15 @@ def roots_of(config: Config, disk: InstanceDisk) -> list[tuple[Store, str]]:
     ]
 
 
+def refuse_open(path: Path) -> None:
+    """Refuse a disk that is known to be open. Who only looks at it for a moment is waited for.
+
+    Raises:
+        DiskInUse, DiskNotFound
+    """
+    _refuse_open(path, lambda: _is_open(path), assume_closed=True)
+
+
 def _refuse_open(path: Path, look: Callable[[], bool | None], *, assume_closed: bool) -> None:
     deadline = time.monotonic() + _BRIEFLY
     while (opened := look()) is not False and time.monotonic() < deadline:

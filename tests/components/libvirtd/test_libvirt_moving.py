@@ -201,6 +201,32 @@ def test_a_guest_that_runs_here_is_not_taken_for_one_that_has_moved(hosts: Hosts
     assert hosts.one.kept.is_dir()
 
 
+def test_a_guest_that_runs_on_the_other_host_keeps_its_disks(hosts: Hosts) -> None:
+    hosts.move()
+    with pytest.raises(OperationFailed, match="is open in QEMU"):
+        hosts.one.revert()
+    assert states.RUNNING == hosts.there.get_info(hosts.one.instance).state
+    assert (True, True) == (hosts.one.kept.is_dir(), (hosts.one.directory / "disk").exists())
+    hosts.there.power_off(hosts.one.instance)
+    hosts.one.revert()
+    assert ([OLD, OLD], False) == (hosts.one.read(), hosts.one.kept.exists())
+
+
+def test_each_host_ends_its_own_side_of_a_move_only(hosts: Hosts) -> None:
+    one = hosts.one
+    told = one.begin(SMALL)
+    with pytest.raises(InvalidInput, match="goes to node2, and this is node1"):
+        one.finish(told, grows=False)
+    assert states.SHUTDOWN == hosts.here.get_info(one.instance).state
+    one.finish(told, driver=hosts.there, grows=False)
+    with pytest.raises(InvalidInput, match="comes from node1, and this is node2"):
+        hosts.there.confirm_migration(None, one.migration, one.instance, [])
+    with pytest.raises(InvalidInput, match="comes from node1, and this is node2"):
+        hosts.there.finish_revert_migration(None, one.instance, [], one.migration)
+    assert (True, states.RUNNING) == (one.kept.is_dir(), hosts.there.get_info(one.instance).state)
+    one.confirm()
+
+
 def test_a_driver_leaves_what_another_host_is_changing(hosts: Hosts) -> None:
     mark = hosts.one.directory / "resizing"
     mark.write_text("node1")

@@ -146,6 +146,29 @@ def test_a_resize_that_cannot_be_finished_is_reverted_with_all_data(place: Place
         assert ([OLD, OLD], False) == (one.read(), one.kept.exists())
 
 
+def test_what_was_not_begun_is_not_finished(place: Place) -> None:
+    with at_place(place) as one:
+        one.spawn(power_on=True)
+        before = one.driver.get_info(one.instance)
+        with pytest.raises(OperationFailed, match="no resize of the instance"):
+            one.finish("[]")
+        assert before == one.driver.get_info(one.instance)
+        told = one.begin(SMALL)
+        (one.kept / "resizing").write_text("node1")  # as who is killed leaves it
+        with pytest.raises(OperationFailed, match="was interrupted"):
+            one.finish(told, grows=False)
+        one.revert()
+
+
+def test_a_disk_that_somebody_has_open_is_not_copied(place: Place) -> None:
+    with at_place(place) as one:
+        one.spawn(power_on=True)
+        with (one.directory / "disk.eph0").open("r+b"):
+            with pytest.raises(InstanceFaultRollback, match="is open in QEMU or another program"):
+                one.begin()
+        assert (states.RUNNING, False) == (one.driver.get_info(one.instance).state, one.kept.exists())
+
+
 def test_a_resize_is_finished_as_often_as_one_likes(place: Place) -> None:
     with at_place(place) as one:
         one.spawn()

@@ -155,6 +155,26 @@ def refuse_changing(directory: InstanceDirectory) -> None:
                 raise _is_being_resized(directory)
 
 
+def refuse_unfilled(directory: InstanceDirectory) -> None:
+    """Refuse to finish what was not begun, or was interrupted as it was begun.
+
+    A network file system may show a host for a while what was there before, the old directory under its old name: a guest that
+    is started then would write to what is kept.
+
+    Raises:
+        OperationFailed
+    """
+    with _at(directory.kept):
+        if not directory.kept.is_dir():
+            what = f"no resize of the instance {directory.uuid} waits to be finished: {directory.kept} is not there"
+            raise OperationFailed(what, hint="begin it, or try again where another host has begun it just now")
+        if is_marked(directory):
+            raise OperationFailed(f"the resize of the instance {directory.uuid} was interrupted", hint="revert it")
+        if directory.path.is_dir() and os.path.samefile(directory.path, directory.kept):
+            what = f"this host sees what was kept of the instance {directory.uuid} where its new directory is"
+            raise OperationFailed(what, hint="try again in a minute")
+
+
 def undo_all_interrupted(site: Site) -> None:
     """Put back every directory whose change was interrupted on this host. What cannot be put back now is logged."""
     instances = site.host.config.instances

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count, takewhile
 
-from underlay import errors
+from underlay import errors, instances
 from underlay.compute.arguments import Instance
 from underlay.compute.errors import (
     ComputeError,
@@ -129,6 +129,18 @@ def _fact(disk: InstanceDisk) -> dict[str, str]:
         "disk_size": str(disk.allocated),
         "over_committed_disk_size": str(max(0, size - disk.allocated)),
     }
+
+
+def refuse_open(host: Host, uuid: str) -> None:
+    """Refuse to go on while a local disk that is a file is known to be open, be it by another host's QEMU.
+
+    Raises:
+        as `translated`
+    """
+    with translated():
+        for disk in _disks(host, uuid):
+            if disk.path.is_file():
+                instances.refuse_open(disk.path)
 
 
 def remove_all(host: Host, uuid: str, *, maker: str | None = None) -> None:

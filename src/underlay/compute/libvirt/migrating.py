@@ -63,6 +63,7 @@ def begin(
         with _or_as_it_was(site, instance, network_info, was_on=was_on):
             power.power_off(site, instance, timeout=timeout, retry_interval=retry_interval)
             networks.unplug(instance, network_info)
+            localdisks.refuse_open(site.host, instance.uuid)  # somebody may have started it again, or look into its disks
             told = localdisks.facts(site, instance)
             _replace(site, directory, disks)
         return told

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from underlay import errors
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, Migration, NetworkInfo
-from underlay.compute.errors import DiskNotFound, InstanceNotFound, InvalidDiskInfo, OperationFailed
+from underlay.compute.errors import DiskNotFound, InstanceNotFound, InvalidDiskInfo, InvalidInput, OperationFailed
 from underlay.compute.libvirt import domain as domains, guestxml, kept, localdisks, networks, resizeplan
 from underlay.compute.libvirt.assembling import assembled, deliver_kernel, write_config_drive
 from underlay.compute.libvirt.directory import SWAP
@@ -26,6 +26,7 @@ def finish(
     network_info: NetworkInfo | None,
     info: BlockDeviceInfo | None,
     *,
+    migration: Migration,
     grows: bool,
     power_on: bool,
 ) -> None:
@@ -37,12 +38,15 @@ def finish(
         disk_info: what `begin` returned. grows: disks take the sizes of the new flavor.
 
     Raises:
-        InvalidDiskInfo; DiskNotFound: a disk has not come. OperationFailed: its base image is not here, among others.
+        InvalidDiskInfo; DiskNotFound: a disk has not come. InvalidInput: it goes to another host.
+        OperationFailed: nothing was begun; its base image is not here, among others.
         As `underlay.compute.libvirt.making.spawn`
     """
     disks = disks_of(instance, image, info, machine=site.options.machine_type, prefix=site.options.disk_prefix)
     check(image, network_info)
+    _refuse_other_host(site, instance, goes_to=field_of(migration, "dest_compute"))
     kept.refuse_changing(site.directory(instance))
+    kept.refuse_unfilled(site.directory(instance))
     _refuse_missing(site.directory(instance).path, disk_info)
     _refuse_baseless(site, instance)
     networks.plug(instance, network_info)
@@ -58,8 +62,10 @@ def confirm(site: Site, instance: Instance, migration: Migration) -> None:
 
     Raises:
         OperationFailed: the instance is nowhere but in what was kept; or it runs here, and should not.
+        InvalidInput: it came from another host, whose libvirt would go on knowing it.
     """
     directory, domain = site.directory(instance), site.domain(instance)
+    _refuse_other_host(site, instance, comes_from=field_of(migration, "source_compute"))
     kept.refuse_changing(directory)
     has_moved = field_of(migration, "dest_compute") not in (None, site.name) and domain.exists()
     if has_moved and domain.is_active():
@@ -70,20 +76,29 @@ def confirm(site: Site, instance: Instance, migration: Migration) -> None:
 
 
 def revert(
-    site: Site, instance: Instance, network_info: NetworkInfo | None, info: BlockDeviceInfo | None, *, power_on: bool
+    site: Site,
+    instance: Instance,
+    network_info: NetworkInfo | None,
+    info: BlockDeviceInfo | None,
+    *,
+    migration: Migration,
+    power_on: bool,
 ) -> None:
     """Put back what was kept in place of what was made of it, and start the guest. Can be repeated.
 
     Also ends a resize that was interrupted at any point; what was not begun is only started again.
 
     Raises:
-        InstanceNotFound: nothing of it is here. As `underlay.compute.libvirt.making.spawn`
+        InstanceNotFound: nothing of it is here. InvalidInput: it came from another host.
+        OperationFailed: a new disk is open: the guest runs on the other host. As `underlay.compute.libvirt.making.spawn`
     """
     directory, domain = site.directory(instance), site.domain(instance)
+    _refuse_other_host(site, instance, comes_from=field_of(migration, "source_compute"))
     kept.refuse_changing(directory)
     with kept.held(directory) as is_kept:
         if is_kept:
             _end(site, instance)
+            localdisks.refuse_open(site.host, instance.uuid)
             kept.put_back(directory)
     if not directory.path.is_dir():
         raise InstanceNotFound(instance_id=instance.uuid)
@@ -94,6 +109,13 @@ def revert(
 
 
 # ------------------------------------------------------------------------------------------------------------------ the steps
+
+
+def _refuse_other_host(site: Site, instance: Instance, *, comes_from: str | None = None, goes_to: str | None = None) -> None:
+    """Each end of a move is one host's: on the other one, two hosts would have the instance, or one that should not."""
+    for host, does in ((comes_from, "comes from"), (goes_to, "goes to")):
+        if host not in (None, site.name):
+            raise InvalidInput(reason=f"the instance {instance.uuid} {does} {host}, and this is {site.name}")
 
 
 def _end(site: Site, instance: Instance) -> None:

@@ -90,6 +90,7 @@ class LibvirtResize(Resize, Located):
             disk_info,
             network_info,
             block_device_info,
+            migration=migration,
             grows=resize_instance,
             power_on=power_on,
         )
@@ -98,7 +99,7 @@ class LibvirtResize(Resize, Located):
         """As the contract has it; libvirt forgets a guest that has moved to another host.
 
         Raises:
-            OperationFailed: what was kept is all that there is of the instance.
+            OperationFailed: what was kept is all that there is of the instance. InvalidInput: it came from another host.
         """
         resizing.confirm(self.site, instance, migration)
 
@@ -116,6 +117,7 @@ class LibvirtResize(Resize, Located):
         """As the contract has it; also of a resize that was interrupted.
 
         Raises:
-            InstanceNotFound: nothing of the instance is here.
+            InstanceNotFound: nothing of the instance is here. InvalidInput: it came from another host. OperationFailed: it runs
+            on the other one.
         """
-        resizing.revert(self.site, instance, network_info, block_device_info, power_on=power_on)
+        resizing.revert(self.site, instance, network_info, block_device_info, migration=migration, power_on=power_on)

@@ -230,6 +230,14 @@ def rescued(one: Resized) -> None:
     one.driver.rescue(None, one.instance, [], one.image, None, one.info())
 
 
+def of_nova(one: Resized) -> None:
+    (one.directory / "disk.local").write_bytes(OLD)
+
+
+def after_a_gap(one: Resized) -> None:
+    (one.directory / "disk.eph0").rename(one.directory / "disk.eph1")
+
+
 def elsewhere(one: Resized) -> None:
     one.driver.site.host.remove_disk(one.instance.uuid, name="disk.swap", assume_closed=True)
     one.driver.site.host.create_disk(one.instance.uuid, one.image.id, backend="fake", name="disk.swap")
@@ -242,6 +250,8 @@ def elsewhere(one: Resized) -> None:
         (paused, "paused or suspended"),
         (suspended, "paused or suspended"),
         (rescued, "being rescued"),
+        (of_nova, r"disk\.local may be disks"),
+        (after_a_gap, r"disk\.eph1 may be disks"),
         (elsewhere, "kept by the fake backend"),
     ],
 )

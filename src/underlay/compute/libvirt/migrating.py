@@ -5,17 +5,19 @@ Another host can go on from there where it shares the directory of instances. Wh
 """
 
 import logging
+import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from underlay import filedisk, instances
+from underlay import diskinfo, filedisk, instances
 from underlay.compute import states
 from underlay.compute.arguments import BlockDeviceInfo, Flavor, Instance, NetworkInfo
 from underlay.compute.errors import ComputeError, InstanceFaultRollback, InstanceNotFound, MigrationPreCheckError, ResizeError
 from underlay.compute.libvirt import kept, localdisks, networks, power, resizeplan, sharing
-from underlay.compute.libvirt.directory import ROOT, SWAP, InstanceDirectory
+from underlay.compute.libvirt.directory import RESCUED, ROOT, SWAP, InstanceDirectory
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import start
 from underlay.files import link, sync_directory, translated, write_durably
@@ -23,6 +25,7 @@ from underlay.model import InstanceDisk
 from underlay.values import replace
 
 _LOG = logging.getLogger(__name__)
+_LIKE_A_DISK = r"disk(\..+)?"
 
 
 def begin(
@@ -101,6 +104,19 @@ def _check_disks(site: Site, instance: Instance, disks: tuple[InstanceDisk, ...]
             raise MigrationPreCheckError(reason=what)
         with localdisks.translated():
             filedisk.known(disk)
+    if others := _others(site.directory(instance), {disk.name for disk in disks}):
+        what = f"{', '.join(others)} may be disks, which would not be copied and go with what is kept"
+        raise MigrationPreCheckError(reason=what)
+
+
+def _others(directory: InstanceDirectory, names: set[str]) -> list[str]:
+    """What is called as a disk is, and is none that was found: another driver's, or one that follows a gap in their numbers."""
+    with localdisks.translated(), translated(directory.path):
+        there = os.listdir(directory.path)
+    known = names | {diskinfo.NAME, directory.config_drive().name}
+    return sorted(
+        name for name in there if re.fullmatch(_LIKE_A_DISK, name) and name not in known and not name.endswith(RESCUED)
+    )
 
 
 def _check_size(instance: Instance, flavor: Flavor, info: BlockDeviceInfo | None, disks: tuple[InstanceDisk, ...]) -> None:

@@ -34,7 +34,9 @@ def info(*sizes: int) -> dict[str, Any]:
         (SMALL, LARGE, [2], 10 * GIB, None),
         (SMALL, SMALL, [2], 10 * GIB, None),
         (LARGE, SMALL, [2], 20 * GIB, "the root disk of 21474836480 bytes would be made smaller"),
-        (SMALL, FakeFlavor(root_gb=10, ephemeral_gb=2), [2], 12 * GIB, "would be made smaller"),
+        (SMALL, FakeFlavor(root_gb=10, ephemeral_gb=2), [2], 12 * GIB, None),
+        (SMALL, FakeFlavor(root_gb=11, ephemeral_gb=2), [2], 12 * GIB, "would be made smaller"),
+        (SMALL, FakeFlavor(root_gb=10, ephemeral_gb=5), [2], 12 * GIB, None),
         (SMALL, FakeFlavor(root_gb=0, ephemeral_gb=2), [2], 10 * GIB, "its root disk has a size"),
         (FakeFlavor(root_gb=0), FakeFlavor(root_gb=0), [], 3 * GIB, None),
         (FakeFlavor(root_gb=0), FakeFlavor(root_gb=2), [], 3 * GIB, "would be made smaller"),
@@ -51,15 +53,31 @@ def test_nothing_is_made_smaller(
     assert said in found if said is not None and found is not None else found is said
 
 
+def test_an_ephemeral_disk_that_an_earlier_resize_has_grown_is_not_made_smaller() -> None:
+    """The block devices still tell the size that it had before that."""
+    grown = FakeFlavor(root_gb=10, ephemeral_gb=3)
+    found = refused(grown, FakeFlavor(root_gb=10, ephemeral_gb=2), info(2), root=10 * GIB, ephemeral=3 * GIB)
+    assert "the ephemeral disks of 3 GiB would be made smaller, 2 GiB" == found
+
+
 @pytest.mark.parametrize(
-    ("old", "sizes", "expected"),
-    [(SMALL, [2], [5]), (SMALL, [1], [1]), (SMALL, [1, 1], [1, 1]), (None, [2], [2]), (LARGE, [5], [5]), (SMALL, [], [])],
+    ("old", "sizes", "there", "expected"),
+    [
+        (SMALL, [2], {}, [5]),
+        (SMALL, [2], {"disk.eph0": 2 * GIB}, [5]),
+        (SMALL, [1], {"disk.eph0": 2 * GIB}, [5]),  # as after an earlier resize
+        (SMALL, [1], {"disk.eph0": GIB}, [1]),
+        (SMALL, [1, 1], {}, [1, 1]),
+        (None, [2], {}, [2]),
+        (LARGE, [5], {}, [5]),
+        (SMALL, [], {}, []),
+    ],
 )
 def test_the_one_ephemeral_disk_of_a_flavor_grows_with_it(
-    old: FakeFlavor | None, sizes: list[int], expected: list[int]
+    old: FakeFlavor | None, sizes: list[int], there: dict[str, int], expected: list[int]
 ) -> None:
     disks = disks_of(FakeInstance(flavor=LARGE), FakeImage(), info(*sizes))
-    found = resized(disks, old, LARGE)
+    found = resized(disks, old, LARGE, sizes=there)
     assert [size * GIB for size in expected] == [disk.size for disk in found if disk.role == "ephemeral"]
     assert [disk for disk in disks if disk.role != "ephemeral"] == [disk for disk in found if disk.role != "ephemeral"]
 

@@ -146,6 +146,30 @@ def test_a_resize_that_cannot_be_finished_is_reverted_with_all_data(place: Place
         assert ([OLD, OLD], False) == (one.read(), one.kept.exists())
 
 
+def test_a_second_resize_grows_what_the_first_has_grown(place: Place) -> None:
+    with at_place(place) as one:
+        one.spawn()
+        one.write(OLD)
+        larger = replace(LARGE, root_gb=3, ephemeral_gb=3)
+        for flavor in (LARGE, larger):
+            told = one.begin(flavor)
+            one.take(flavor)
+            one.finish(told, power_on=False)
+            one.confirm()
+        assert ({"disk": 3 * GIB, "disk.eph0": 3 * GIB, "disk.swap": 48 * MIB}, [OLD, OLD]) == (one.sizes(), one.read())
+        with pytest.raises(InstanceFaultRollback, match="ephemeral disks of 3 GiB would be made smaller"):
+            one.begin(replace(larger, ephemeral_gb=2))
+
+
+def test_an_instance_whose_disk_was_grown_otherwise_moves_as_it_is(place: Place) -> None:
+    with at_place(place) as one:
+        one.spawn()
+        one.write(OLD)
+        one.driver.site.host.resize_disk(one.instance.uuid, 3 * GIB, assume_closed=True)
+        one.finish(one.begin(SMALL), grows=False, power_on=False)
+        assert (3 * GIB, [OLD, OLD]) == (one.sizes()["disk"], one.read())
+
+
 def test_what_was_not_begun_is_not_finished(place: Place) -> None:
     with at_place(place) as one:
         one.spawn(power_on=True)

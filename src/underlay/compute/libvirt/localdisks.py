@@ -112,6 +112,16 @@ def names_of(host: Host, uuid: str) -> list[str]:
         return [disk.name for disk in _disks(host, uuid)]
 
 
+def sizes(host: Host, uuid: str) -> dict[str, int | None]:
+    """Bytes of an instance's local disks that are there, by their names; None: not known.
+
+    Raises:
+        as `translated`
+    """
+    with translated():
+        return {disk.name: disk.size for disk in _disks(host, uuid)}
+
+
 def _disks(host: Host, uuid: str) -> Iterator[InstanceDisk]:
     for name in (ROOT, *map(_ephemeral, range(_ephemerals(host, uuid))), SWAP):
         with suppress(errors.DiskNotFound):

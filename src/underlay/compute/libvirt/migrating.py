@@ -121,7 +121,8 @@ def _others(directory: InstanceDirectory, names: set[str]) -> list[str]:
 
 def _check_size(instance: Instance, flavor: Flavor, info: BlockDeviceInfo | None, disks: tuple[InstanceDisk, ...]) -> None:
     root = next((disk.size for disk in disks if disk.name == ROOT), None)
-    if (why := resizeplan.refused(instance.flavor, flavor, info, root=root)) is not None:
+    ephemeral = sum(disk.size or 0 for disk in disks if disk.name not in (ROOT, SWAP))
+    if (why := resizeplan.refused(instance.flavor, flavor, info, root=root, ephemeral=ephemeral)) is not None:
         raise ResizeError(reason=why)
 
 

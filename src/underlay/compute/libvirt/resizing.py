@@ -51,7 +51,10 @@ def finish(
     _refuse_baseless(site, instance)
     networks.plug(instance, network_info)
     _end(site, instance)
-    for disk in resizeplan.resized(disks, field_of(instance, "old_flavor"), instance.flavor) if grows else disks:
+    if grows:
+        sizes = localdisks.sizes(site.host, instance.uuid)
+        disks = resizeplan.resized(disks, field_of(instance, "old_flavor"), instance.flavor, sizes=sizes)
+    for disk in disks:
         _fit(site, instance, disk, image_id=image.id, grows=grows)
     _write_missing(site, instance, image, network_info)
     _define(site, instance, image, network_info, info, power_on=power_on)

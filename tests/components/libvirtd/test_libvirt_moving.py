@@ -275,7 +275,7 @@ def test_only_a_probe_is_taken_for_one(hosts: Hosts) -> None:
     outside.mkdir()
     strange = outside / Path(data["filename"]).name
     strange.touch()
-    for name in (disk, strange, f"{hosts.one.directory}/../../elsewhere/{strange.name}", None, 7):
+    for name in (disk, strange, f"{hosts.one.directory}/../../elsewhere/{strange.name}", f"{data['filename']}\0", None, 7):
         assert not hosts.there.check_instance_shared_storage_remote(None, {"filename": name})
         with pytest.raises(InvalidInput):
             hosts.there.check_instance_shared_storage_cleanup(None, {"filename": name})

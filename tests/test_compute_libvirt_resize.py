@@ -1,10 +1,11 @@
 """What a resize makes of disks, and what becomes of directories that it renames, without any libvirt."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,20 @@ from underlay.compute.libvirt.resizeplan import refused, resized
 from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance
 
 UUID = "6ddd9f0a-f4b3-4b33-a9d9-1cbd84dc1b14"
+# Removes both directories; when the new one is gone somebody puts back the old one, as a resize does that fails.
+REMOVER = """
+import os, sys
+from pathlib import Path
+from underlay.compute.libvirt.directory import directory_of
+
+def put_back(event, arguments):
+    if event == "os.rename" and Path(arguments[1]) == directory.doomed and not directory.path.exists():
+        os.rename(directory.kept, directory.path)
+
+directory = directory_of(Path(sys.argv[1]), sys.argv[2])
+sys.addaudithook(put_back)
+assert directory.remove_both()
+"""
 SMALL, LARGE = FakeFlavor(root_gb=10, ephemeral_gb=2), FakeFlavor(root_gb=20, ephemeral_gb=5)
 
 
@@ -93,6 +108,15 @@ def directory(tmp_path: Path) -> InstanceDirectory:
     return found
 
 
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Threads take turns so often that they meet between any two steps."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
 def test_what_is_kept_is_put_back_in_place_of_what_was_made(directory: InstanceDirectory) -> None:
     kept.keep(directory)
     (directory.path / "disk").write_text("new")
@@ -161,28 +185,24 @@ def test_nobody_else_ends_a_resize_while_somebody_does(directory: InstanceDirect
 
 @pytest.mark.parametrize("other", [give_back, kept.drop])
 def test_ends_of_a_resize_that_meet_leave_one_of_both_directories(
-    directory: InstanceDirectory, other: Callable[[InstanceDirectory], None]
+    directory: InstanceDirectory, quick_switches: None, other: Callable[[InstanceDirectory], None]
 ) -> None:
     def end(how: Callable[[InstanceDirectory], None]) -> None:
         meeting.wait()
         with suppress(OperationFailed):
             how(directory)
 
-    meeting, interval = threading.Barrier(2), sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for _ in range(150):
-            kept.keep(directory)
-            (directory.path / "disk").write_text("new")
-            ends = [threading.Thread(target=end, args=(how,)) for how in (give_back, other)]
-            for one in ends:
-                one.start()
-            for one in ends:
-                one.join()
-            give_back(directory)
-            assert (directory.path / "disk").exists()
-    finally:
-        sys.setswitchinterval(interval)
+    meeting = threading.Barrier(2)
+    for _ in range(150):
+        kept.keep(directory)
+        (directory.path / "disk").write_text("new")
+        ends = [threading.Thread(target=end, args=(how,)) for how in (give_back, other)]
+        for one in ends:
+            one.start()
+        for one in ends:
+            one.join()
+        give_back(directory)
+        assert (directory.path / "disk").exists()
 
 
 def test_nothing_is_finished_where_the_old_directory_still_has_its_name(directory: InstanceDirectory) -> None:
@@ -195,6 +215,16 @@ def test_nothing_is_finished_where_the_old_directory_still_has_its_name(director
     directory.kept.unlink()
     kept.keep(directory)
     kept.refuse_unfilled(directory)
+
+
+def test_nothing_is_left_of_what_is_deleted_while_its_resize_fails(directory: InstanceDirectory) -> None:
+    kept.keep(directory)
+    (directory.kept / "disk.eph0").touch()
+    ended = subprocess.run(
+        [sys.executable, "-c", REMOVER, directory.instances, UUID], capture_output=True, text=True, check=False
+    )
+    assert (0, "") == (ended.returncode, ended.stderr)
+    assert [] == os.listdir(directory.instances)
 
 
 def test_a_mark_is_there_while_a_directory_is_changed(directory: InstanceDirectory) -> None:

@@ -23,6 +23,7 @@ KEPT = "_resize"
 
 _MODE = 0o755
 _DOOMED = "_del"
+_REMOVALS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,13 @@ class InstanceDirectory:
     def remove_kept(self) -> bool:
         """Remove what a resize keeps of the instance as it was; whether nothing of it is left. As `remove`."""
         return self._remove(self.kept)
+
+    def remove_both(self) -> bool:
+        """Remove it and what a resize keeps of it; whether nothing of either is left.
+
+        A resize that goes on may meanwhile give the one the name of the other, so both are looked for again.
+        """
+        return any(self.remove() and self.remove_kept() and not os.path.lexists(self.path) for _ in range(_REMOVALS))
 
     def _remove(self, path: Path) -> bool:
         with suppress(OSError):

@@ -37,7 +37,7 @@ def remove_disks(site: Site, instance: Instance) -> None:
         localdisks.remove_all(site.host, instance.uuid)  # crash: a directory without disks, which the next removal removes
         if not (directory.remove() if is_there else directory.remove_doomed()):  # crash: one that the next driver removes
             raise OperationFailed(f"{directory.path} cannot be removed whole", hint="see what is left of it, and remove it")
-        if field_of(instance, "task_state") == _DELETING and not directory.remove_kept():
+        if field_of(instance, "task_state") == _DELETING and not directory.remove_both():
             raise OperationFailed(f"{directory.kept} cannot be removed whole", hint="see what is left of it, and remove it")
 
 
@@ -48,7 +48,7 @@ def delete_files(site: Site, instance: Instance) -> bool:
     except ComputeError as error:
         _LOG.warning("files of the instance %s cannot be removed yet: %s", instance.uuid, error)
         return False
-    return site.directory(instance).remove_kept()
+    return site.directory(instance).remove_both()
 
 
 def is_on_disk(site: Site, instance: Instance) -> bool:

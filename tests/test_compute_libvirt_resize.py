@@ -14,7 +14,7 @@ import pytest
 
 from machine import Machine
 from underlay.compute.errors import OperationFailed
-from underlay.compute.libvirt import kept
+from underlay.compute.libvirt import claiming, kept
 from underlay.compute.libvirt.directory import InstanceDirectory, directory_of
 from underlay.compute.libvirt.diskplan import GIB, disks_of
 from underlay.compute.libvirt.resizeplan import refused, resized
@@ -225,6 +225,13 @@ def test_nothing_is_left_of_what_is_deleted_while_its_resize_fails(directory: In
     )
     assert (0, "") == (ended.returncode, ended.stderr)
     assert [] == os.listdir(directory.instances)
+
+
+def test_no_resize_ends_while_the_instance_is_rebuilt_or_removed(directory: InstanceDirectory) -> None:
+    kept.keep(directory)
+    with claiming.alone(directory), pytest.raises(OperationFailed, match="is being made or removed"):
+        kept.refuse_changing(directory)
+    kept.refuse_changing(directory)
 
 
 def test_a_mark_is_there_while_a_directory_is_changed(directory: InstanceDirectory) -> None:

@@ -144,11 +144,15 @@ def _refuse_dropping(directory: InstanceDirectory) -> None:
 
 
 def refuse_changing(directory: InstanceDirectory) -> None:
-    """Refuse to touch a directory that is being changed now.
+    """Refuse to touch a directory that is being changed now: resized, or made, rebuilt or removed.
 
     Raises:
         OperationFailed
     """
+    with _at(directory.making):
+        if locks.is_held(directory.making):
+            what = f"the instance {directory.uuid} is being made or removed"
+            raise OperationFailed(what, hint="wait for the end of that")
     for place in (directory.path, directory.kept):
         with _at(place):
             if locks.is_held(place / _MARK):

@@ -5,7 +5,7 @@ It begins on the destination, goes to the source and back, and each step answers
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -95,3 +95,58 @@ class LibvirtLiveMigrateData(LiveMigrateData):
     target_connect_addr: str | None = None
     supported_perf_events: tuple[str, ...] | None = None
     dst_wants_file_backed_memory: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalDiskMigrateData:
+    """One local disk, as the source has it and as the destination will.
+
+    Attributes:
+        name: such as ``disk.swap``. path: on the source. format: there. size: bytes that the guest sees.
+        allocated: bytes that it occupies on the source.
+        base: the file name of the base image that it reads from; None: it stands alone. base_ref: the ref that it came from.
+        base_digest: ``sha256:hex`` of the image as it was served; None: nobody has served it. base_stored: the digest of its
+            stored form; None: it is not recorded.
+        there, format_there: its path on the destination, and its format there.
+        whole: the destination has no base of this content, so all that the guest sees has to be copied.
+    """
+
+    name: str
+    path: str
+    format: str
+    size: int
+    allocated: int
+    base: str | None = None
+    base_ref: str | None = None
+    base_digest: str | None = None
+    base_stored: str | None = None
+    there: str | None = None
+    format_there: str | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceMigrateData:
+    """One interface on the destination, found by its address (MAC). device: the tap. bridge: None of a tap that is there."""
+
+    address: str
+    device: str
+    bridge: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnderlayLiveMigrateData(LibvirtLiveMigrateData):
+    """What two of Underlay's libvirt drivers say besides.
+
+    Attributes:
+        host: the destination's name. directory, directory_there: the instance's directory on the source and the destination.
+        local_disks: each local disk. interfaces: each interface on the destination.
+        config_drive: the content of the config drive, compressed (RFC 1950) and as base64; it may hold a password.
+    """
+
+    host: str | None = None
+    directory: str | None = None
+    directory_there: str | None = None
+    local_disks: tuple[LocalDiskMigrateData, ...] = ()
+    interfaces: tuple[InterfaceMigrateData, ...] = ()
+    config_drive: str | None = field(default=None, repr=False)

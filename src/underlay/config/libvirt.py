@@ -11,6 +11,7 @@ from underlay.config import values
 from underlay.config.values import WrongValue
 
 _HIGHEST_PORT = 65535
+_MIB = 1 << 20
 
 
 class LibvirtTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,6 +40,44 @@ class LibvirtTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     device_detach_timeout: str | int = "20s"
     snapshots_directory: str | None = None
     snapshot_image_format: Literal["", "qcow2", "raw"] = ""
+    live_migration_uri: str = ""
+    live_migration_scheme: str = "tcp"
+    live_migration_inbound_addr: str = ""
+    live_migration_bandwidth: str | int | None = None
+    live_migration_downtime: str | int = "0.5s"
+    live_migration_downtime_steps: int = 10
+    live_migration_downtime_delay: str | int = "75s"
+    live_migration_completion_timeout: str | int = "800s"
+    live_migration_timeout_action: Literal["abort", "force_complete"] = "abort"
+    live_migration_permit_auto_converge: bool = False
+    live_migration_permit_post_copy: bool = False
+
+
+class Moves(msgspec.Struct, frozen=True, kw_only=True):
+    """How guests that run move to other hosts: the options ``live_migration_*``, without that.
+
+    Attributes:
+        uri: of another host's libvirt, with ``%s`` for its name; empty: made of the scheme and the address.
+        inbound_addr: at which others reach this host, for the libvirt and for what moves; empty: its name.
+        bandwidth: MiB a second that one move may take; 0: all.
+        downtime: the most seconds that a guest is to stand still, reached in so many ``downtime_steps``, each of which takes
+            ``downtime_delay`` seconds for each GiB that moves.
+        completion_timeout: seconds for each GiB after which ``timeout_action`` is taken: abort or force_complete; 0: never.
+        permit_auto_converge: a guest that writes faster than is copied is slowed down.
+        permit_post_copy: forced to complete, a guest goes on over there and its memory follows; else it stands still.
+    """
+
+    uri: str
+    scheme: str
+    inbound_addr: str
+    bandwidth: int
+    downtime: float
+    downtime_steps: int
+    downtime_delay: float
+    completion_timeout: float
+    timeout_action: str
+    permit_auto_converge: bool
+    permit_post_copy: bool
 
 
 class Libvirt(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +98,7 @@ class Libvirt(msgspec.Struct, frozen=True, kw_only=True):
         device_detach_attempts, device_detach_timeout: how often a guest is asked to let go of a device, and the seconds that it
             has each time.
         snapshots_directory: where snapshots are written. snapshot_image_format: theirs; empty: qcow2.
+        moves: how guests that run move to other hosts.
     """
 
     connection_uri: str
@@ -84,6 +124,7 @@ class Libvirt(msgspec.Struct, frozen=True, kw_only=True):
     device_detach_timeout: float
     snapshots_directory: Path | None
     snapshot_image_format: str
+    moves: Moves
 
 
 def libvirt_of(table: LibvirtTable) -> Libvirt:
@@ -118,6 +159,7 @@ def libvirt_of(table: LibvirtTable) -> Libvirt:
         device_detach_timeout=values.positive(table.device_detach_timeout, "libvirt.device_detach_timeout"),
         snapshots_directory=values.optional_path(table.snapshots_directory, "libvirt.snapshots_directory"),
         snapshot_image_format=table.snapshot_image_format or "qcow2",
+        moves=_moves(table),
     )
 
 
@@ -128,6 +170,45 @@ def _address(text: str) -> str:
         return str(ip_address(text))
     except ValueError as error:
         raise WrongValue("libvirt.my_ip", f"{text!r} is no IP address", hint="write one such as 192.0.2.7") from error
+
+
+def _moves(table: LibvirtTable) -> Moves:
+    key = "libvirt.live_migration_{}".format
+    uri, scheme, inbound = table.live_migration_uri, table.live_migration_scheme, table.live_migration_inbound_addr
+    if uri and not re.fullmatch(r"[a-z0-9+]+://\S+", uri):
+        raise WrongValue(key("uri"), f"{uri!r} is no URI", hint="write qemu+tcp://%s/system, for one")
+    if not re.fullmatch(r"[a-z0-9]+", scheme):
+        raise WrongValue(key("scheme"), f"{scheme!r} is no transport of libvirt", hint="write tcp or tls")
+    if inbound and not re.fullmatch(values.ADDRESS, inbound):
+        raise WrongValue(key("inbound_addr"), f"{inbound!r} is no address and no name of a host")
+    delay = values.duration(table.live_migration_downtime_delay, key("downtime_delay"))
+    return Moves(
+        uri=uri,
+        scheme=scheme,
+        inbound_addr=inbound,
+        bandwidth=_bandwidth(table.live_migration_bandwidth, key("bandwidth")),
+        downtime=_at_least(values.duration(table.live_migration_downtime, key("downtime")), 0.1, key("downtime")),
+        downtime_steps=int(_at_least(table.live_migration_downtime_steps, 3, key("downtime_steps"))),
+        downtime_delay=_at_least(delay, 3, key("downtime_delay")),
+        completion_timeout=values.duration(table.live_migration_completion_timeout, key("completion_timeout")),
+        timeout_action=table.live_migration_timeout_action,
+        permit_auto_converge=table.live_migration_permit_auto_converge,
+        permit_post_copy=table.live_migration_permit_post_copy,
+    )
+
+
+def _bandwidth(value: str | int | None, key: str) -> int:
+    """MiB, in which libvirt counts it."""
+    found = values.optional_positive_size(value, key) or 0
+    if found % _MIB:
+        raise WrongValue(key, f"{value!r} is no whole number of MiB", hint="libvirt counts MiB a second")
+    return found // _MIB
+
+
+def _at_least(value: float, least: float, key: str) -> float:
+    if value < least:
+        raise WrongValue(key, f"{value:g} is less than {least:g}, the least that there can be")
+    return value
 
 
 def _ports(text: str) -> tuple[int, int]:

@@ -12,6 +12,9 @@ from underlay.units import parse_duration, parse_size
 
 _Parsed = TypeVar("_Parsed", int, float)
 
+ADDRESS = r"(?!-)[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:]{2,39}"
+"""What names a host or is its address, as a regular expression: nothing that could be more than that in a URI."""
+
 
 class WrongValue(Exception):
     """A value that its key cannot have; whoever reads the file adds its name."""

@@ -60,11 +60,13 @@ class Daemon:
     Attributes:
         host_uuid: its own, when it is to be another host than the machine.
         user: that runs QEMU. Unless it is root, libvirt gives it the files of its guests for as long as they run.
+        network: the network namespace that it lives in; None: the machine's.
     """
 
     directory: Path
     host_uuid: str | None = None
     user: str = "root"
+    network: str | None = None
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     @property
@@ -87,6 +89,7 @@ class Daemon:
         with (self.directory / "output.log").open("ab") as log:
             argv = ["unshare", "--mount", "--propagation", "private", "bash", "-c", IN_NAMESPACE]
             argv += ["libvirtd", os.fspath(self.directory), self.user]
+            argv = ["nsenter", f"--net=/run/netns/{self.network}", *argv] if self.network else argv
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self._await()
 

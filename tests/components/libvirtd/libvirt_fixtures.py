@@ -5,9 +5,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from libvirt_daemon import Daemon
+from libvirt_hosts import Hosts, two_hosts
 from libvirt_stage import LibvirtStage, Place, command
 
 from underlay.compute.libvirt import LibvirtDriver
@@ -19,7 +21,7 @@ _PORTS = 12
 def daemon() -> Iterator[Daemon]:
     """A libvirtd; short paths, for its sockets."""
     directory = Path(tempfile.mkdtemp(prefix="ul-"))
-    daemon = Daemon(directory)
+    daemon = Daemon(directory, host_uuid=str(uuid4()))
     daemon.prepare()
     try:
         daemon.start()
@@ -28,6 +30,13 @@ def daemon() -> Iterator[Daemon]:
     finally:
         daemon.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def hosts(daemon: Daemon, bridge: str) -> Iterator[Hosts]:
+    """That libvirtd and another, in a network of its own, each of them a host to the other."""
+    with two_hosts(daemon, bridge) as hosts:
+        yield hosts
 
 
 @pytest.fixture
@@ -68,10 +77,13 @@ def bridge() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def shared_stage(daemon: Daemon, bridge: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibvirtStage]:
+def shared_stage(daemon: Daemon, hosts: Hosts, bridge: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibvirtStage]:
     """One stage for all cases of the suite: each makes instances of its own, and destroys them."""
     first = 20_000 + os.getpid() % 1000 * _PORTS  # apart from those of another process that runs these tests
-    stage = LibvirtStage(Place(tmp_path_factory.mktemp("suite"), daemon), bridge, (first, first + _PORTS - 1))
+    ports, root = (first, first + _PORTS - 1), tmp_path_factory.mktemp("suite")
+    there = Place(root / "far", hosts.far, name="node2", images=root)
+    far = LibvirtStage(there, bridge, ports, host="node2", more=hosts.options(hosts.far_address))
+    stage = LibvirtStage(Place(root, daemon), bridge, ports, more=hosts.options(hosts.near_address), far=far)
     yield stage
-    for driver in stage.drivers:
-        driver.cleanup_host("node1")
+    for driver in (*stage.drivers, *far.drivers):
+        driver.cleanup_host(stage.host)

@@ -58,24 +58,35 @@ class Place:
 
     root: Path
     daemon: Daemon
-    image_file: Path = field(init=False)
+    name: str = "node1"
+    images: Path = field(default=Path())
+    instances: Path = field(default=Path())
 
     def __post_init__(self) -> None:
-        (self.root / "instances/_base").mkdir(parents=True)
-        self.image_file = self.root / "guest.qcow2"
-        write_qcow2(self.image_file, size=SMALLEST, message=MESSAGE, stays=True)
+        self.images = self.root if self.images == Path() else self.images
+        self.instances = self.root / "instances" if self.instances == Path() else self.instances
+        (self.instances / "_base").mkdir(parents=True, exist_ok=True)
+        if not self.image_file.exists():
+            write_qcow2(self.image_file, size=SMALLEST, message=MESSAGE, stays=True)
 
     @property
-    def instances(self) -> Path:
-        return self.root / "instances"
+    def image_file(self) -> Path:
+        return self.images / "guest.qcow2"
 
     def host(self, *, instances: str = "", more: str = "", virt_type: str = "qemu", uri: str | None = None) -> Host:
-        text = CONFIG.format(root=self.root, uri=uri or self.daemon.uri, instances=instances, more=more, virt_type=virt_type)
+        text = self.config(instances=instances, more=more, virt_type=virt_type, uri=uri)
         return Host.open(parse_config(text, origin=self.root / "underlay.toml"))
+
+    def config(self, *, instances: str = "", more: str = "", virt_type: str = "qemu", uri: str | None = None) -> str:
+        uri = uri or self.daemon.uri
+        text = CONFIG.format(root=self.root, uri=uri, instances=instances, more=more, virt_type=virt_type)
+        text = text.replace('host = "node1"', f'host = "{self.name}"')
+        text = text.replace(f'path = "{self.root}/instances', f'path = "{self.instances}')
+        return text.replace(f'allowed_paths = ["{self.root}"]', f'allowed_paths = ["{self.images}"]')
 
     def driver(self, *, instances: str = "", more: str = "", virt_type: str = "qemu") -> LibvirtDriver:
         driver = LibvirtDriver(None, host=self.host(instances=instances, more=more, virt_type=virt_type))
-        driver.init_host("node1")
+        driver.init_host(self.name)
         return driver
 
     def image(self, **more: Any) -> FakeImage:
@@ -169,6 +180,8 @@ class LibvirtStage:
     drivers: list[LibvirtDriver] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=count)
     host: str = "node1"
+    more: str = ""
+    far: "LibvirtStage | None" = None
     patience: float = PATIENCE
     context: Any = None
     cannot: ClassVar[Mapping[Ability, str]] = MappingProxyType(
@@ -177,13 +190,12 @@ class LibvirtStage:
             Ability.VOLUMES: "not yet",
             Ability.SWAP_VOLUME: "not yet",
             Ability.EXTEND_VOLUME: "not yet",
-            Ability.LIVE_MIGRATION: "one host",
         }
     )
 
     @property
     def options(self) -> str:
-        return f'serial_console_port_range = "{self.ports[0]}:{self.ports[1]}"'
+        return f'serial_console_port_range = "{self.ports[0]}:{self.ports[1]}"\n{self.more}'
 
     @property
     def driver(self) -> LibvirtDriver:
@@ -191,7 +203,8 @@ class LibvirtStage:
 
     @property
     def other(self) -> "LibvirtStage":
-        raise NotImplementedError
+        assert self.far is not None
+        return self.far
 
     @property
     def steps(self) -> Sequence[str]:
@@ -264,4 +277,4 @@ class LibvirtStage:
         return path.stat().st_size if path.exists() else None
 
     def compute_facts(self) -> Mapping[str, Any]:
-        raise NotImplementedError
+        return {"disk_available_least": 100, "free_disk_gb": 100, "cpu_info": ""}

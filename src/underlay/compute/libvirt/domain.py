@@ -58,10 +58,11 @@ class Domain:
         """Whether there is a QEMU."""
         return bool(self._do(lambda domain: domain.isActive()))
 
-    def xml(self, *, inactive: bool = False) -> str:
-        """As it is, or as it starts next, with all that is secret."""
+    def xml(self, *, inactive: bool = False, migratable: bool = False) -> str:
+        """As it is, or as it starts next, with all that is secret; as another host's libvirt understands it."""
         libvirt = library()
         flags = libvirt.VIR_DOMAIN_XML_SECURE | (libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0)
+        flags |= libvirt.VIR_DOMAIN_XML_MIGRATABLE if migratable else 0
         return str(self._do(lambda domain: domain.XMLDesc(flags)))
 
     def running_xml(self) -> str | None:

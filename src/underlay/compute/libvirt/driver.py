@@ -7,12 +7,14 @@ from underlay.compute.driver import ComputeDriver
 from underlay.compute.libvirt.contract.diagnosis import LibvirtDiagnosis
 from underlay.compute.libvirt.contract.images import LibvirtImages
 from underlay.compute.libvirt.contract.lifecycle import LibvirtLifeCycle
+from underlay.compute.libvirt.contract.livemigration import LibvirtLiveMigration
 from underlay.compute.libvirt.contract.networks import LibvirtNetworks
 from underlay.compute.libvirt.contract.power import LibvirtPower
 from underlay.compute.libvirt.contract.resize import LibvirtResize
 from underlay.compute.libvirt.contract.resources import LibvirtResources
 from underlay.compute.libvirt.contract.sharedstorage import LibvirtSharedStorage
 from underlay.compute.libvirt.contract.volumes import LibvirtVolumes
+from underlay.compute.libvirt.livemigration.moves import Moves
 from underlay.host import Host
 
 _CAN = (
@@ -29,6 +31,7 @@ class LibvirtDriver(
     LibvirtNetworks,
     LibvirtDiagnosis,
     LibvirtResize,
+    LibvirtLiveMigration,
     LibvirtSharedStorage,
     LibvirtResources,
     LibvirtImages,
@@ -43,4 +46,5 @@ class LibvirtDriver(
     def __init__(self, virtapi: Any, *, host: Host | None = None) -> None:
         super().__init__(virtapi)
         self.underlay = host
+        self.moves = Moves()
         self.capabilities = no_capabilities() | dict.fromkeys(_CAN, True)

@@ -31,7 +31,16 @@ _TRANSITIONS = MappingProxyType(
         7: events.EVENT_LIFECYCLE_SUSPENDED,
     }
 )
-_STOPPED, _STOPPED_SAVED = 5, 4
+# What it says besides, its details: why a guest was suspended, or stopped. One that stands still for a migration is not paused;
+# it has gone, or goes on in a moment.
+_BY_DETAIL = MappingProxyType(
+    {
+        (3, 1): None,
+        (3, 7): events.EVENT_LIFECYCLE_POSTCOPY_STARTED,
+        (5, 3): events.EVENT_LIFECYCLE_MIGRATION_COMPLETED,
+        (5, 4): events.EVENT_LIFECYCLE_SUSPENDED,
+    }
+)
 
 
 class LifecycleEvents:
@@ -83,9 +92,7 @@ class LifecycleEvents:
             self._heard.put(stopped)
 
     def _hear(self, _handle: Any, domain: Any, event: int, detail: int, _nothing: object) -> None:
-        transition = _TRANSITIONS.get(event)
-        if (event, detail) == (_STOPPED, _STOPPED_SAVED):
-            transition = events.EVENT_LIFECYCLE_SUSPENDED
+        transition = _BY_DETAIL.get((event, detail), _TRANSITIONS.get(event))
         if transition is not None and not is_probe(domain):
             self._heard.put(LifecycleEvent(domain.UUIDString(), transition))
 

@@ -5,27 +5,39 @@ import socket
 
 from underlay.compute.errors import OperationFailed
 from underlay.compute.libvirt import domain as domains, guestxml
+from underlay.compute.libvirt.directory import directory_of
 from underlay.compute.libvirt.domain import Domain
+from underlay.compute.libvirt.livemigration import marks
 from underlay.compute.libvirt.site import Site
 
 _ATTEMPTS = 5  # another program may take a port between our look and QEMU's
-_TAKEN = "Address already in use"
+TAKEN = "Address already in use"
+"""What QEMU says of a port at which somebody listens already."""
 
 
 def start(site: Site, domain: Domain) -> None:
     """Start a domain, or have it go on from its saved memory. One that runs goes on.
 
     Raises:
-        InstanceNotFound, OperationFailed, HypervisorUnavailable
+        InstanceNotFound, HypervisorUnavailable; OperationFailed: also of one that may run on another host.
     """
+    _refuse_leaving(site, domain.uuid)
     for left in reversed(range(_ATTEMPTS)):
         try:
             _refresh_port(site, domain)
             domain.start()
             return
         except OperationFailed as error:
-            if not left or _TAKEN not in error.message:
+            if not left or TAKEN not in error.message:
                 raise
+
+
+def _refuse_leaving(site: Site, uuid: str) -> None:
+    """A guest that was to move, and of which it is not known whether it has, is not started: there would be two of it."""
+    mark = marks.read(directory_of(site.host.config.instances, uuid), marks.LEAVING)
+    if mark is not None and mark.host == site.name:
+        what = f"the instance {uuid} was to move to {mark.other}, and it is not known yet whether it has"
+        raise OperationFailed(what, hint="see that libvirt on that host can be reached, and start this driver again")
 
 
 def _refresh_port(site: Site, domain: Domain) -> None:
@@ -33,11 +45,11 @@ def _refresh_port(site: Site, domain: Domain) -> None:
         return  # it has its port, or what it saved has
     xml = domain.xml(inactive=True)
     if (listens := guestxml.serial_listens_at(xml)) is not None:
-        port = _free_port(listens[0], *site.options.serial_console_port_range)
+        port = free_port(listens[0], *site.options.serial_console_port_range)
         domains.define(site.connection, guestxml.with_serial_port(xml, port))
 
 
-def _free_port(address: str, first: int, last: int) -> int:
+def free_port(address: str, first: int, last: int) -> int:
     """A port at which nobody listens. Each start tries them in another order, so that many at once seldom meet.
 
     Raises:

@@ -30,6 +30,8 @@ from underlay.compute.libvirt import (
 )
 from underlay.compute.libvirt.contract.located import Located
 from underlay.compute.libvirt.hostaddress import own_address
+from underlay.compute.libvirt.livemigration import leaving, returning
+from underlay.compute.libvirt.livemigration.moves import Moves
 from underlay.compute.states import InstanceInfo
 from underlay.host import Host
 
@@ -38,6 +40,7 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
     """Instances of libvirt."""
 
     underlay: Host | None
+    moves: Moves
 
     def init_host(self, host: str) -> None:
         """As the contract has it: what was left half made is removed, and what was half resized is put back.
@@ -51,12 +54,14 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
             making.undo_all_interrupted(self.site)
             snapshots.clean_all(self.site)
             sharing.announce(self.site.host, own_address(self.site.options))
+            returning.settle_all(self.site)
         except BaseException:
             self.cleanup_host(host)
             raise
 
     def cleanup_host(self, host: str) -> None:
         """As the contract has it."""
+        self.moves.forget_expected()
         if self._running is not None:
             service.end(self._running)
             self._running = None
@@ -164,8 +169,10 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
         *,
         destroy_secrets: bool = True,
     ) -> None:
-        """As the contract has it; libvirt has taken its own interfaces away with the guest."""
-        if destroy_disks:
+        """As the contract has it; libvirt has taken its own interfaces away with the guest. Another host's files stay."""
+        if leaving.has_let_go(self.site, instance, migrate_data):
+            leaving.let_go(self.site, instance)
+        elif destroy_disks:
             removing.remove_disks(self.site, instance)
         if destroy_vifs:
             networks.unplug_all(instance.uuid)

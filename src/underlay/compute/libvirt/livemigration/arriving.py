@@ -1,0 +1,171 @@
+"""A guest that comes to this host: what is made ready for it, what is undone when it stays away, and how it is made to last."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from underlay.compute.arguments import BlockDeviceInfo, Instance, NetworkInfo, Vif
+from underlay.compute.errors import ComputeError, InstanceExists, InstanceNotFound, MigrationPreCheckError, OperationFailed
+from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks
+from underlay.compute.libvirt.assembling import assembled, deliver_kernel
+from underlay.compute.libvirt.diskplan import properties_of
+from underlay.compute.libvirt.domain import Domain
+from underlay.compute.libvirt.guestplan import interfaces_of
+from underlay.compute.libvirt.livemigration import checks, disks, marks, returning
+from underlay.compute.libvirt.livemigration.marks import Mark
+from underlay.compute.libvirt.livemigration.moves import Moves
+from underlay.compute.libvirt.site import Site
+from underlay.compute.libvirt.starting import free_port
+from underlay.compute.livemigration import InterfaceMigrateData, LiveMigrateData, UnderlayLiveMigrateData, VIFMigrateData
+from underlay.files import translated, write_durably
+
+_LOG = logging.getLogger(__name__)
+_MODE = 0o600  # a config drive may hold a password
+
+
+def prepare(
+    site: Site, moves: Moves, instance: Instance, network_info: NetworkInfo | None, data: LiveMigrateData
+) -> UnderlayLiveMigrateData:
+    """Make this host ready for a guest: its directory, disks, files, and what it is plugged into. Whole, or nothing is left.
+
+    It is expected from then on, until it has come, is given up, or this process ends.
+
+    Raises:
+        MigrationPreCheckError: the sources did not say enough. InstanceExists: something of it is here already.
+        VirtualInterfacePlugException; as `localdisks.translated`
+    """
+    told = checks.ours(data)
+    if told.directory is None or told.block_migration is None:
+        raise MigrationPreCheckError(reason="the source has not been asked yet whether the instance can leave")
+    there = _vifs(network_info, told.vifs or ())
+    with networks.plugged(instance, there), _claimed(site, moves, instance, shared=bool(told.is_shared_instance_path)):
+        if told.block_migration:
+            told = replace(told, local_disks=disks.make(site, instance, told.local_disks))
+            deliver_kernel(site, instance, kernel_id=instance.kernel_id, ramdisk_id=instance.ramdisk_id)
+            _write_config_drive(site, instance, told.config_drive)
+        return _with_addresses(site, instance, told, there)
+
+
+def _with_addresses(
+    site: Site, instance: Instance, told: UnderlayLiveMigrateData, there: Sequence[Vif]
+) -> UnderlayLiveMigrateData:
+    options = site.options
+    ports: tuple[int, ...] = ()
+    if options.serial_console_enabled:
+        ports = (free_port(options.serial_console_listen, *options.serial_console_port_range),)
+    return replace(
+        told,
+        directory_there=str(site.directory(instance).path),
+        config_drive=None,  # it has been written, and nobody has to know it any more
+        interfaces=tuple(
+            InterfaceMigrateData(address=one.address, device=one.device, bridge=one.bridge)
+            for one in interfaces_of(there, properties_of(instance.image_meta))
+        ),
+        serial_listen_ports=ports,
+        target_connect_addr=options.moves.inbound_addr or None,
+        bdms=(),
+        supported_perf_events=(),
+        wait_for_vif_plugged=False,
+    )
+
+
+def _vifs(network_info: NetworkInfo | None, others: Sequence[VIFMigrateData]) -> list[Vif]:
+    """The interfaces as this host is to have them, where the network service has it otherwise here."""
+    by_port = {one.port_id: one for one in others}
+    return [_vif(vif, by_port.get(vif["id"])) for vif in network_info or ()]
+
+
+def _vif(vif: Vif, other: VIFMigrateData | None) -> Vif:
+    if other is None:
+        return vif
+    details = dict(other.vif_details or {})
+    changed: dict[str, Any] = {**vif, "details": details, "profile": dict(other.profile or {}), "vnic_type": other.vnic_type}
+    if other.vif_type is not None:
+        changed["type"] = other.vif_type
+    if details.get("bridge_name"):
+        changed["network"] = {**(vif.get("network") or {}), "bridge": details["bridge_name"]}
+    return changed
+
+
+@contextmanager
+def _claimed(site: Site, moves: Moves, instance: Instance, *, shared: bool) -> Iterator[None]:
+    """The guest is expected here; when the block fails, nothing is left of what was made for it."""
+    directory = site.directory(instance)
+    if directory.path.exists():
+        returning.settle_arrival(site, directory)  # an earlier attempt may have been interrupted
+    if shared and not directory.path.is_dir():
+        raise MigrationPreCheckError(reason=f"the directory {directory.path} is said to be shared, and is not here")
+    if not shared:
+        _make_directory(site, instance)
+    mark = Mark(host=site.name, other=instance.host, shared=shared)
+    with ExitStack() as holding:
+        holding.enter_context(marks.made(directory, marks.ARRIVING, mark))
+        try:
+            yield
+        except BaseException:
+            _undo_quietly(site, instance, mark)
+            raise
+        moves.expect(instance.uuid, holding.pop_all())
+
+
+def _make_directory(site: Site, instance: Instance) -> None:
+    directory = site.directory(instance)
+    with localdisks.translated():
+        is_new = directory.make()
+    if not is_new and (os.listdir(directory.path) or localdisks.names_of(site.host, instance.uuid)):
+        what = f"files of an instance {instance.uuid} are there: {directory.path}"
+        raise InstanceExists(what, hint="delete_instance_files removes them")
+
+
+def _write_config_drive(site: Site, instance: Instance, packed: str | None) -> None:
+    if packed is None:
+        return
+    path = site.directory(instance).config_drive()
+    with localdisks.translated(), translated(path):
+        write_durably(path, checks.unpacked(packed), mode=_MODE)
+
+
+def _undo_quietly(site: Site, instance: Instance, mark: Mark) -> None:
+    try:
+        returning.undo_arrival(site, site.directory(instance), mark)
+    except ComputeError as error:
+        _LOG.warning("what was prepared for the instance %s cannot be removed yet: %s", instance.uuid, error)
+
+
+def give_up(site: Site, moves: Moves, instance: Instance) -> None:
+    """Undo what was made ready for a guest that stays where it was. Without a mark nothing was, or the guest has arrived.
+
+    Raises:
+        OperationFailed: it runs here and its source does not have it. HypervisorUnavailable; as `localdisks.translated`
+    """
+    directory = site.directory(instance)
+    mark = marks.read(directory, marks.ARRIVING)
+    if mark is None or mark.host != site.name:
+        _LOG.info("nothing was prepared for the instance %s on %s, or it has arrived", instance.uuid, site.name)
+        return
+    if returning.has_surely_come(site, directory, mark):
+        raise OperationFailed(f"the instance {directory.uuid} runs here, and {mark.other} does not have it")
+    Domain(site.connection, directory.uuid).remove()
+    returning.undo_arrival(site, directory, mark)
+    moves.settled(instance.uuid)
+
+
+def make_last(
+    site: Site, moves: Moves, instance: Instance, network_info: NetworkInfo | None, info: BlockDeviceInfo | None
+) -> None:
+    """Have a guest that has come be started from here as it is to be, and take the mark away.
+
+    Raises:
+        InstanceNotFound: it has not come. OperationFailed, HypervisorUnavailable; as `assembled`
+    """
+    domain = site.domain(instance)
+    if not domain.is_active():
+        raise InstanceNotFound(instance_id=instance.uuid)
+    guest = assembled(site, instance, instance.image_meta, network_info, info) if info is not None else None
+    xml = guestxml.to_xml(guest) if guest is not None else domain.xml(inactive=True)
+    domains.define(site.connection, xml)
+    marks.remove(site.directory(instance), marks.ARRIVING)
+    moves.settled(instance.uuid)

@@ -1,0 +1,131 @@
+"""The marks that a move leaves in the instance's directory for who comes after a crash.
+
+``arriving`` is there while a guest may come to a host, from before anything is made for it until it is known to be there;
+``leaving`` from before a guest may go until it is known to have stayed, or its files are removed. On shared storage both lie in
+one directory, and each host goes by its own. Who is at work holds its mark's lock; without one it is what is left.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from underlay import locks
+from underlay.compute.errors import InvalidInput, OperationFailed
+from underlay.compute.libvirt import localdisks
+from underlay.compute.libvirt.directory import InstanceDirectory, directory_of
+from underlay.files import sync_directory, translated
+
+Kind = Literal["arriving", "leaving"]
+ARRIVING: Kind = "arriving"
+LEAVING: Kind = "leaving"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """What is under way.
+
+    Attributes:
+        host: whose mark it is. other: the other host's name. address: at which that is reached, if it has told one.
+        shared: both hosts have the same directory, so neither removes it.
+    """
+
+    host: str
+    other: str
+    shared: bool
+    address: str | None = None
+
+
+def path_of(directory: InstanceDirectory, kind: Kind) -> Path:
+    """Where the mark lies."""
+    return directory.path / kind
+
+
+@contextmanager
+def made(directory: InstanceDirectory, kind: Kind, mark: Mark) -> Iterator[None]:
+    """Put the mark down, durably, and hold it for as long as the block lasts; it stays there.
+
+    Raises:
+        OperationFailed: somebody is at work on that already. As `localdisks.translated`
+    """
+    path = path_of(directory, kind)
+    with ExitStack() as holding:
+        with localdisks.translated(), translated(path):
+            lock = holding.enter_context(locks.try_exclusive(path))
+            if lock is None:
+                raise OperationFailed(f"the instance {directory.uuid} is {kind} already")
+            with path.open("r+b") as file:
+                file.truncate()
+                file.write(json.dumps(asdict(mark)).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            sync_directory(directory.path)
+        yield
+
+
+def read(directory: InstanceDirectory, kind: Kind) -> Mark | None:
+    """The mark; None when there is none, or who put it down was killed before it was written, and had done nothing yet.
+
+    Raises:
+        as `localdisks.translated`
+    """
+    path = path_of(directory, kind)
+    with localdisks.translated(), translated(path):
+        try:
+            return Mark(**json.loads(path.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+
+def remove(directory: InstanceDirectory, kind: Kind) -> None:
+    """Take the mark away, durably; none is a success.
+
+    Raises:
+        as `localdisks.translated`
+    """
+    path = path_of(directory, kind)
+    with localdisks.translated(), translated(path), suppress(FileNotFoundError):
+        path.unlink()
+        sync_directory(directory.path)
+
+
+@contextmanager
+def left(directory: InstanceDirectory, kind: Kind, host: str) -> Iterator[Mark | None]:
+    """A mark of this host at which nobody works, held while the block lasts; None when there is no such.
+
+    Raises:
+        as `localdisks.translated`
+    """
+    path = path_of(directory, kind)
+    with ExitStack() as holding:
+        mark = None
+        if path.exists():
+            with localdisks.translated(), translated(path):
+                lock = holding.enter_context(locks.try_exclusive(path))
+            mark = _read_left(directory, kind) if lock is not None else None
+        yield mark if mark is not None and mark.host == host else None
+
+
+def _read_left(directory: InstanceDirectory, kind: Kind) -> Mark | None:
+    """As `read`. A mark that nobody wrote goes, and so does the directory if it was made for that."""
+    found = read(directory, kind)
+    if found is None:
+        with suppress(OSError):
+            path_of(directory, kind).unlink()
+            directory.path.rmdir()
+    return found
+
+
+def marked(instances: Path, kind: Kind) -> list[InstanceDirectory]:
+    """The directories that have such a mark."""
+    found = []
+    with suppress(FileNotFoundError):
+        for name in sorted(os.listdir(instances)):
+            with suppress(InvalidInput):
+                directory = directory_of(instances, name)
+                if path_of(directory, kind).exists():
+                    found.append(directory)
+    return found

@@ -153,11 +153,14 @@ class Pair:
 
 
 @contextmanager
-def paired(hosts: Hosts, root: Path, *, more: str = "", shared: bool = False, apart: bool = False) -> Iterator[Pair]:
+def paired(
+    hosts: Hosts, root: Path, *, more: str = "", there_too: str = "", shared: bool = False, apart: bool = False
+) -> Iterator[Pair]:
     """Two hosts.
 
     Args:
-        more: of the configuration of both. shared: they have one directory of instances. apart: the second reaches no image.
+        more: of the configuration of both. there_too: of that of the second. shared: they have one directory of instances.
+        apart: the second reaches no image.
     """
     here = Place(root, hosts.near)
     if not (root / "counting.raw").exists():
@@ -167,7 +170,7 @@ def paired(hosts: Hosts, root: Path, *, more: str = "", shared: bool = False, ap
     first = 10_000 + os.getpid() % 90 * 100  # ports apart from those of another process that runs these tests
     more += f'serial_console_port_range = "{first}:{first + 99}"\n'
     source = here.driver(more=hosts.options(hosts.near_address) + more)
-    destination = there.driver(more=hosts.options(hosts.far_address) + more)
+    destination = there.driver(more=hosts.options(hosts.far_address) + more + there_too)
     pair = Pair(hosts, here, there, source, destination)
     for name, driver in (("node1", source), ("node2", destination)):
         driver.register_event_listener(pair.heard[name].append)

@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 from libvirt_daemon import Daemon
 from libvirt_hosts import Hosts, two_hosts
-from libvirt_pair import PAYLOAD, SLOW, Pair, paired
+from libvirt_pair import BLOCK_DEVICES, PAYLOAD, SLOW, Pair, paired
 from libvirt_stage import wait_until
 
 from underlay.compute import states
@@ -193,6 +193,22 @@ def test_a_source_s_driver_is_killed_while_memory_is_copied(slow: Pair) -> None:
     wait_until(lambda: not slow.destination.instance_exists(instance), "the destination gives it up")
     slow.destination.manage_image_cache(None, [])
     stays(slow, instance)
+
+
+def test_a_source_s_driver_is_killed_as_it_begins(pair: Pair) -> None:
+    pair.info = {**BLOCK_DEVICES, "ephemerals": []}  # whose swap is made to stand alone first
+    instance = pair.spawn()
+    data = pair.prepare(instance)
+    with doing(pair, "live_migration", instance, data):
+        wait_until(lambda: (pair.here.instances / instance.uuid / "leaving").exists(), "it begins")
+    pair.restart_source()
+    wait_until(lambda: not pair.destination.instance_exists(instance) or pair.machines(instance) == 1, "libvirt is done")
+    pair.restart_source()
+    pair.restart_destination()
+    if pair.destination.instance_exists(instance):  # libvirt was done with it already
+        has_moved(pair, instance)
+    else:
+        stays(pair, instance)
 
 
 def test_a_source_s_driver_is_killed_once_the_guest_has_gone(pair: Pair) -> None:

@@ -31,6 +31,7 @@ from underlay.compute.libvirt.guestxml import parsed
 from underlay.compute.libvirt.livemigration import checks
 from underlay.compute.livemigration import LibvirtLiveMigrateData, UnderlayLiveMigrateData, VIFMigrateData
 from underlay.testing.fakedriver import FakeInstance, fake_vif
+from underlay.values import replace as with_changes
 
 pytest_plugins = ["libvirt_fixtures"]
 pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64", "ip", "mkfs.ext4")
@@ -153,6 +154,25 @@ def test_another_image_under_the_same_name_is_not_taken_for_the_guest_s(pair: Pa
     pair.finish(instance, data)
     assert pair.goes_on(pair.there, instance)
     pair.destroy(instance)
+
+
+@pytest.mark.parametrize(("here", "there"), [("qcow2", "flat"), ("flat", "qcow2")])
+def test_the_two_hosts_may_keep_disks_otherwise(hosts: Hosts, tmp_path: Path, here: str, there: str) -> None:
+    with paired(hosts, tmp_path, there_too=f'images_type = "{there}"\n') as pair:
+        site = pair.source.site
+        assert pair.source._running is not None
+        pair.source._running = replace(
+            pair.source._running, site=replace(site, options=with_changes(site.options, images_type=here))
+        )
+        instance = pair.spawn()
+        data = pair.prepare(instance)
+        assert [False] == [disk.whole for disk in data.local_disks]
+        assert "moved" == pair.move(instance, data)
+        pair.finish(instance, data)
+        assert pair.goes_on(pair.there, instance)
+        pair.destination.power_off(instance)
+        assert PAYLOAD == pair.content(pair.there, instance)[1 << 16 :][: len(PAYLOAD)]
+        pair.destroy(instance)
 
 
 def test_a_guest_on_shared_storage_moves_there_and_back(shared: Pair) -> None:

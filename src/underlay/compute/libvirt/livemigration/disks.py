@@ -152,10 +152,12 @@ def _is_made_on_base(site: Site, instance: Instance, disk: LocalDiskMigrateData)
         base = _base_here(site, disk)
         if base is None:
             return False
+        size = (
+            None if disk.size == base.virtual_size else disk.size
+        )  # one as large as its image may be smaller than it asks for
+        backend, cache = site.options.images_type, site.options.cache
         try:
-            site.host.create_disk(
-                instance.uuid, base, size=disk.size, backend=site.options.images_type, name=disk.name, cache=site.options.cache
-            )
+            site.host.create_disk(instance.uuid, base, size=size, backend=backend, name=disk.name, cache=cache)
         except errors.NotCached:
             continue
         return True

@@ -15,7 +15,6 @@ from underlay.compute.errors import (
     NotSupported,
     OperationFailed,
     TooManyDiskDevices,
-    VolumeDriverNotFound,
 )
 from underlay.compute.libvirt import LibvirtDriver, configdrive, devicenames, guestxml
 from underlay.compute.libvirt.counters import counters_of
@@ -142,7 +141,6 @@ def test_a_root_disk_is_as_large_as_its_flavor_and_its_image_allow() -> None:
         ({"ephemerals": [ephemeral(size=0)]}, InvalidInput),
         ({"root_device_name": "/dev/vda<"}, InvalidInput),
         ({"ephemerals": [ephemeral(encrypted=True)]}, NotSupported),
-        ({"block_device_mapping": [{"connection_info": {"driver_volume_type": "rbd"}}]}, VolumeDriverNotFound),
         ({"ephemerals": [ephemeral(disk_bus="ide")] * 5}, TooManyDiskDevices),
     ],
 )

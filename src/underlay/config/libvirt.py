@@ -24,6 +24,7 @@ class LibvirtTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     cpu_mode: Literal["", "none", "host-model", "host-passthrough", "maximum", "custom"] = ""
     cpu_model: str = ""
     machine_type: str = "q35"
+    num_pcie_ports: Annotated[int, msgspec.Meta(ge=0, le=28)] = 16
     images_type: str = "default"
     cache: str | None = None
     disk_prefix: Literal["", "vd", "sd", "hd"] = ""
@@ -89,6 +90,7 @@ class Libvirt(msgspec.Struct, frozen=True, kw_only=True):
         virt_type: auto is kvm where a guest really runs under it, else qemu.
         cpu_mode: empty: host-model under KVM, else the machine's own. cpu_model: for ``custom``.
         machine_type: of guests whose image asks for none; empty: libvirt's own.
+        num_pcie_ports: sockets for devices of a guest that has PCI Express; 0: as many as libvirt thinks.
         images_type: the backend of instance disks. cache: from which they are made; None: the configuration's first.
         disk_prefix: of devices that nobody has named; empty: that of their bus.
         vnc_listen, serial_console_listen: the address at which consoles listen. vnc_address, serial_console_address: the one
@@ -108,6 +110,7 @@ class Libvirt(msgspec.Struct, frozen=True, kw_only=True):
     cpu_mode: str
     cpu_model: str
     machine_type: str
+    num_pcie_ports: int
     images_type: str
     cache: str | None
     disk_prefix: str
@@ -143,6 +146,7 @@ def libvirt_of(table: LibvirtTable) -> Libvirt:
         cpu_mode=table.cpu_mode,
         cpu_model=table.cpu_model,
         machine_type=table.machine_type,
+        num_pcie_ports=table.num_pcie_ports,
         images_type=table.images_type,
         cache=table.cache,
         disk_prefix=table.disk_prefix,

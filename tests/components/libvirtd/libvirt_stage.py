@@ -27,6 +27,7 @@ from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance, fak
 PATIENCE = 60.0  # seconds; the machine is slow, and shared
 MESSAGE = "by the libvirt driver"
 LARGE = 128 << 20
+VOLUME = 32 << 20  # bytes
 
 CONFIG = """
 host = "node1"
@@ -122,6 +123,14 @@ class Place:
     def instance(self, image: FakeImage, **more: Any) -> FakeInstance:
         return record(image, **more)
 
+    def volume(self, *, size: int = VOLUME, content: bytes = b"", **data: Any) -> dict[str, Any]:
+        """A volume that is a file, and how it is reached."""
+        path = self.root / "volumes" / str(uuid4())
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        os.truncate(path, size)
+        return local(path, **data)
+
     def console(self, instance: FakeInstance) -> str:
         try:
             return (self.instances / instance.uuid / "console.log").read_text(errors="replace")
@@ -152,6 +161,12 @@ def _jobs(domain: Any) -> list[str]:
         return [job["device"] for job in _tell_qemu(domain, "query-block-jobs")]
     except import_module("libvirt").libvirtError:  # it does not run
         return []
+
+
+def local(path: Path, **data: Any) -> dict[str, Any]:
+    """How a volume is reached that is a file or a device of this host."""
+    told = {"device_path": os.fspath(path), "access_mode": "rw", **data}
+    return {"driver_volume_type": "local", "data": told, "serial": str(uuid4())}
 
 
 def record(image: FakeImage, **more: Any) -> FakeInstance:
@@ -187,9 +202,7 @@ class LibvirtStage:
     cannot: ClassVar[Mapping[Ability, str]] = MappingProxyType(
         {
             Ability.AGENT: "the guest is one boot sector; that of the stage with Linux has an agent",
-            Ability.VOLUMES: "not yet",
             Ability.SWAP_VOLUME: "not yet",
-            Ability.EXTEND_VOLUME: "not yet",
         }
     )
 
@@ -223,7 +236,7 @@ class LibvirtStage:
         return [fake_vif(next(self.numbers), bridge=self.bridge)]
 
     def volume(self) -> Mapping[str, Any]:
-        raise NotImplementedError
+        return self.place.volume()
 
     def await_guest(self, instance: FakeInstance) -> None:
         self.place.await_boot(instance)

@@ -3,9 +3,9 @@
 from contextlib import ExitStack
 
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, NetworkInfo
-from underlay.compute.libvirt import configdrive, instancedata, localdisks
+from underlay.compute.libvirt import configdrive, instancedata, localdisks, volumedisks
 from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, properties_of
-from underlay.compute.libvirt.guest import DirectBoot, Guest
+from underlay.compute.libvirt.guest import DirectBoot, Guest, GuestDisk
 from underlay.compute.libvirt.guestplan import command_line, guest_of
 from underlay.compute.libvirt.site import Site
 from underlay.host import bring
@@ -95,10 +95,11 @@ def assembled(
     """The guest of the disks and files that are there.
 
     Raises:
-        as `disks_of` and `guest_of`; DiskNotFound: one of them is not there.
+        as `disks_of`, `volumedisks.disks_of` and `guest_of`; DiskNotFound: one of them is not there.
     """
     own = disks_of(instance, image, info, machine=site.options.machine_type, prefix=site.options.disk_prefix)
-    return assembled_of(site, instance, image, network_info, own)
+    volumes = volumedisks.disks_of(site, instance, image, info, taken=[disk.device for disk in own])
+    return assembled_of(site, instance, image, network_info, own, volumes=volumes)
 
 
 def assembled_of(
@@ -108,9 +109,10 @@ def assembled_of(
     network_info: NetworkInfo | None,
     disks: tuple[LocalDisk, ...],
     *,
+    volumes: tuple[GuestDisk, ...] = (),
     suffix: str = "",
 ) -> Guest:
-    """As `assembled`, of these disks, with the kernel and the config drive of this suffix."""
+    """As `assembled`, of these disks and volumes, with the kernel and the config drive of this suffix."""
     directory = site.directory(instance)
     drive = directory.config_drive(suffix)
     return guest_of(
@@ -122,8 +124,15 @@ def assembled_of(
         directory=directory,
         disks=[(disk, localdisks.attachment(site, instance, disk.name)) for disk in disks],
         config_drive=Attachment(type="file", source=str(drive), format="raw") if drive.exists() else None,
-        boot=_boot(site, instance, image, disks[0].device, suffix),
+        boot=_boot(site, instance, image, _root(disks, volumes), suffix),
+        volumes=volumes,
     )
+
+
+def _root(disks: tuple[LocalDisk, ...], volumes: tuple[GuestDisk, ...]) -> str:
+    """The device that the guest boots from."""
+    local = (disk.device for disk in disks if disk.boots)
+    return next(local, None) or min(volumes, key=lambda disk: disk.boot_order or len(volumes) + 1).device
 
 
 def _boot(site: Site, instance: Instance, image: ImageMeta, root: str, suffix: str) -> DirectBoot | None:

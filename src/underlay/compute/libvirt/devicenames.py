@@ -27,6 +27,12 @@ def check_bus(bus: str, *, what: str) -> str:
     return bus
 
 
+def bus_of(name: str) -> str | None:
+    """The bus on which a device of this name usually is; None: of one that begins otherwise."""
+    buses = {"vd": "virtio", "sd": "scsi", "hd": "ide"}
+    return buses.get(name.removeprefix("/dev/")[:2])
+
+
 def cdrom_bus(machine: str, wanted: str | None) -> str:
     """The bus of CD-ROMs: what is wanted, else what the machine has.
 

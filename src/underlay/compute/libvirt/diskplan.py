@@ -1,6 +1,6 @@
 """Which local disks an instance is to have, decided from what the service says before anything is made. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,14 +8,14 @@ from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance
 from underlay.compute.blockdevices import (
     block_device_info_get_encrypted_disks,
     block_device_info_get_ephemerals,
-    block_device_info_get_mapping,
     block_device_info_get_root_device,
     block_device_info_get_swap,
     swap_is_usable,
 )
-from underlay.compute.errors import FlavorDiskSmallerThanImage, InvalidInput, NotSupported, VolumeDriverNotFound
+from underlay.compute.errors import FlavorDiskSmallerThanImage, InvalidInput, NotSupported
 from underlay.compute.libvirt import devicenames
 from underlay.compute.libvirt.directory import RESCUE, ROOT, SWAP
+from underlay.compute.libvirt.volumeplan import names_asked_for, root_volume
 from underlay.compute.metadata import field_of
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -50,26 +50,41 @@ def properties_of(image: ImageMeta) -> Mapping[str, Any]:
 def disks_of(
     instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None, *, machine: str = "", prefix: str = ""
 ) -> tuple[LocalDisk, ...]:
-    """The root disk, the ephemeral ones and swap, in this order.
+    """The root disk, the ephemeral ones and swap, in this order; no root disk where that is a volume.
 
     Args:
         machine, prefix: of the configuration: the machine of guests whose image asks for none, and how devices begin.
 
     Raises:
-        FlavorDiskSmallerThanImage: by what the image's record says. VolumeDriverNotFound: there is a volume.
-        NotSupported: a disk is to be encrypted. InvalidInput: a bus or a device's name; two devices of one name.
+        FlavorDiskSmallerThanImage: by what the image's record says. NotSupported: a disk is to be encrypted.
+        InvalidInput: a bus or a device's name; two devices of one name.
         TooManyDiskDevices
     """
-    _refuse_others(info)
-    bus = devicenames.check_bus(properties_of(image).get("hw_disk_bus") or "virtio", what="hw_disk_bus")
-    disks = [_root(instance, image, info, bus, machine=machine, prefix=prefix)]
+    _refuse_encrypted(info)
+    bus = bus_of(image)
+    volumes, disks = names_asked_for(instance, info, bus=bus), list[LocalDisk]()
+    if root_volume(instance, info) is None:
+        disks.append(_root(instance, image, info, bus, machine=machine, prefix=prefix))
     for number, ephemeral in enumerate(block_device_info_get_ephemerals(info)):
-        disks.append(_ephemeral(ephemeral, number, disks, bus, prefix))
+        disks.append(_ephemeral(ephemeral, number, _taken(disks, volumes), bus, prefix))
     swap = block_device_info_get_swap(info)
     if swap_is_usable(swap):
-        device, sits_on = _place(swap, disks, bus, prefix)
+        device, sits_on = _place(swap, _taken(disks, volumes), bus, prefix)
         disks.append(LocalDisk(name=SWAP, role="swap", size=swap["swap_size"] * MIB, device=device, bus=sits_on))
     return tuple(disks)
+
+
+def bus_of(image: ImageMeta) -> str:
+    """The bus of disks that have none of their own.
+
+    Raises:
+        InvalidInput
+    """
+    return devicenames.check_bus(properties_of(image).get("hw_disk_bus") or "virtio", what="hw_disk_bus")
+
+
+def _taken(disks: Iterable[LocalDisk], volumes: set[str]) -> set[str]:
+    return volumes | {disk.device for disk in disks}
 
 
 def _root(
@@ -132,15 +147,13 @@ def root_size(instance: Instance, image: ImageMeta) -> int | None:
     return size or None
 
 
-def _refuse_others(info: BlockDeviceInfo | None) -> None:
-    for volume in block_device_info_get_mapping(info):
-        raise VolumeDriverNotFound(driver_type=volume["connection_info"].get("driver_volume_type", "unknown"))
+def _refuse_encrypted(info: BlockDeviceInfo | None) -> None:
     if block_device_info_get_encrypted_disks(info):
         raise NotSupported("local disks are not encrypted here")
 
 
-def _ephemeral(ephemeral: Mapping[str, Any], number: int, disks: list[LocalDisk], bus: str, prefix: str) -> LocalDisk:
-    device, sits_on = _place(ephemeral, disks, bus, prefix)
+def _ephemeral(ephemeral: Mapping[str, Any], number: int, taken: set[str], bus: str, prefix: str) -> LocalDisk:
+    device, sits_on = _place(ephemeral, taken, bus, prefix)
     if not ephemeral["size"]:
         raise InvalidInput(reason=f"the ephemeral disk {number} has no size")
     return LocalDisk(
@@ -153,10 +166,9 @@ def _ephemeral(ephemeral: Mapping[str, Any], number: int, disks: list[LocalDisk]
     )
 
 
-def _place(asked: Mapping[str, Any], disks: list[LocalDisk], bus: str, prefix: str) -> tuple[str, str]:
+def _place(asked: Mapping[str, Any], taken: set[str], bus: str, prefix: str) -> tuple[str, str]:
     """The device and the bus of one more disk."""
     sits_on = devicenames.check_bus(asked.get("disk_bus") or bus, what="disk_bus")
-    taken = {disk.device for disk in disks}
     device = devicenames.fitting(asked.get("device_name"), sits_on) or devicenames.next_name(sits_on, taken, prefix=prefix)
     if device in taken:
         raise InvalidInput(reason=f"two disks are to be {device}")

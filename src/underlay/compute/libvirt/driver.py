@@ -20,6 +20,7 @@ from underlay.host import Host
 _CAN = (
     "has_imagecache",
     "supports_attach_interface",
+    "supports_extend_volume",
     *(f"supports_image_type_{one}" for one in ("aki", "ami", "ari", "iso", "raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi")),
 )
 

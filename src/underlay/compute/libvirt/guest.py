@@ -23,7 +23,8 @@ class GuestDisk:
 
     Attributes:
         attachment: what the hypervisor opens. device: its name in the guest, such as ``vda``. bus: what it sits on.
-        kind: ``disk`` or ``cdrom``. boot_order: from 1 on; None: nothing boots from it. serial: that the guest sees.
+        kind: ``disk``, ``cdrom`` or ``lun``. boot_order: from 1 on; None: nothing boots from it. serial: that the guest sees.
+        read_only: the guest may not write to it.
     """
 
     attachment: Attachment
@@ -32,6 +33,7 @@ class GuestDisk:
     kind: str = "disk"
     boot_order: int | None = None
     serial: str | None = None
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,7 @@ class Guest:
         cpu_mode, cpu_model: as libvirt has them; empty: the machine's own.
         local_time: the clock that it finds shows the host's time zone. agent: it has a line to QEMU's guest agent.
         metadata: what is written down beside it. notes: of who made it: the text of further elements of the metadata, by tag.
+        pcie_ports: sockets for devices, those plugged in while it runs among them; 0: as many as the hypervisor thinks.
     """
 
     uuid: str
@@ -97,3 +100,4 @@ class Guest:
     agent: bool
     metadata: InstanceDriverMetadata | None
     notes: Mapping[str, str] = field(default_factory=dict)
+    pcie_ports: int = 0

@@ -33,11 +33,12 @@ def guest_of(
     disks: Sequence[tuple[LocalDisk, Attachment]],
     config_drive: Attachment | None,
     boot: DirectBoot | None,
+    volumes: Sequence[GuestDisk] = (),
 ) -> Guest:
     """The whole machine.
 
     Args:
-        disks: that are there, in the guest's order. boot: a kernel, in place of what the disks boot.
+        disks: that are there, in the guest's order. boot: a kernel, in place of what the disks boot. volumes: behind them.
 
     Raises:
         InvalidInput, InternalError: an unknown type of interface. NotSupported: what the image asks for.
@@ -56,7 +57,7 @@ def guest_of(
         cpu_mode=cpu_mode_of(options, virt_type),
         cpu_model=options.cpu_model,
         boot=boot,
-        disks=_disks(disks, config_drive, wanted, machine=machine),
+        disks=_disks(disks, volumes, config_drive, wanted, machine=machine),
         interfaces=interfaces_of(network_info, wanted),
         serial=SerialLine(
             log=directory.console_log,
@@ -67,6 +68,7 @@ def guest_of(
         agent=is_true(wanted.get("hw_qemu_guest_agent")),
         metadata=metadata_of(instance, network_info or ()),
         notes=getattr(instance, "domain_metadata", {}),  # a service's instances have none
+        pcie_ports=options.num_pcie_ports if "q35" in machine or machine.startswith("virt") else 0,
     )
 
 
@@ -161,12 +163,18 @@ def _interface(vif: Vif, model: str) -> GuestInterface:
 
 
 def _disks(
-    disks: Sequence[tuple[LocalDisk, Attachment]], config_drive: Attachment | None, wanted: Mapping[str, Any], *, machine: str
+    disks: Sequence[tuple[LocalDisk, Attachment]],
+    volumes: Sequence[GuestDisk],
+    config_drive: Attachment | None,
+    wanted: Mapping[str, Any],
+    *,
+    machine: str,
 ) -> tuple[GuestDisk, ...]:
     found = [
         GuestDisk(attachment=opened, device=disk.device, bus=disk.bus, kind=disk.kind, boot_order=1 if disk.boots else None)
         for disk, opened in disks
     ]
+    found.extend(volumes)
     if config_drive is not None:
         bus = devicenames.cdrom_bus(machine, wanted.get("hw_cdrom_bus"))
         device = devicenames.next_name(bus, {disk.device for disk in found})

@@ -6,6 +6,7 @@ All of it is built of elements, so that no name, path or value can become markup
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
 from underlay.compute.errors import OperationFailed
@@ -18,6 +19,7 @@ NOVA = "http://openstack.org/xmlns/libvirt/nova/1.1"
 
 _KIB = 1024
 _AGENT = "org.qemu.guest_agent.0"
+_SCSI = MappingProxyType({"type": "scsi", "index": "0", "model": "virtio-scsi"})
 
 
 def to_xml(guest: Guest) -> str:
@@ -74,10 +76,11 @@ def _add_cpu(domain: Element, guest: Guest) -> None:
 
 
 def _add_devices(devices: Element, guest: Guest) -> None:
+    _add_pcie_ports(devices, guest.pcie_ports)
     for disk in guest.disks:
         _add_disk(devices, disk)
     if any(disk.bus == "scsi" for disk in guest.disks):
-        SubElement(devices, "controller", type="scsi", index="0", model="virtio-scsi")
+        SubElement(devices, "controller", dict(_SCSI))
     for interface in guest.interfaces:
         _add_interface(devices, interface)
     _add_serial(devices, guest.serial)
@@ -91,6 +94,25 @@ def _add_devices(devices: Element, guest: Guest) -> None:
 # ---------------------------------------------------------------------------------------------------------------- one device
 
 
+def disk_xml(disk: GuestDisk) -> str:
+    """One disk alone, to be plugged into a guest."""
+    devices = Element("devices")
+    _add_disk(devices, disk)
+    return tostring(devices[0], encoding="unicode")
+
+
+def scsi_controller_xml() -> str:
+    """What disks on SCSI sit on."""
+    return tostring(Element("controller", dict(_SCSI)), encoding="unicode")
+
+
+def _add_pcie_ports(devices: Element, ports: int) -> None:
+    if ports:
+        SubElement(devices, "controller", type="pci", index="0", model="pcie-root")
+    for _ in range(ports):
+        SubElement(devices, "controller", type="pci", model="pcie-root-port")
+
+
 def _add_disk(devices: Element, disk: GuestDisk) -> None:
     opened = disk.attachment
     element = SubElement(devices, "disk", type=opened.type, device=disk.kind)
@@ -102,7 +124,7 @@ def _add_disk(devices: Element, disk: GuestDisk) -> None:
         _text(element, "serial", disk.serial)
     if disk.boot_order is not None:
         SubElement(element, "boot", order=str(disk.boot_order))
-    if disk.kind == "cdrom":
+    if disk.kind == "cdrom" or disk.read_only:
         SubElement(element, "readonly")
 
 

@@ -19,7 +19,7 @@ from underlay.compute.errors import (
     InstanceExists,
     OperationFailed,
 )
-from underlay.compute.libvirt import claiming, domain as domains, guestxml, localdisks, networks
+from underlay.compute.libvirt import claiming, domain as domains, guestxml, localdisks, networks, volumedisks
 from underlay.compute.libvirt.assembling import assembled, deliver_kernel, prepare, write_config_drive
 from underlay.compute.libvirt.claiming import Maker
 from underlay.compute.libvirt.directory import InstanceDirectory, interrupted, remove_doomed
@@ -53,10 +53,12 @@ def spawn(
     What is asked for is looked at before anything is made.
 
     Raises:
-        InstanceExists: its UUID or its name is taken. As `disks_of`, `networks.plug`, `localdisks.make` and `start`.
+        InstanceExists: its UUID or its name is taken. As `disks_of`, `volumedisks.check`, `networks.plug`, `localdisks.make`
+            and `start`.
     """
     disks = disks_of(instance, image, info, machine=site.options.machine_type, prefix=site.options.disk_prefix)
     check(image, network_info)
+    volumedisks.check(site, instance, image, info, disks)
     networks.check(network_info)
     directory = site.directory(instance)
     undo_interrupted(site, directory)
@@ -84,15 +86,19 @@ def rebuild(
 ) -> None:
     """Make an instance's disks anew from another image, and start it. The old ones stay until all for that is here.
 
+    Volumes stay as they are, a root volume too.
+
     Raises:
         InstanceNotFound; as `spawn`
     """
     disks = disks_of(instance, image, info, machine=site.options.machine_type, prefix=site.options.disk_prefix)
     check(image, network_info)
+    volumedisks.check(site, instance, image, info, disks)
     networks.plug(instance, network_info)
     site.domain(instance).state()
     with claiming.alone(site.directory(instance)), ExitStack() as holding:
-        _bring(site, instance, image, holding)
+        if any(disk.role == "image" for disk in disks):
+            _bring(site, instance, image, holding)
         prepare(site, instance, image, network_info, password=password, holding=holding)
         _give_up(site, instance)
         # crash from here on: an instance that is off and lacks disks, which another rebuild makes whole

@@ -4,9 +4,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from underlay.compute import states
 from underlay.compute.arguments import BlockDeviceInfo, Instance, NetworkInfo
+from underlay.compute.blockdevices import block_device_info_get_mapping
 from underlay.compute.errors import (
     ComputeError,
     HypervisorUnavailable,
@@ -16,7 +18,7 @@ from underlay.compute.errors import (
     InstanceRebootFailure,
     OperationFailed,
 )
-from underlay.compute.libvirt import domain as domains, guestxml, networks
+from underlay.compute.libvirt import domain as domains, guestxml, networks, volumedisks
 from underlay.compute.libvirt.assembling import assembled
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.site import Site
@@ -30,13 +32,20 @@ _STAYS = (states.NOSTATE, states.RUNNING, states.PAUSED, states.SUSPENDED)
 _SUSPENDED = "suspended"  # the service's word for an instance that its owner suspended
 
 
-def power_on(site: Site, instance: Instance, network_info: NetworkInfo | None = None) -> None:
+def power_on(
+    site: Site, instance: Instance, network_info: NetworkInfo | None = None, info: BlockDeviceInfo | None = None
+) -> None:
     """Start a guest that is off; one that runs goes on.
 
+    One with volumes is made again, because where they are may have changed meanwhile.
+
     Raises:
-        InstanceNotFound, OperationFailed, HypervisorUnavailable; as `networks.plug`
+        InstanceNotFound, OperationFailed, HypervisorUnavailable; as `networks.plug` and `hard_start`
     """
     domain = site.domain(instance)
+    if block_device_info_get_mapping(info) and not domain.is_active() and not domain.is_saved():
+        hard_start(site, instance, network_info, info)
+        return
     if domain.state()[0] == states.PAUSED:
         domain.unpause()
     if not domain.is_active():
@@ -92,12 +101,19 @@ def _press(domain: Domain) -> None:
 
 
 def reboot(
-    site: Site, instance: Instance, network_info: NetworkInfo | None, info: BlockDeviceInfo | None, *, kind: str
+    site: Site,
+    instance: Instance,
+    network_info: NetworkInfo | None,
+    info: BlockDeviceInfo | None,
+    *,
+    kind: str,
+    bad_volumes: Callable[[list[str]], Any] | None = None,
 ) -> None:
     """Start a guest anew: it is asked first, or its power is cut at once.
 
     Args:
-        kind: SOFT or HARD.
+        kind: SOFT or HARD. bad_volumes: told the devices of volumes that cannot be attached, without which a guest whose power
+            was cut is started then; None: it is not.
 
     Raises:
         InstanceRebootFailure, InstanceNotFound, HypervisorUnavailable
@@ -110,13 +126,16 @@ def reboot(
         if kind == "SOFT" and shut_down(domain, seconds=site.options.wait_soft_reboot):
             start(site, domain)
             return
-        hard_start(site, instance, network_info, info)
+        good, bad = (info, []) if bad_volumes is None else volumedisks.without_bad(site, instance, info)
+        hard_start(site, instance, network_info, good)
+    if bad_volumes is not None and bad:
+        bad_volumes(bad)
 
 
 def hard_start(site: Site, instance: Instance, network_info: NetworkInfo | None, info: BlockDeviceInfo | None) -> None:
     """Cut a guest's power, forget what it has saved, make its domain again from what it is to have, and start it.
 
-    What can be known before is looked at before: that its interfaces can be plugged, and that its disks are there.
+    What can be known before is looked at before: that its interfaces can be plugged, and that its disks and volumes are there.
 
     Without block devices nobody says what that is, and one that is being rescued is to have something else: then the domain
     stays as it is.

@@ -8,7 +8,7 @@ import logging
 
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, NetworkInfo
 from underlay.compute.errors import ComputeError, InstanceNotRescuable
-from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks
+from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks, volumedisks
 from underlay.compute.libvirt.assembling import assembled_of, deliver_kernel, write_config_drive
 from underlay.compute.libvirt.directory import RESCUE, RESCUED
 from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, machine_of, rescue_disks
@@ -17,6 +17,7 @@ from underlay.compute.libvirt.guest import Guest
 from underlay.compute.libvirt.guestplan import check
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import start
+from underlay.compute.libvirt.volumeplan import root_volume
 from underlay.files import sync_directory, translated, write_durably
 
 _LOG = logging.getLogger(__name__)
@@ -38,20 +39,24 @@ def rescue(
     one that was cut is started again. Only saved memory is lost when it is the start that fails.
 
     Raises:
-        InstanceNotRescuable: it is being rescued already. InstanceNotFound; as `underlay.compute.libvirt.making.spawn`
+        InstanceNotRescuable: it is being rescued already, or boots from a volume. InstanceNotFound; as
+            `underlay.compute.libvirt.making.spawn`
     """
     domain, directory = site.domain(instance), site.directory(instance)
     before = domain.xml(inactive=True)
     if directory.unrescue.exists():
         raise InstanceNotRescuable(instance_id=instance.uuid, reason="it is being rescued already")
+    if root_volume(instance, info) is not None:
+        raise InstanceNotRescuable(instance_id=instance.uuid, reason="it boots from a volume")
     disks = _disks(site, instance, image, info)
+    volumes = volumedisks.behind(site, instance, info, taken=[disk.device for disk in disks])
     check(image, network_info)
     networks.plug(instance, network_info)
     with localdisks.translated(), translated(directory.unrescue):
         write_durably(directory.unrescue, before.encode(), mode=_MODE)
     try:  # crash from here on: unrescue.xml is there, by which `unrescue` puts all of it back
         _make(site, instance, network_info, image, disks[0], password=password)
-        guest = assembled_of(site, instance, instance.image_meta, network_info, disks, suffix=RESCUED)
+        guest = assembled_of(site, instance, instance.image_meta, network_info, disks, volumes=volumes, suffix=RESCUED)
         run = domain.state()[1]
     except BaseException:
         _remove_files(site, instance)

@@ -131,7 +131,7 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
         accel_uuids: Sequence[str] | None = None,
         reimage_boot_volume: bool = False,
     ) -> None:
-        """As the contract has it, on the host where the instance is. It has no volumes that were to be detached.
+        """As the contract has it, on the host where the instance is. Its volumes stay attached.
 
         Raises:
             as `spawn`, but InstanceNotFound

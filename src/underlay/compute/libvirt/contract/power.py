@@ -33,8 +33,11 @@ class LibvirtPower(Power, Located):
         *,
         share_info: ShareInfo = None,
     ) -> None:
-        """As the contract has it; a guest has ``wait_soft_reboot`` to shut down by itself."""
-        power.reboot(self.site, instance, network_info, block_device_info, kind=reboot_type)
+        """As the contract has it; a guest has ``wait_soft_reboot`` to shut down by itself.
+
+        With ``bad_volumes_callback`` one that is cut starts without the volumes that cannot be attached.
+        """
+        power.reboot(self.site, instance, network_info, block_device_info, kind=reboot_type, bad_volumes=bad_volumes_callback)
 
     def pause(self, instance: Instance) -> None:
         """As the contract has it. Raises InstanceNotRunning of one that is off."""
@@ -87,7 +90,7 @@ class LibvirtPower(Power, Located):
         share_info: ShareInfo = None,
     ) -> None:
         """As the contract has it; a guest that is paused goes on."""
-        power.power_on(self.site, instance, network_info)
+        power.power_on(self.site, instance, network_info, block_device_info)
 
     def rescue(
         self,

@@ -1,11 +1,20 @@
-"""Local disks and the names of devices; of volumes there is nothing yet."""
+"""Volumes, local disks and the names of devices."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from underlay.compute.arguments import BlockDeviceInfo, BlockDeviceMapping, Context, ImageMeta, Instance
+from underlay.compute.arguments import BlockDeviceInfo, BlockDeviceMapping, ConnectionInfo, Context, ImageMeta, Instance
 from underlay.compute.contract.volumes import Volumes
-from underlay.compute.libvirt import diagnosing, guestagent, localdisks, rownames
+from underlay.compute.libvirt import (
+    attaching,
+    detaching,
+    diagnosing,
+    guestagent,
+    localdisks,
+    rownames,
+    volumefacts,
+)
 from underlay.compute.libvirt.contract.located import Located
 from underlay.run import SEARCH_PATH
 
@@ -13,12 +22,56 @@ _FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs")  # those of Nova's libvirt drive
 
 
 class LibvirtVolumes(Volumes, Located):
-    """What local disks are like, and what devices are called."""
+    """Volumes that are files, devices or in Ceph; what local disks are like, and what devices are called."""
 
     @property
     def need_legacy_block_device_info(self) -> bool:
         """As the contract has it: no."""
         return False
+
+    def attach_volume(
+        self,
+        context: Context,
+        connection_info: ConnectionInfo,
+        instance: Instance,
+        mountpoint: str,
+        disk_bus: str | None = None,
+        device_type: str | None = None,
+        encryption: Mapping[str, Any] | None = None,
+    ) -> None:
+        """As the contract has it, of the kinds ``local`` and ``rbd``. Raises NotSupported of one that is encrypted."""
+        attaching.attach(
+            self.site,
+            instance,
+            connection_info,
+            mountpoint,
+            bus=disk_bus,
+            device_type=device_type,
+            encryption=encryption,
+        )
+
+    def detach_volume(
+        self,
+        context: Context,
+        connection_info: ConnectionInfo,
+        instance: Instance,
+        mountpoint: str,
+        encryption: Mapping[str, Any] | None = None,
+    ) -> None:
+        """As the contract has it; a guest that runs has to let go of it, and is asked ``device_detach_attempts`` times."""
+        detaching.detach(self.site, instance, connection_info, mountpoint)
+
+    def extend_volume(self, context: Context, connection_info: ConnectionInfo, instance: Instance, requested_size: int) -> None:
+        """As the contract has it."""
+        attaching.extend(self.site, instance, connection_info, requested_size)
+
+    def get_volume_connector(self, instance: Instance) -> dict[str, Any]:
+        """As the contract has it."""
+        return volumefacts.connector(self.site)
+
+    def get_all_volume_usage(self, context: Context, compute_host_bdms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """As the contract has it, of guests that run."""
+        return volumefacts.usage(self.site, compute_host_bdms)
 
     def block_stats(self, instance: Instance, disk_id: str) -> list[int] | None:
         """As the contract has it; libvirt does not count failures of QEMU's disks, so there are none."""

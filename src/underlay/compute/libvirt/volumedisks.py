@@ -1,0 +1,208 @@
+"""The volumes of an instance as disks of its guest: whether they are there, and how the guest opens them.
+
+A path comes from outside, so it is looked at before anybody opens it: it has to be a file or a device, and nothing of
+Underlay's own.
+"""
+
+import logging
+import os
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from underlay.compute.arguments import BlockDeviceInfo, DriverDisk, ImageMeta, Instance
+from underlay.compute.blockdevices import block_device_info_get_mapping
+from underlay.compute.errors import ComputeError, VolumeAttachFailed
+from underlay.compute.libvirt import attacheddisks, devicenames, diskplan, snapshots
+from underlay.compute.libvirt.attacheddisks import AttachedDisk
+from underlay.compute.libvirt.domaindisks import DomainDisks
+from underlay.compute.libvirt.guest import GuestDisk
+from underlay.compute.libvirt.site import Site
+from underlay.compute.libvirt.volume import RBD, Volume, volume_of
+from underlay.compute.libvirt.volumeplan import PlannedVolume, root_volume, volumes_of
+from underlay.model import Attachment
+from underlay.values import replace
+
+_LOG = logging.getLogger(__name__)
+
+
+def read(site: Site, connection: Mapping[str, Any]) -> Volume:
+    """The volume that a connection leads to, with this host's own Ceph where it is meant.
+
+    Raises:
+        as `volume_of`
+    """
+    return volume_of(connection, own=site.host.config.disks.get("rbd"))
+
+
+def check(
+    site: Site, instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None, own: Iterable[diskplan.LocalDisk]
+) -> None:
+    """Refuse volumes that cannot be attached, before anything is made or given up for them.
+
+    Raises:
+        as `disks_of`
+    """
+    disks_of(site, instance, image, info, taken=[disk.device for disk in own])
+
+
+def without_bad(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> tuple[BlockDeviceInfo | None, list[str]]:
+    """The same block devices without volumes that cannot be attached, and the names of those.
+
+    Raises:
+        as `read` and `opened`, when the guest would have nothing to boot from
+    """
+    bad: list[DriverDisk] = []
+    for told in block_device_info_get_mapping(info):
+        try:
+            opened(site, read(site, told["connection_info"]))
+        except ComputeError as error:
+            if told is root_volume(instance, info):
+                raise
+            _LOG.warning("the instance %s is to start without a volume: %s", instance.uuid, error)
+            bad.append(told)
+    if info is None or not bad:
+        return info, []
+    good = [told for told in block_device_info_get_mapping(info) if told not in bad]
+    return {**info, "block_device_mapping": good}, [str(told.get("mount_device")) for told in bad]
+
+
+def disks_of(
+    site: Site, instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None, *, taken: Iterable[str]
+) -> tuple[GuestDisk, ...]:
+    """The volumes as disks of the guest.
+
+    Args:
+        taken: devices that the local disks are.
+
+    Raises:
+        as `volumes_of` and `opened`
+    """
+    planned = volumes_of(
+        instance,
+        info,
+        bus=diskplan.bus_of(image),
+        taken=frozenset(taken),
+        prefix=site.options.disk_prefix,
+        own=site.host.config.disks.get("rbd"),
+    )
+    now = _now(site, instance) if planned else ()
+    return tuple(_disk(one, _as_it_is(one.volume, opened(site, one.volume), now)) for one in planned)
+
+
+def behind(site: Site, instance: Instance, info: BlockDeviceInfo | None, *, taken: Collection[str]) -> tuple[GuestDisk, ...]:
+    """The volumes behind other disks, on the next devices that are free: the guest boots from none of them.
+
+    Raises:
+        as `disks_of`
+    """
+    moved, used = list[GuestDisk](), set(taken)
+    for disk in disks_of(site, instance, instance.image_meta, info, taken=()):
+        device = devicenames.next_name(disk.bus, used, prefix=site.options.disk_prefix)
+        used.add(device)
+        moved.append(replace(disk, device=device, boot_order=None))
+    return tuple(moved)
+
+
+def opened(site: Site, volume: Volume) -> Attachment:
+    """How a volume is opened.
+
+    Raises:
+        VolumeAttachFailed: nothing is there, or something that is no volume.
+    """
+    discard = "unmap" if volume.discard else None
+    if volume.kind == RBD:
+        return Attachment(
+            type="network",
+            source=volume.source,
+            format=volume.format,
+            cache="none",
+            discard=discard,
+            protocol=RBD,
+            servers=volume.servers,
+            user=volume.user,
+            secret=volume.secret,
+        )
+    is_device = _is_device(site, volume)
+    # Around the host's cache, as with any storage that another host may have next; a file's file system may know no such way.
+    return Attachment(
+        type="block" if is_device else "file",
+        source=volume.source,
+        format=volume.format,
+        cache="none" if is_device else None,
+        discard=discard,
+    )
+
+
+def size_of(volume: Volume) -> int | None:
+    """Bytes of a local volume; None of one that is not reached from here.
+
+    Raises:
+        VolumeAttachFailed
+    """
+    if volume.kind == RBD:
+        return None
+    try:
+        fd = os.open(volume.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.lseek(fd, 0, os.SEEK_END)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _failed(volume, f"{volume.source} cannot be opened: {error.strerror}") from error
+
+
+def check_place(site: Site, path: str, volume: Volume) -> None:
+    """Refuse a path that leads to what is Underlay's own.
+
+    Raises:
+        VolumeAttachFailed
+    """
+    real = Path(os.path.realpath(path))
+    own = (site.host.config.instances, snapshots.directory(site), *(store.root for store in site.host.config.caches.values()))
+    for directory in own:
+        if real.is_relative_to(os.path.realpath(directory)):
+            raise _failed(volume, f"{path} lies below {directory}, where Underlay's own files are")
+
+
+def _is_device(site: Site, volume: Volume) -> bool:
+    check_place(site, volume.source, volume)
+    try:
+        mode = os.stat(volume.source).st_mode
+    except OSError as error:
+        raise _failed(volume, f"{volume.source} cannot be reached: {error.strerror}") from error
+    if not (stat.S_ISBLK(mode) or stat.S_ISREG(mode)):
+        raise _failed(volume, f"{volume.source} is neither a block device nor a file")
+    return stat.S_ISBLK(mode)
+
+
+def _failed(volume: Volume, reason: str) -> VolumeAttachFailed:
+    return VolumeAttachFailed(volume_id=volume.name, reason=reason)
+
+
+def _now(site: Site, instance: Instance) -> tuple[AttachedDisk, ...]:
+    """What libvirt knows of the instance's disks; nothing before it is made."""
+    domain = site.domain(instance)
+    return DomainDisks(domain).lasting() if domain.exists() else ()
+
+
+def _as_it_is(volume: Volume, told: Attachment, now: tuple[AttachedDisk, ...]) -> Attachment:
+    """Since a snapshot a volume is written to another file, of which its caller may not know: to open the one below for writing
+    would spoil both."""
+    found = attacheddisks.reading(volume, now)
+    if found is None or found.source == told.source or not found.behind:
+        return told
+    return replace(told, type=found.type, source=found.source, format=found.format)
+
+
+def _disk(planned: PlannedVolume, attachment: Attachment) -> GuestDisk:
+    return GuestDisk(
+        attachment=attachment,
+        device=planned.device,
+        bus=planned.bus,
+        kind=planned.kind,
+        boot_order=planned.boot_order,
+        serial=planned.volume.id,
+        read_only=planned.volume.read_only,
+    )

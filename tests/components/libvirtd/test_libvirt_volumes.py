@@ -1,0 +1,445 @@
+"""Volumes of real guests: attached, taken away, grown, and booted from."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from libvirt_stage import VOLUME, Place, command, local, wait_until
+
+from underlay.compute import get_block_device_info, states
+from underlay.compute.errors import (
+    ComputeError,
+    DeviceDetachFailed,
+    DiskNotFound,
+    ExtendVolumeNotSupported,
+    InstanceNotRescuable,
+    InstanceRebootFailure,
+    InvalidInput,
+    NotSupported,
+    OperationFailed,
+    TooManyDiskDevices,
+    VolumeAttachFailed,
+    VolumeDriverNotFound,
+)
+from underlay.compute.libvirt import LibvirtDriver
+from underlay.compute.libvirt.guestxml import parsed
+from underlay.testing.bootimage import boot_line, write_raw
+from underlay.testing.fakedriver import FakeImage, FakeInstance
+
+pytest_plugins = ["libvirt_fixtures"]
+pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64")
+
+QUICKLY = 'device_detach_attempts = 2\ndevice_detach_timeout = "1s"'
+RBD = {
+    "driver_volume_type": "rbd",
+    "serial": "d7d8a0ec-7e7b-4a37-8c5b-0f3d2b2f7a11",
+    "data": {
+        "name": "volumes/volume-1",
+        "hosts": ["192.0.2.1", "[2001:db8::1]"],
+        "ports": ["6789", "3300"],
+        "auth_enabled": True,
+        "auth_username": "cinder",
+        "secret_uuid": "457eb676-33da-42ec-9a8c-9293d545c337",
+    },
+}
+
+
+@pytest.fixture
+def instance(place: Place, driver: LibvirtDriver) -> Iterator[FakeInstance]:
+    """One whose guest is up."""
+    instance = spawned(place, driver)
+    place.await_boot(instance)
+    yield instance
+    driver.destroy(None, instance, [])
+    assert [] == place.traces(instance)
+
+
+@pytest.fixture
+def off(place: Place, driver: LibvirtDriver) -> Iterator[FakeInstance]:
+    instance = spawned(place, driver, power_on=False)
+    yield instance
+    driver.destroy(None, instance, [])
+    assert [] == place.traces(instance)
+
+
+def spawned(place: Place, driver: LibvirtDriver, *volumes: Mapping[str, Any], **more: Any) -> FakeInstance:
+    image = place.image(**more.pop("image", {}))
+    instance = place.instance(image)
+    driver.spawn(None, instance, image, [], None, {}, block_device_info=info_of(instance, *volumes), **more)
+    return instance
+
+
+def info_of(instance: FakeInstance, *volumes: Mapping[str, Any], **row: Any) -> dict[str, Any]:
+    """What a service says of an instance with these volumes."""
+    wanted = {"source_type": "volume", "destination_type": "volume", **row}
+    return get_block_device_info(instance, [{**wanted, "connection_info": dict(volume)} for volume in volumes])
+
+
+def path_of(volume: Mapping[str, Any]) -> Path:
+    return Path(volume["data"]["device_path"])
+
+
+def disks(driver: LibvirtDriver, instance: FakeInstance, *, inactive: bool = False) -> dict[str, Any]:
+    """The disks that libvirt says it has, by device."""
+    domain = parsed(driver.site.domain(instance).xml(inactive=inactive))
+    found = {}
+    for disk in domain.iterfind("devices/disk"):
+        source, driver_element, target = disk.find("source"), disk.find("driver"), disk.find("target")
+        assert source is not None
+        assert driver_element is not None
+        assert target is not None
+        where = source.get("file") or source.get("dev") or source.get("name")
+        found[target.get("dev", "")] = (where, driver_element.get("type"), disk.findtext("serial"))
+    return found
+
+
+def both(driver: LibvirtDriver, instance: FakeInstance) -> tuple[dict[str, Any], dict[str, Any]]:
+    return disks(driver, instance), disks(driver, instance, inactive=True)
+
+
+def attach(
+    driver: LibvirtDriver, instance: FakeInstance, volume: Mapping[str, Any], device: str = "/dev/vdb", **more: Any
+) -> None:
+    driver.attach_volume(None, volume, instance, device, **more)
+
+
+def capacity(driver: LibvirtDriver, instance: FakeInstance, device: str = "vdb") -> int:
+    ask = driver.site.connection.ask
+    return int(ask(lambda handle: handle.lookupByUUIDString(instance.uuid).blockInfo(device)[0]))
+
+
+# --------------------------------------------------------------------------------------------------------- attach and detach
+
+
+def test_a_volume_stays_attached_over_a_start_and_its_counters_have_its_id(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    volume, read_only = place.volume(), place.volume(access_mode="ro", discard=True)
+    attach(driver, instance, volume)
+    attach(driver, instance, read_only, "/dev/sda", device_type="disk")
+    for found in both(driver, instance):
+        assert (str(path_of(volume)), "raw", volume["serial"]) == found["vdb"]
+        assert (str(path_of(read_only)), "raw", read_only["serial"]) == found["sda"]
+    domain = parsed(driver.site.domain(instance).xml())
+    read_only_devices = [
+        target.get("dev")
+        for disk in domain.iterfind("devices/disk")
+        for target in disk.iter("target")
+        if disk.find("readonly") is not None
+    ]
+    assert ["sda"] == read_only_devices
+    assert ["virtio-scsi"] == [one.get("model") for one in domain.iterfind("devices/controller[@type='scsi']")]
+    assert "unmap" in [one.get("discard") for one in domain.iterfind("devices/disk/driver")]
+
+    rows = [{"volume_id": volume["serial"], "device_name": "/dev/vdx"}, {"volume_id": "another", "device_name": "/dev/vdb"}]
+    [used] = driver.get_all_volume_usage(None, [{"instance": instance, "instance_bdms": rows}])
+    assert (volume["serial"], instance) == (used["volume"], used["instance"])
+    assert ["disk"] == [Path(one["path"]).name for one in json.loads(driver.get_instance_disk_info(instance))]
+
+    driver.power_off(instance)
+    driver.power_on(None, instance, [], info_of(instance))
+    assert {"vda", "vdb", "sda"} == disks(driver, instance).keys()
+    place.await_boot(instance)
+    driver.detach_volume(None, read_only, instance, "/dev/sda")
+    driver.detach_volume(None, volume, instance, "/dev/vdb")
+    assert [{"vda"}, {"vda"}] == [set(found) for found in both(driver, instance)]
+    assert path_of(volume).stat().st_size == VOLUME
+
+
+def test_a_guest_that_does_not_let_go_keeps_its_volume(place: Place) -> None:
+    driver = place.driver(more=QUICKLY)
+    instance, volume = spawned(place, driver), place.volume()
+    place.await_boot(instance)
+    attach(driver, instance, volume)
+    before = both(driver, instance)
+    driver.pause(instance)
+    with pytest.raises(
+        DeviceDetachFailed, match="vdb could not be detached: the guest has not let go of it, though it was asked 2"
+    ):
+        driver.detach_volume(None, volume, instance, "/dev/vdb")
+    assert before == both(driver, instance)
+
+    driver.unpause(instance)
+    wait_until(lambda: "vdb" not in disks(driver, instance), "the guest does what it was asked")
+    driver.detach_volume(None, volume, instance, "/dev/vdb")
+    assert [{"vda"}, {"vda"}] == [set(found) for found in both(driver, instance)]
+    with pytest.raises(DiskNotFound):
+        driver.detach_volume(None, volume, instance, "/dev/vdb")
+    driver.destroy(None, instance, [])
+    with pytest.raises(DiskNotFound):
+        driver.detach_volume(None, volume, instance, "/dev/vdb")
+    driver.cleanup_host("node1")
+
+
+def encrypted(place: Place) -> dict[str, Any]:
+    return place.volume(encrypted=True)
+
+
+def shared(place: Place) -> dict[str, Any]:
+    return {**place.volume(), "multiattach": True}
+
+
+def at(path: str, **data: Any) -> Callable[[Place], dict[str, Any]]:
+    return lambda place: local(Path(path.format(root=place.root)), **data)
+
+
+REFUSED: dict[str, tuple[Callable[[Place], Mapping[str, Any]], type[ComputeError], str]] = {
+    "kind": (lambda place: {"driver_volume_type": "iscsi", "data": {}, "serial": "1"}, VolumeDriverNotFound, "iscsi"),
+    "encrypted": (encrypted, NotSupported, "encrypted"),
+    "shared": (shared, NotSupported, "one instance"),
+    "nothing": (at("{root}/nothing"), VolumeAttachFailed, "nothing cannot be reached: No such file"),
+    "directory": (at("{root}"), VolumeAttachFailed, "neither a block device nor a file"),
+    "pipe": (at("/dev/null"), VolumeAttachFailed, "neither a block device nor a file"),
+    "instances": (at("{root}/instances/x/disk"), VolumeAttachFailed, "lies below .*/instances"),
+    "link": (at("{root}/link"), VolumeAttachFailed, "lies below .*/instances"),
+    "cache": (at("{root}/instances/_base/0"), VolumeAttachFailed, "lies below"),
+    "climbing": (at("{root}/volumes/../x"), InvalidInput, "plain absolute path"),
+    "relative": (at("volume"), InvalidInput, "plain absolute path"),
+    "mode": (at("{root}/x", access_mode="wo"), InvalidInput, "access_mode is 'wo'"),
+    "format": (at("{root}/x", format="vmdk"), InvalidInput, "format is 'vmdk'"),
+}
+
+
+def test_what_is_no_volume_is_refused_and_changes_nothing(place: Place, driver: LibvirtDriver, off: FakeInstance) -> None:
+    (place.root / "link").symlink_to(place.instances / off.uuid / "disk")
+    before, image = disks(driver, off), place.image()
+    for make, error, said in REFUSED.values():
+        volume, wanted = make(place), place.instance(image)
+        with pytest.raises(error, match=said) as caught:
+            attach(driver, off, volume)
+        assert "\n" not in str(caught.value)
+        assert before == disks(driver, off)
+        with pytest.raises(error, match=said):
+            driver.spawn(None, wanted, image, [], None, {}, block_device_info=info_of(wanted, volume))
+        assert [] == place.traces(wanted)
+
+
+def test_a_device_a_volume_and_a_bus_are_taken_only_once(place: Place, driver: LibvirtDriver, off: FakeInstance) -> None:
+    volume = place.volume()
+    attach(driver, off, volume)
+    with pytest.raises(VolumeAttachFailed, match="attached already, as vdb"):
+        attach(driver, off, volume, "/dev/vdc")
+    with pytest.raises(VolumeAttachFailed, match="vdb is taken"):
+        attach(driver, off, place.volume())
+    with pytest.raises(InvalidInput, match="floppy"):
+        attach(driver, off, place.volume(), "/dev/vdc", disk_bus="floppy")
+    with pytest.raises(InvalidInput, match="tape"):
+        attach(driver, off, place.volume(), "/dev/vdc", device_type="tape")
+    with pytest.raises(NotSupported, match="decrypts"):
+        attach(driver, off, place.volume(), "/dev/vdc", encryption={"provider": "luks"})
+    for _ in range(4):
+        attach(driver, off, place.volume(), "/dev/vdc", disk_bus="ide", encryption={})  # a wish that does not fit its bus
+    assert {"vda", "vdb", "hda", "hdb", "hdc", "hdd"} == disks(driver, off).keys()
+    with pytest.raises(TooManyDiskDevices, match="4"):
+        attach(driver, off, place.volume(), disk_bus="ide")
+
+
+def hint_of(driver: LibvirtDriver, instance: FakeInstance, volume: Mapping[str, Any], device: str) -> str | None:
+    """What to do about a volume that cannot be attached; None of one that can."""
+    try:
+        attach(driver, instance, volume, device)
+    except VolumeAttachFailed as error:
+        return error.hint if "No more available PCI slots" in error.message else None
+    return None
+
+
+def test_a_guest_without_a_free_socket_says_where_to_get_more(place: Place) -> None:
+    driver = place.driver(more="num_pcie_ports = 5")
+    instance = spawned(place, driver)
+    hints = [hint for device in "bcdefg" if (hint := hint_of(driver, instance, place.volume(), f"/dev/vd{device}"))]
+    assert hints
+    assert all("num_pcie_ports" in hint for hint in hints)
+    assert disks(driver, instance) == disks(driver, instance, inactive=True)
+    driver.destroy(None, instance, [])
+    driver.cleanup_host("node1")
+
+
+def test_an_instance_that_is_suspended_or_being_rescued_keeps_the_volumes_that_it_has(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    volume, further = place.volume(), place.volume()
+    attach(driver, instance, volume)
+    driver.suspend(None, instance)
+    with pytest.raises(VolumeAttachFailed, match="suspended"):
+        attach(driver, instance, further, "/dev/vdc")
+    with pytest.raises(DeviceDetachFailed, match="suspended"):
+        driver.detach_volume(None, volume, instance, "/dev/vdb")
+    driver.resume(None, instance, [])
+    info = info_of(instance, volume, device_name="/dev/vdb")
+    driver.rescue(None, instance, [], place.image(), None, info)
+    with pytest.raises(VolumeAttachFailed, match="rescued"):
+        attach(driver, instance, further, "/dev/vdd")
+    with pytest.raises(DeviceDetachFailed, match="rescued"):
+        driver.detach_volume(None, volume, instance, "/dev/vdb")
+    assert [str(path_of(volume))] == [
+        where for where, _, serial in disks(driver, instance).values() if serial == volume["serial"]
+    ]
+    assert ["vda", "vdb", "vdc"] == sorted(disks(driver, instance))
+    driver.unrescue(instance, [])
+    assert str(path_of(volume)) == disks(driver, instance)["vdb"][0]
+
+
+def test_a_volume_in_a_ceph_is_told_with_its_monitors_and_the_secret_of_its_user(
+    place: Place, driver: LibvirtDriver, off: FakeInstance
+) -> None:
+    attach(driver, off, RBD)
+    disk = parsed(driver.site.domain(off).xml()).find("devices/disk[@type='network']")
+    assert disk is not None
+    source, auth = disk.find("source"), disk.find("auth") or disk.find("source/auth")
+    assert source is not None
+    assert auth is not None
+    assert ("rbd", "volumes/volume-1") == (source.get("protocol"), source.get("name"))
+    assert [("192.0.2.1", "6789"), ("2001:db8::1", "3300")] == [
+        (one.get("name"), one.get("port")) for one in source.iter("host")
+    ]
+    assert "cinder" == auth.get("username")
+    assert [("ceph", RBD["data"]["secret_uuid"])] == [(one.get("type"), one.get("uuid")) for one in auth.iter("secret")]  # type: ignore[index]
+    assert ["raw"] == [one.get("type") for one in disk.iter("driver")]
+    driver.extend_volume(None, RBD, off, 1 << 40)
+    driver.detach_volume(None, RBD, off, "/dev/vdb")
+    assert {"vda"} == disks(driver, off).keys()
+
+
+# ------------------------------------------------------------------------------------------------- from the first to the last
+
+
+def test_an_instance_boots_from_a_volume_and_has_no_disk_of_an_image(place: Place, driver: LibvirtDriver) -> None:
+    write_raw(place.root / "root.raw", size=VOLUME, message="from a volume", stays=True)
+    root, further = local(place.root / "root.raw"), place.volume()
+    image = FakeImage(id="")
+    instance = place.instance(image)
+    info = info_of(instance, further)
+    info["block_device_mapping"] += info_of(instance, root, boot_index=0)["block_device_mapping"]
+    driver.spawn(None, instance, image, [], None, {}, block_device_info=info)
+    wait_until(lambda: boot_line("from a volume") in place.console(instance), "the volume boots")
+
+    assert ([], []) == (driver.site.host.images()[0], json.loads(driver.get_instance_disk_info(instance, info)))
+    assert {"vda", "vdb"} == disks(driver, instance).keys()
+    with pytest.raises(InstanceNotRescuable, match="boots from a volume"):
+        driver.rescue(None, instance, [], place.image(), None, info)
+    with pytest.raises(ComputeError):
+        driver.snapshot(None, instance, "a", print)
+    driver.reboot(None, instance, [], "HARD", info)
+    wait_until(lambda: boot_line("from a volume") in place.console(instance), "it boots again")
+    driver.rebuild(None, instance, image, [], None, {}, [], print, print, network_info=[], block_device_info=info)
+    wait_until(lambda: boot_line("from a volume") in place.console(instance), "it boots when it is rebuilt")
+    driver.manage_image_cache(None, [instance])
+    driver.destroy(None, instance, [], info)
+    assert [] == place.traces(instance)
+    assert [VOLUME, VOLUME] == [path_of(one).stat().st_size for one in (root, further)]
+
+
+def test_a_snapshot_of_an_instance_is_of_its_local_disk_only(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    attach(driver, instance, place.volume(content=b"v" * 4096))
+    driver.snapshot(None, instance, "whole", lambda *state, **more: None)
+    told = subprocess.run(
+        ["qemu-img", "info", "--output=json", place.instances / "snapshots/whole"], check=True, capture_output=True
+    )
+    assert 1 << 30 == json.loads(told.stdout)["virtual-size"]
+
+
+def test_a_reboot_leaves_out_the_volumes_that_are_gone_and_says_which(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    good, bad = place.volume(), place.volume()
+    info = info_of(instance, good, device_name="/dev/vdb")
+    info["block_device_mapping"] += info_of(instance, bad, device_name="/dev/vdc")["block_device_mapping"]
+    driver.reboot(None, instance, [], "HARD", info)
+    assert [{"vda", "vdb", "vdc"}] * 2 == [set(found) for found in both(driver, instance)]
+    run, told = driver.get_info(instance).internal_id, list[list[str]]()
+    path_of(bad).unlink()
+    with pytest.raises(InstanceRebootFailure, match="cannot be reached"):
+        driver.reboot(None, instance, [], "HARD", info)
+    assert run == driver.get_info(instance).internal_id
+
+    driver.reboot(None, instance, [], "HARD", info, told.append)
+    assert [["/dev/vdc"]] == told
+    assert [{"vda", "vdb"}] * 2 == [set(found) for found in both(driver, instance)]
+    driver.reboot(None, instance, [], "HARD", info_of(instance, good, device_name="/dev/vdb"), told.append)
+    assert [["/dev/vdc"]] == told
+
+    root = info_of(instance, bad, boot_index=0)
+    with pytest.raises(InstanceRebootFailure):
+        driver.reboot(None, instance, [], "HARD", root, told.append)
+    assert states.RUNNING == driver.get_info(instance).state
+
+
+# ---------------------------------------------------------------------------------------------------------------------- extend
+
+
+def test_a_guest_sees_that_a_volume_has_grown(place: Place, driver: LibvirtDriver, instance: FakeInstance) -> None:
+    volume = place.volume()
+    with pytest.raises(DiskNotFound):
+        driver.extend_volume(None, volume, instance, 2 * VOLUME)
+    attach(driver, instance, volume)
+    driver.extend_volume(None, volume, instance, 2 * VOLUME)
+    assert 2 * VOLUME == capacity(driver, instance) == path_of(volume).stat().st_size
+    with pytest.raises(InvalidInput, match="already"):
+        driver.extend_volume(None, volume, instance, VOLUME)
+    assert 2 * VOLUME == path_of(volume).stat().st_size
+    with pytest.raises(ExtendVolumeNotSupported):
+        driver.extend_volume(None, {**volume, "driver_volume_type": "iscsi"}, instance, 4 * VOLUME)
+    driver.power_off(instance)
+    driver.extend_volume(None, volume, instance, 3 * VOLUME)  # its owner has made it grow, and it is seen at the start
+    assert 2 * VOLUME == path_of(volume).stat().st_size
+
+
+@pytest.fixture
+def device(place: Place) -> Iterator[tuple[Path, Path]]:
+    """A block device and the file that it is."""
+    file = place.root / "device.raw"
+    file.write_bytes(bytes(VOLUME))
+    made = subprocess.run(["losetup", "--find", "--show", file], check=True, capture_output=True, text=True)
+    yield Path(made.stdout.strip()), file
+    command("losetup", "--detach", made.stdout.strip())
+
+
+def test_a_block_device_is_opened_around_the_host_s_cache_and_grows_with_its_device(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance, device: tuple[Path, Path]
+) -> None:
+    path, file = device
+    volume = local(path)
+    attach(driver, instance, volume)
+    disk = parsed(driver.site.domain(instance).xml()).find("devices/disk[@type='block']")
+    assert disk is not None
+    assert [("raw", "none")] == [(one.get("type"), one.get("cache")) for one in disk.iterfind("driver")]
+    with pytest.raises(OperationFailed):
+        driver.extend_volume(None, volume, instance, 2 * VOLUME)
+    os.truncate(file, 2 * VOLUME)
+    command("losetup", "--set-capacity", str(path))
+    driver.extend_volume(None, volume, instance, 2 * VOLUME)
+    assert 2 * VOLUME == capacity(driver, instance)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- prune
+
+
+def test_a_volume_keeps_an_image_only_if_it_stands_on_it(place: Place) -> None:
+    driver = place.driver(instances=f'inventory = "libvirt:{place.daemon.uri}"')
+    raw, overlay = place.volume(), place.root / "volumes/overlay"
+    write_raw(place.root / "root.raw", size=VOLUME, message="from a volume")
+    image = FakeImage(id="")
+    instance = place.instance(image)
+    info = info_of(instance, local(place.root / "root.raw"), boot_index=0)
+    driver.spawn(None, instance, image, [], None, {}, block_device_info=info, power_on=False)
+    attach(driver, instance, raw)
+    driver.cache_image(None, place.image().id)
+    [base] = driver.site.host.images()[0]
+    command("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base.path), "-F", "raw", str(overlay))
+    attach(driver, instance, local(overlay, format="qcow2"), "/dev/vdc")
+
+    driver.manage_image_cache(None, [instance])
+    assert 1 == len(driver.site.host.images()[0])
+    driver.detach_volume(None, local(overlay), instance, "/dev/vdc")
+    path_of(raw).unlink()  # a raw volume that cannot be reached stands on nothing
+    overlay.unlink()
+    driver.manage_image_cache(None, [instance])
+    assert [] == driver.site.host.images()[0]
+    driver.destroy(None, instance, [])
+    driver.cleanup_host("node1")

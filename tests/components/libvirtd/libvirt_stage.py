@@ -202,7 +202,6 @@ class LibvirtStage:
     cannot: ClassVar[Mapping[Ability, str]] = MappingProxyType(
         {
             Ability.AGENT: "the guest is one boot sector; that of the stage with Linux has an agent",
-            Ability.SWAP_VOLUME: "not yet",
         }
     )
 

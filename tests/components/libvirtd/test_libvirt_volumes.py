@@ -1,8 +1,9 @@
-"""Volumes of real guests: attached, taken away, grown, and booted from."""
+"""Volumes of real guests: attached, taken away, put in each other's place, grown, and booted from."""
 
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from underlay.compute.errors import (
     DiskNotFound,
     ExtendVolumeNotSupported,
     InstanceNotRescuable,
+    InstanceNotRunning,
     InstanceRebootFailure,
     InvalidInput,
     NotSupported,
@@ -26,6 +28,7 @@ from underlay.compute.errors import (
     VolumeDriverNotFound,
 )
 from underlay.compute.libvirt import LibvirtDriver
+from underlay.compute.libvirt.domaindisks import DomainDisks
 from underlay.compute.libvirt.guestxml import parsed
 from underlay.testing.bootimage import boot_line, write_raw
 from underlay.testing.fakedriver import FakeImage, FakeInstance
@@ -275,6 +278,8 @@ def test_an_instance_that_is_suspended_or_being_rescued_keeps_the_volumes_that_i
         attach(driver, instance, further, "/dev/vdd")
     with pytest.raises(DeviceDetachFailed, match="rescued"):
         driver.detach_volume(None, volume, instance, "/dev/vdb")
+    with pytest.raises(OperationFailed, match="rescued"):
+        driver.swap_volume(None, volume, further, instance, "/dev/vdb", 0)
     assert [str(path_of(volume))] == [
         where for where, _, serial in disks(driver, instance).values() if serial == volume["serial"]
     ]
@@ -415,6 +420,160 @@ def test_a_block_device_is_opened_around_the_host_s_cache_and_grows_with_its_dev
     command("losetup", "--set-capacity", str(path))
     driver.extend_volume(None, volume, instance, 2 * VOLUME)
     assert 2 * VOLUME == capacity(driver, instance)
+
+    smaller, larger = place.volume(content=b"n" * 512), place.volume(size=3 * VOLUME, content=b"l" * 512)
+    with pytest.raises(OperationFailed, match=f"has {VOLUME} bytes"):
+        driver.swap_volume(None, volume, smaller, instance, "/dev/vdb", 0)
+    driver.swap_volume(None, volume, larger, instance, "/dev/vdb", 0)
+    assert 2 * VOLUME == capacity(driver, instance)
+    driver.swap_volume(None, larger, place.volume(size=2 * VOLUME), instance, "/dev/vdb", 0)
+    driver.detach_volume(None, local(Path(disks(driver, instance)["vdb"][0])), instance, "/dev/vdb")
+
+
+# ------------------------------------------------------------------------------------------------------------------------ swap
+
+
+def test_a_volume_takes_another_one_s_place_with_what_is_on_it(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    old, new = place.volume(content=b"old" * 100_000), place.volume(content=b"new" * 100_000)
+    attach(driver, instance, old)
+    driver.swap_volume(None, old, new, instance, "/dev/vdb", 0)
+    assert path_of(old).read_bytes() == path_of(new).read_bytes()
+    assert [str(path_of(new))] * 2 == [found["vdb"][0] for found in both(driver, instance)]
+    assert new["serial"] == disks(driver, instance, inactive=True)["vdb"][2]
+    driver.swap_volume(None, old, new, instance, "/dev/vdb", 0)  # a service that was not told that it is done
+    with pytest.raises(DiskNotFound):
+        driver.swap_volume(None, old, place.volume(), instance, "/dev/vdb", 0)
+
+    larger = place.volume(size=1 << 30)
+    driver.swap_volume(None, new, larger, instance, "/dev/vdb", 1)
+    assert 1 << 30 == capacity(driver, instance) == path_of(larger).stat().st_size
+    assert path_of(old).read_bytes() == path_of(larger).read_bytes()[:VOLUME]
+    with pytest.raises(InvalidInput, match="resize_to"):
+        driver.swap_volume(None, larger, place.volume(size=3 << 30), instance, "/dev/vdb", -1)
+    driver.power_off(instance)
+    with pytest.raises(InstanceNotRunning):
+        driver.swap_volume(None, larger, old, instance, "/dev/vdb", 0)
+    driver.power_on(None, instance, [], info_of(instance, larger, device_name="/dev/vdb"))
+    assert larger["serial"] == disks(driver, instance)["vdb"][2]
+
+
+@pytest.mark.component("tmpfs")
+def test_a_swap_that_fails_keeps_the_old_volume(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance, tmp_path: Path
+) -> None:
+    old, further = place.volume(content=os.urandom(VOLUME)), place.volume()
+    attach(driver, instance, old)
+    attach(driver, instance, further, "/dev/vdc")
+    full = tmp_path / "full"
+    full.mkdir()
+    command("mount", "-t", "tmpfs", "-o", f"size={VOLUME // 4}", "none", str(full))
+    try:
+        (full / "new").touch()
+        os.truncate(full / "new", VOLUME)
+        (full / "larger").touch()
+        os.truncate(full / "larger", 1 << 30)
+        before = both(driver, instance)
+        for path, resize_to in ((full / "new", 0), (full / "larger", 1)):
+            size = path.stat().st_size
+            with pytest.raises(OperationFailed, match="could not be put in the place of vdb"):
+                driver.swap_volume(None, old, local(path), instance, "/dev/vdb", resize_to)
+            assert (before, size) == (both(driver, instance), path.stat().st_size)
+    finally:
+        command("umount", str(full))
+    for wrong, error in (
+        (further, OperationFailed),
+        (place.volume(size=512), OperationFailed),
+        (place.volume(access_mode="ro"), NotSupported),
+        (local(place.root / "nothing"), VolumeAttachFailed),
+        ({**further, "driver_volume_type": "nfs"}, VolumeDriverNotFound),
+    ):
+        with pytest.raises(error):
+            driver.swap_volume(None, old, wrong, instance, "/dev/vdb", 0)
+    assert before == both(driver, instance)
+    assert not (place.instances / instance.uuid / "swapping").exists()
+    driver.detach_volume(None, old, instance, "/dev/vdb")
+
+
+def called(place: Place, instance: FakeInstance, method: str, *arguments: Any) -> subprocess.Popen[bytes]:
+    script = Path(__file__).parent / "libvirt_caller.py"
+    argv = [
+        sys.executable,
+        os.fspath(script),
+        os.fspath(place.root),
+        place.daemon.uri,
+        method,
+        instance.uuid,
+        json.dumps(arguments),
+    ]
+    return subprocess.Popen(argv, cwd=script.parent)
+
+
+@pytest.mark.parametrize("finds", ["the next driver", "the next swap"])
+def test_a_swap_whose_maker_is_killed_is_undone_by_who_finds_it(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance, finds: str
+) -> None:
+    old, new = place.volume(size=8 * VOLUME, content=os.urandom(8 * VOLUME)), place.volume(size=1 << 30)
+    attach(driver, instance, old)
+    before = both(driver, instance)
+    with called(place, instance, "swap_volume", old, new, "INSTANCE", "/dev/vdb", 1) as swapper:
+        wait_until(lambda: "<mirror" in driver.site.domain(instance).xml(), "the copy goes on")
+        with pytest.raises(OperationFailed, match="is being swapped"):
+            driver.swap_volume(None, old, place.volume(size=8 * VOLUME), instance, "/dev/vdb", 0)
+        swapper.kill()
+    assert str(path_of(old)) == disks(driver, instance)["vdb"][0]
+    assert 8 * VOLUME == path_of(new).stat().st_size
+
+    if finds == "the next driver":
+        place.driver().cleanup_host("node1")
+        assert "<mirror" not in driver.site.domain(instance).xml()
+        assert (before, 1 << 30) == (both(driver, instance), path_of(new).stat().st_size)
+    else:
+        driver.swap_volume(None, old, new, instance, "/dev/vdb", 1)
+        assert [str(path_of(new))] * 2 == [found["vdb"][0] for found in both(driver, instance)]
+        assert path_of(old).read_bytes() == path_of(new).read_bytes()[: 8 * VOLUME]
+    assert not (place.instances / instance.uuid / "swapping").exists()
+
+
+def test_a_guest_that_ends_during_a_swap_has_the_old_volume_when_it_starts(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    old, new = place.volume(size=8 * VOLUME, content=os.urandom(8 * VOLUME)), place.volume(size=1 << 30)
+    attach(driver, instance, old)
+    with called(place, instance, "swap_volume", old, new, "INSTANCE", "/dev/vdb", 1) as swapper:
+        wait_until(lambda: "<mirror" in driver.site.domain(instance).xml(), "the copy goes on")
+        driver.power_off(instance)
+        assert swapper.wait(60) not in (0, None)
+    assert str(path_of(old)) == disks(driver, instance, inactive=True)["vdb"][0]
+    assert 1 << 30 == path_of(new).stat().st_size
+    assert not (place.instances / instance.uuid / "swapping").exists()
+    driver.power_on(None, instance, [])
+    assert str(path_of(old)) == disks(driver, instance)["vdb"][0]
+
+
+def test_a_swap_whose_maker_is_killed_behind_the_pivot_is_done_to_its_end(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    """The moment is too short to be met, so the pivot is made here, with what its maker has written down before."""
+    old, new = place.volume(content=b"old"), place.volume()
+    attach(driver, instance, old)
+    target = f"<disk type='file'><driver name='qemu' type='raw'/><source file='{path_of(new)}'/></disk>"
+    known = DomainDisks(driver.site.domain(instance))
+    known.begin_copy("vdb", target)
+    wait_until(lambda: "ready='yes'" in driver.site.domain(instance).xml(), "it is copied")
+    known.pivot("vdb")
+    record = {"device": "vdb", "source": str(path_of(new)), "id": new["serial"], "copied": VOLUME, "file_size": 2 * VOLUME}
+    (place.instances / instance.uuid / "swapping").write_text(json.dumps(record))
+    assert old["serial"] == disks(driver, instance, inactive=True)["vdb"][2]
+
+    place.driver().cleanup_host("node1")
+    assert (str(path_of(new)), "raw", new["serial"]) == disks(driver, instance, inactive=True)["vdb"]
+    assert 2 * VOLUME == path_of(new).stat().st_size
+    assert not (place.instances / instance.uuid / "swapping").exists()
+    with pytest.raises(DiskNotFound):
+        driver.detach_volume(None, old, instance, "/dev/vdb")
+    driver.detach_volume(None, new, instance, "/dev/vdb")
 
 
 # ----------------------------------------------------------------------------------------------------------------------- prune

@@ -27,6 +27,7 @@ from underlay.compute.libvirt import (
     service,
     sharing,
     snapshots,
+    swapping,
 )
 from underlay.compute.libvirt.contract.located import Located
 from underlay.compute.libvirt.hostaddress import own_address
@@ -53,6 +54,7 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
             kept.undo_all_interrupted(self.site)
             making.undo_all_interrupted(self.site)
             snapshots.clean_all(self.site)
+            swapping.settle_all(self.site)
             sharing.announce(self.site.host, own_address(self.site.options))
             returning.settle_all(self.site)
         except BaseException:

@@ -13,6 +13,7 @@ from underlay.compute.libvirt import (
     guestagent,
     localdisks,
     rownames,
+    swapping,
     volumefacts,
 )
 from underlay.compute.libvirt.contract.located import Located
@@ -60,6 +61,18 @@ class LibvirtVolumes(Volumes, Located):
     ) -> None:
         """As the contract has it; a guest that runs has to let go of it, and is asked ``device_detach_attempts`` times."""
         detaching.detach(self.site, instance, connection_info, mountpoint)
+
+    def swap_volume(
+        self,
+        context: Context,
+        old_connection_info: ConnectionInfo,
+        new_connection_info: ConnectionInfo,
+        instance: Instance,
+        mountpoint: str,
+        resize_to: int,
+    ) -> None:
+        """As the contract has it."""
+        swapping.swap(self.site, instance, old_connection_info, new_connection_info, mountpoint, resize_to=resize_to)
 
     def extend_volume(self, context: Context, connection_info: ConnectionInfo, instance: Instance, requested_size: int) -> None:
         """As the contract has it."""

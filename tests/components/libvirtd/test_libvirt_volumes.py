@@ -1,4 +1,4 @@
-"""Volumes of real guests: attached, taken away, put in each other's place, grown, and booted from."""
+"""Volumes of real guests: attached, taken away, put in each other's place, grown, snapshot, and booted from."""
 
 import json
 import os
@@ -20,9 +20,11 @@ from underlay.compute.errors import (
     InstanceNotRescuable,
     InstanceNotRunning,
     InstanceRebootFailure,
+    InternalError,
     InvalidInput,
     NotSupported,
     OperationFailed,
+    QemuGuestAgentNotEnabled,
     TooManyDiskDevices,
     VolumeAttachFailed,
     VolumeDriverNotFound,
@@ -31,7 +33,7 @@ from underlay.compute.libvirt import LibvirtDriver
 from underlay.compute.libvirt.domaindisks import DomainDisks
 from underlay.compute.libvirt.guestxml import parsed
 from underlay.testing.bootimage import boot_line, write_raw
-from underlay.testing.fakedriver import FakeImage, FakeInstance
+from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance, FakeMigration
 
 pytest_plugins = ["libvirt_fixtures"]
 pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64")
@@ -375,6 +377,21 @@ def test_a_reboot_leaves_out_the_volumes_that_are_gone_and_says_which(
     assert states.RUNNING == driver.get_info(instance).state
 
 
+def test_a_volume_comes_along_when_its_instance_is_resized(place: Place, driver: LibvirtDriver, off: FakeInstance) -> None:
+    volume = place.volume()
+    attach(driver, off, volume)
+    info, larger = info_of(off, volume, device_name="/dev/vdb"), FakeFlavor(memory_mb=64, root_gb=2)
+    told = driver.migrate_disk_and_power_off(None, off, driver.get_host_ip_addr(), larger, [], info)
+    assert ["disk"] == [Path(one["path"]).name for one in json.loads(told)]
+    off.old_flavor, off.flavor = off.flavor, larger
+    driver.finish_migration(
+        None, FakeMigration(), off, told, [], off.image_meta, resize_instance=True, block_device_info=info, power_on=False
+    )
+    assert (str(path_of(volume)), "raw", volume["serial"]) == disks(driver, off)["vdb"]
+    driver.confirm_migration(None, FakeMigration(), off, [])
+    assert VOLUME == path_of(volume).stat().st_size
+
+
 # ---------------------------------------------------------------------------------------------------------------------- extend
 
 
@@ -420,6 +437,8 @@ def test_a_block_device_is_opened_around_the_host_s_cache_and_grows_with_its_dev
     command("losetup", "--set-capacity", str(path))
     driver.extend_volume(None, volume, instance, 2 * VOLUME)
     assert 2 * VOLUME == capacity(driver, instance)
+    with pytest.raises(InternalError, match="is no file"):
+        driver.volume_snapshot_create(None, instance, volume["serial"], snapshot_of("s1"))
 
     smaller, larger = place.volume(content=b"n" * 512), place.volume(size=3 * VOLUME, content=b"l" * 512)
     with pytest.raises(OperationFailed, match=f"has {VOLUME} bytes"):
@@ -574,6 +593,125 @@ def test_a_swap_whose_maker_is_killed_behind_the_pivot_is_done_to_its_end(
     with pytest.raises(DiskNotFound):
         driver.detach_volume(None, old, instance, "/dev/vdb")
     driver.detach_volume(None, new, instance, "/dev/vdb")
+
+
+# ------------------------------------------------------------------------------------------------------- snapshots of volumes
+
+
+def snapshot_of(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "qcow2", "snapshot_id": f"id of {name}", "new_file": name, **more}
+
+
+def merge(top: str | None, target: str | None = None) -> dict[str, Any]:
+    return {"type": "qcow2", "file_to_merge": top, "merge_target_file": target}
+
+
+def chain(driver: LibvirtDriver, instance: FakeInstance, *, inactive: bool = False) -> list[str]:
+    """The names of the files that vdb is made of, the one that is written first."""
+    domain = parsed(driver.site.domain(instance).xml(inactive=inactive))
+    [disk] = [one for one in domain.iterfind("devices/disk") if one.find("target[@dev='vdb']") is not None]
+    return [Path(source.get("file", "")).name for source in disk.iter("source")]
+
+
+def test_what_is_written_to_a_volume_goes_to_another_file_from_a_snapshot_on(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    volume = place.volume(content=b"v" * 4096)
+    attach(driver, instance, volume)
+    name, volume_id = path_of(volume).name, volume["serial"]
+    made = path_of(volume).with_name("s2")
+    for one in ("s1", "s2", "s3"):
+        if one == "s2":  # as a storage may have made it
+            command("qemu-img", "create", "-q", "-f", "qcow2", "-b", "s1", "-F", "qcow2", str(made))
+        driver.volume_snapshot_create(None, instance, volume_id, snapshot_of(one))
+        driver.volume_snapshot_create(None, instance, volume_id, snapshot_of(one))  # a service that was not told
+    assert [["s3", "s2", "s1", name]] * 2 == [chain(driver, instance, inactive=one) for one in (False, True)]
+    assert 1 == len(chain_of_root(driver, instance))
+
+    info = info_of(instance, volume, device_name="/dev/vdb")
+    driver.reboot(None, instance, [], "HARD", info)  # of what the service knows only the volume
+    assert ["s3", "s2", "s1", name] == chain(driver, instance)
+    assert ("qcow2", volume_id) == disks(driver, instance)["vdb"][1:]
+
+    driver.volume_snapshot_delete(None, instance, volume_id, "id", merge("s2", "s1"))
+    assert ["s3", "s1", name] == chain(driver, instance)
+    driver.volume_snapshot_delete(None, instance, volume_id, "id", merge("s2", "s1"))
+    driver.volume_snapshot_delete(None, instance, volume_id, "id", merge(name))
+    assert ["s3", name] == chain(driver, instance)
+    driver.volume_snapshot_delete(None, instance, volume_id, "id", merge("s3", name))
+    assert [[name]] * 2 == [chain(driver, instance, inactive=one) for one in (False, True)]
+    driver.volume_snapshot_create(None, instance, volume_id, snapshot_of("s4"))
+    driver.volume_snapshot_delete(None, instance, volume_id, "id", merge(None))
+    assert [["s4"]] * 2 == [chain(driver, instance, inactive=one) for one in (False, True)]
+    driver.volume_snapshot_create(None, instance, volume_id, snapshot_of("s5"))
+    DomainDisks(driver.site.domain(instance)).begin_commit("vdb", top=None, base=str(path_of(volume).with_name("s4")))
+    driver.volume_snapshot_delete(None, instance, volume_id, "id", merge("s5", "s4"))  # begun by who was killed
+    assert [["s4"]] * 2 == [chain(driver, instance, inactive=one) for one in (False, True)]
+    place.await_boot(instance)
+    driver.detach_volume(None, volume, instance, "/dev/vdb")
+    assert {"vda"} == disks(driver, instance).keys()
+    assert {name, "s1", "s2", "s3", "s4", "s5"} == set(os.listdir(path_of(volume).parent))
+
+
+def chain_of_root(driver: LibvirtDriver, instance: FakeInstance) -> list[str]:
+    """The files of the root disk that lie in the instance's directory."""
+    root = next(parsed(driver.site.domain(instance).xml()).iterfind("devices/disk"))
+    return [file for one in root.iter("source") if instance.uuid in (file := one.get("file", ""))]
+
+
+def test_a_snapshot_of_a_volume_that_cannot_be_is_refused(place: Place, driver: LibvirtDriver, instance: FakeInstance) -> None:
+    volume = place.volume()
+    attach(driver, instance, volume)
+    volume_id = volume["serial"]
+    for wanted in (
+        snapshot_of("s1", type="raw"),
+        snapshot_of("s1", snapshot_id=None),
+        snapshot_of("../s1"),
+        snapshot_of(""),
+    ):
+        with pytest.raises(InternalError):
+            driver.volume_snapshot_create(None, instance, volume_id, wanted)
+    with pytest.raises(InternalError, match="no volume another"):
+        driver.volume_snapshot_create(None, instance, "another", snapshot_of("s1"))
+    driver.volume_snapshot_create(None, instance, volume_id, snapshot_of("s1"))
+    with pytest.raises(InternalError, match="stands on"):
+        driver.volume_snapshot_create(None, instance, volume_id, snapshot_of(path_of(volume).name))
+    for given, wanted in (
+        ("id", {"type": "raw"}),
+        ("", merge("s1")),
+        ("id", merge("nothing")),
+        ("id", merge("s1")),
+        ("id", merge(None, path_of(volume).name)),
+        ("id", merge(path_of(volume).name, "s1")),
+        ("id", merge("s1", "nothing")),
+    ):
+        with pytest.raises(InternalError):
+            driver.volume_snapshot_delete(None, instance, volume_id, given, wanted)
+    assert ["s1", path_of(volume).name] == chain(driver, instance)
+
+    instance.image_meta = FakeImage(id=instance.image_ref, properties={"os_require_quiesce": "yes"})
+    with pytest.raises(QemuGuestAgentNotEnabled):
+        driver.volume_snapshot_create(None, instance, volume_id, snapshot_of("s2"))
+    driver.power_off(instance)
+    with pytest.raises(InstanceNotRunning):
+        driver.volume_snapshot_create(None, instance, volume_id, snapshot_of("s2"))
+    with pytest.raises(InstanceNotRunning):
+        driver.volume_snapshot_delete(None, instance, volume_id, "id", merge("s1"))
+
+
+def test_a_snapshot_of_a_volume_whose_maker_is_killed_is_whole_at_the_next_call(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    volume = place.volume()
+    attach(driver, instance, volume)
+    new = path_of(volume).with_name("s1")
+    with called(place, instance, "volume_snapshot_create", "INSTANCE", volume["serial"], snapshot_of("s1")) as maker:
+        wait_until(lambda: new.exists() or maker.poll() is not None, "libvirt begins")
+        maker.kill()
+    again = place.driver()
+    again.volume_snapshot_create(None, instance, volume["serial"], snapshot_of("s1"))
+    assert [["s1", path_of(volume).name]] * 2 == [chain(driver, instance, inactive=one) for one in (False, True)]
+    again.cleanup_host("node1")
 
 
 # ----------------------------------------------------------------------------------------------------------------------- prune

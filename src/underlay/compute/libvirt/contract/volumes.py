@@ -15,6 +15,7 @@ from underlay.compute.libvirt import (
     rownames,
     swapping,
     volumefacts,
+    volumesnapshots,
 )
 from underlay.compute.libvirt.contract.located import Located
 from underlay.run import SEARCH_PATH
@@ -77,6 +78,18 @@ class LibvirtVolumes(Volumes, Located):
     def extend_volume(self, context: Context, connection_info: ConnectionInfo, instance: Instance, requested_size: int) -> None:
         """As the contract has it."""
         attaching.extend(self.site, instance, connection_info, requested_size)
+
+    def volume_snapshot_create(
+        self, context: Context, instance: Instance, volume_id: str, create_info: Mapping[str, Any]
+    ) -> None:
+        """As the contract has it, of a volume that is a file. The service tells its storage what became of it."""
+        volumesnapshots.create(self.site, instance, volume_id, create_info)
+
+    def volume_snapshot_delete(
+        self, context: Context, instance: Instance, volume_id: str, snapshot_id: str, delete_info: Mapping[str, Any]
+    ) -> None:
+        """As the contract has it, while the guest runs. The storage removes the file."""
+        volumesnapshots.delete(self.site, instance, volume_id, snapshot_id, delete_info)
 
     def get_volume_connector(self, instance: Instance) -> dict[str, Any]:
         """As the contract has it."""

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 READY = 90.0  # seconds: the first start asks QEMU what it can, for each kind of machine
 ENDED = 30.0
+SCREENS, SCREENS_OF_ONE, DAEMONS = 34_000, 50, 600  # ports
 
 # No control groups, no security driver, no virtlogd: none of them is here in a container.
 QEMU_SETTINGS = """
@@ -27,6 +29,8 @@ cgroup_controllers = []
 stdio_handler = "file"
 remember_owner = {ownership:d}
 dynamic_ownership = {ownership:d}
+remote_display_port_min = {first}
+remote_display_port_max = {last}
 """
 DAEMON_SETTINGS = """
 listen_tls = 0
@@ -77,7 +81,10 @@ class Daemon:
         ensure_account()
         for name in ("etc", "run", "lib/qemu", "cache", "log/qemu", "sock"):
             (self.directory / name).mkdir(parents=True)
-        qemu = QEMU_SETTINGS.format(user=self.user, ownership=self.user != "root")
+        # Of its own: another libvirtd looks for a free port at the same moment, and takes the same one.
+        first = SCREENS + crc32(os.fsencode(self.directory)) % DAEMONS * SCREENS_OF_ONE
+        screens = {"first": first, "last": first + SCREENS_OF_ONE - 1}
+        qemu = QEMU_SETTINGS.format(user=self.user, ownership=self.user != "root", **screens)
         (self.directory / "etc/qemu.conf").write_text(qemu)
         host_uuid = "" if self.host_uuid is None else f'host_uuid = "{self.host_uuid}"'
         settings = DAEMON_SETTINGS.format(directory=self.directory, host_uuid=host_uuid)

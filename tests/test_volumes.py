@@ -317,3 +317,48 @@ def test_a_snapshot_is_made_where_the_backend_can(host: Host, base: BaseImage) -
         host.snapshot_disk("web-2", "before")
     with pytest.raises(InvalidName):
         host.snapshot_disk("web-1", "../before")
+
+
+# -------------------------------------------------------------------------------------------------------- who made a disk
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_disk_that_another_maker_has_made_stays(
+    host: Host, base: BaseImage, storage: FakeBackend, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+) -> None:
+    monkeypatch.setattr(storage, "traits", replace(storage.traits, shared_storage=shared))
+    made = host.create_disk("web-1", base, backend="fake", maker="one")
+    with storage.opened(made), pytest.raises(DiskNotFound, match="made by somebody else"):
+        host.remove_disk("web-1", maker="another")
+
+    assert frozenset({made.path.name}) == storage.names()
+    # On a storage of this host alone its maker is on this host too, and has no other record of it.
+    assert ([] if shared else [("web-1", "disk", "fake")]) == recorded(host)
+    assert made == host.create_disk("web-1", base, backend="fake", maker="one")
+    assert made == host.remove_disk("web-1", maker="one")
+    assert (frozenset(), []) == (storage.names(), recorded(host))
+
+
+def test_a_disk_that_does_not_say_who_made_it_goes_by_its_owner(host: Host, base: BaseImage, storage: FakeBackend) -> None:
+    host.create_disk("web-1", base, backend="fake")
+    host.remove_disk("web-1")
+    assert (frozenset(), []) == (storage.names(), recorded(host))
+
+
+def test_a_disk_that_another_makes_while_ours_is_looked_for_stays(host: Host, base: BaseImage, storage: FakeBackend) -> None:
+    """Another host, which our lock does not reach."""
+    ours = host.create_disk("web-1", base, backend="fake", maker="one")
+    storage.remove(ours)
+    describe = storage.describe
+
+    def late(want: DiskSpec) -> InstanceDisk:
+        try:
+            return describe(want)
+        except DiskNotFound:
+            storage.create(base, replace(want, maker="another"))
+            raise
+
+    storage.describe = late  # type: ignore[method-assign]
+    host.remove_disk("web-1", maker="one")
+    storage.describe = describe  # type: ignore[method-assign]
+    assert (frozenset({ours.path.name}), []) == (storage.names(), recorded(host))

@@ -245,13 +245,14 @@ class DiskBackend(Protocol):
     def create(self, base: BaseImage, want: DiskSpec) -> InstanceDisk:
         """Make the disk, whole or not at all.
 
-        Idempotent: an existing disk with this base, size and format is returned. The caller holds the base's lock shared as
-        well, and has recorded the use. The disk carries a `DiskRecord` that no guest can write. With ``want.key`` the disk is
-        encrypted, and one that is there is made ready for use with it, as it has to be after a restart of the host.
+        Idempotent: an existing disk with this base, size and format is returned; with ``want.maker`` only one that it made. The
+        caller holds the base's lock shared as well, and has recorded the use. The disk carries a `DiskRecord` that no guest can
+        write. With ``want.key`` the disk is encrypted, and one that is there is made ready for use with it, as it has to be
+        after a restart of the host.
 
         Raises:
             DiskTooSmall: ``want.size`` is below the virtual size of the base, or its min_disk.
-            DiskExists: a disk of this name with another base, size or format.
+            DiskExists: a disk of this name with another base, size, format or maker.
             FormatMismatch: a base that this backend cannot read.
             Unsupported: it is to be encrypted, or its file system is to be grown, and that cannot be. What can be grown
             safely `underlay.extfs` tells, which grows it as well; the disk appears when that is done.
@@ -296,6 +297,8 @@ class DiskBackend(Protocol):
 
     def remove(self, disk: InstanceDisk) -> None:
         """Remove the disk, and what its making has left; one that is gone is a success. The caller knows that it is closed.
+
+        Where hosts share the storage and ``disk.maker`` is not None, a disk that another has made since stays.
 
         Raises:
             DiskInUse: others need it: disks or snapshots that were made from it.

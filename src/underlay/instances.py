@@ -411,11 +411,12 @@ def remove(
             Also of another maker's disk.
         DiskInUse, DiskUnrecorded: the directory's record cannot be read, so nothing was removed.
     """
-    if maker is not None:
-        _leave_to_its_maker(config, backend, want, maker)
-    if not backend.traits.on_host_filesystem:
-        return _remove_elsewhere(config, backend, want, assume_closed=assume_closed)
-    with closed(config, backend, want, assume_closed=assume_closed) as disk:
+    with locked(config, backend, want):
+        if maker is not None:
+            _leave_to_its_maker(config, backend, want, maker)
+        if not backend.traits.on_host_filesystem:
+            return _remove_elsewhere(config, backend, replace(want, maker=maker), assume_closed=assume_closed)
+        disk = _closed(backend, want, assume_closed=assume_closed)
         with translated(disk.path):
             diskinfo.recorded_format(disk.path)
             backend.remove(disk)  # crash: records of a disk that is gone, which say nothing wrong
@@ -426,13 +427,14 @@ def remove(
 
 
 def _leave_to_its_maker(config: Config, backend: DiskBackend, want: DiskSpec, maker: str) -> None:
-    with locked(config, backend, want):
-        try:
-            found = backend.describe(want)
-        except DiskNotFound:
-            return  # the removal takes away what a making has left
-        if found.maker == maker or (found.maker is None and not backend.traits.shared_storage):
-            return
+    """Raises DiskNotFound when a disk is another maker's. The caller holds its lock."""
+    try:
+        found = backend.describe(want)
+    except DiskNotFound:
+        return  # the removal takes away what a making has left
+    if found.maker == maker or (found.maker is None and not backend.traits.shared_storage):
+        return
+    if backend.traits.shared_storage:  # else its maker is on this host, and has no other record of it
         volumes.forget(config, called(config, backend, want))
     raise DiskNotFound(f"the disk {want.path} was made by somebody else", hint="it stays")
 
@@ -460,15 +462,16 @@ def take_away_left(config: Config, instance: str, name: str, *, path: Path | Non
 
 def _remove_elsewhere(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_closed: bool) -> InstanceDisk:
     try:
-        with closed(config, backend, want, assume_closed=assume_closed) as disk:
-            backend.remove(disk)  # crash: a record of a disk that is gone, which says nothing wrong
-            volumes.forget(config, called(config, backend, want))
-        return disk
+        disk = _closed(backend, want, assume_closed=assume_closed)
     except DiskNotFound:
-        with locked(config, backend, want):
-            backend.remove(_nothing(backend, want))
-            volumes.forget(config, called(config, backend, want))
+        backend.remove(_nothing(backend, want))
+        volumes.forget(config, called(config, backend, want))
         raise
+    if want.maker is not None and backend.traits.shared_storage:
+        disk = replace(disk, maker=want.maker)  # what another host has made since stays
+    backend.remove(disk)  # crash: a record of a disk that is gone, which says nothing wrong
+    volumes.forget(config, called(config, backend, want))
+    return disk
 
 
 def _nothing(backend: DiskBackend, want: DiskSpec) -> InstanceDisk:
@@ -483,6 +486,7 @@ def _nothing(backend: DiskBackend, want: DiskSpec) -> InstanceDisk:
         allocated=0,
         base=None,
         base_path=None,
+        maker=want.maker,
     )
 
 
@@ -502,13 +506,17 @@ def closed(config: Config, backend: DiskBackend, want: DiskSpec, *, assume_close
         DiskNotFound, DiskInUse, DiskUnrecorded
     """
     with locked(config, backend, want):
-        if not backend.traits.on_host_filesystem:
-            disk = backend.describe(want)
-            _refuse_open(disk.path, lambda: backend.is_open(disk), assume_closed=assume_closed)
-            yield disk
-        else:
-            _refuse_open(want.path, lambda: _is_open(want.path), assume_closed=assume_closed)
-            yield backend.describe(want)
+        yield _closed(backend, want, assume_closed=assume_closed)
+
+
+def _closed(backend: DiskBackend, want: DiskSpec, *, assume_closed: bool) -> InstanceDisk:
+    """A disk that nobody has open. The caller holds its lock."""
+    if backend.traits.on_host_filesystem:
+        _refuse_open(want.path, lambda: _is_open(want.path), assume_closed=assume_closed)
+        return backend.describe(want)
+    disk = backend.describe(want)
+    _refuse_open(disk.path, lambda: backend.is_open(disk), assume_closed=assume_closed)
+    return disk
 
 
 def forget(config: Config, path: Path) -> None:

@@ -114,6 +114,27 @@ class Orphaned(FakeBackend):
         return replace(super().describe(want), base=None, base_path=None)
 
 
+class Anonymous(FakeBackend):
+    """Forgets who made a disk."""
+
+    def create(self, base: BaseImage, want: DiskSpec) -> InstanceDisk:
+        return super().create(base, replace(want, maker=None))
+
+
+class Obliging(FakeBackend):
+    """Gives a disk to whoever asks for one like it."""
+
+    def create(self, base: BaseImage, want: DiskSpec) -> InstanceDisk:
+        return super().create(base, replace(want, maker=None) if self.exists(want) else want)
+
+
+class Deleting(FakeBackend):
+    """Removes whatever has a disk's place."""
+
+    def remove(self, disk: InstanceDisk) -> None:
+        super().remove(replace(disk, maker=None))
+
+
 class Crowded(FakeBackend):
     """Puts all disks of an instance into one place."""
 
@@ -163,6 +184,9 @@ FOUND: dict[str, type[FakeBackend]] = {
     "what-a-backend-cannot-changes-nothing": Promising,
     "an-image-that-is-elsewhere-is-not-cloned": Cloning,
     "a-disk-that-is-made-is-described-as-it-was-made": Orphaned,
+    "a-disk-that-changes-says-who-made-it-still": Anonymous,
+    "a-disk-is-given-to-the-maker-that-made-it": Obliging,
+    "on-shared-storage-a-disk-that-another-has-made-since-stays": Deleting,
     "each-disk-has-a-place-of-its-own": Crowded,
     "a-disk-that-a-guest-has-open-is-seen-to-be": Blind,
     "a-storage-that-does-not-answer-is-told-in-time": Patient,

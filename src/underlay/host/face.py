@@ -286,7 +286,7 @@ class Host(msgspec.Struct, frozen=True):
 
         Args:
             size: bytes, or text with a unit: a whole number of MiB.
-            cache: of kind base; None for the first of these. The rest: as for `create_disk`.
+            cache: of kind base; None for the first of these. The rest, `maker` too: as for `create_disk`.
 
         Raises:
             InvalidSize, DiskExists, OverlayRefused, UnknownCache, ToolMissing, ToolFailed

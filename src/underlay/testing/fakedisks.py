@@ -203,9 +203,11 @@ class FakeBackend:
             return self.describe(_spec(disk))
 
     def remove(self, disk: InstanceDisk) -> None:
-        """Forget its bytes."""
+        """Forget its bytes, unless another maker's have its place."""
         with self._answering():
-            self._disks.pop(disk.path, None)
+            there = self._disks.get(disk.path)
+            if there is not None and disk.maker in (None, there.record.maker):
+                del self._disks[disk.path]
 
     def extract(self, disk: InstanceDisk, target: Path, want: Extraction) -> None:
         """Write its bytes into a file."""

@@ -227,7 +227,7 @@ class RbdBackend:
 
 
 def _spec(disk: InstanceDisk) -> DiskSpec:
-    return DiskSpec(instance=disk.instance, name=disk.name, path=disk.path)
+    return DiskSpec(instance=disk.instance, name=disk.name, path=disk.path, maker=disk.maker)
 
 
 def _grow(image: ImageName, size: int) -> None:

@@ -71,6 +71,8 @@ def set_record(image: ImageName, record: DiskRecord) -> None:
 def remove_disk(image: ImageName, want: DiskSpec) -> None:
     """Remove a disk's image, what its making left, and what a killed remover left; one that is gone is a success.
 
+    One is gone as well whose name another maker's has since, which stays.
+
     Raises:
         DiskInUse: somebody has it open, or needs it. DiskUnrecorded, DiskExists: it is no disk, or another one.
         BackendUnavailable
@@ -81,6 +83,8 @@ def remove_disk(image: ImageName, want: DiskSpec) -> None:
             finish_removal(image)
             return
         refuse_foreign(image, found, want)
+        if found.record is not None and want.maker not in (None, found.record.maker):
+            return
         if found.claim is not None:
             _finish(image, found, found.claim)
         else:

@@ -93,7 +93,13 @@ class Scene:
         return Host.open(parse_config(text, origin=Path("suite")), sources={"fake": source}).ensure(ref)
 
     def spec(
-        self, *, size: int | None = None, instance: str | None = None, name: str = "disk", key: bytes | None = None
+        self,
+        *,
+        size: int | None = None,
+        instance: str | None = None,
+        name: str = "disk",
+        key: bytes | None = None,
+        maker: str | None = None,
     ) -> DiskSpec:
         """A disk that could be made: of a new instance, unless one is named."""
         instance = instance or f"vm-{uuid4().hex[:12]}"
@@ -102,7 +108,7 @@ class Scene:
             directory = self.stage.directory / "instances" / instance
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / name
-        spec = DiskSpec(instance=instance, name=name, path=path, size=size, key=key)
+        spec = DiskSpec(instance=instance, name=name, path=path, size=size, key=key, maker=maker)
         self.specs[path] = spec
         return spec
 
@@ -194,5 +200,5 @@ def in_time(stage: Stage) -> Iterator[None]:
 
 def facts(disk: InstanceDisk) -> Mapping[str, object]:
     """What tells a disk from others, without what its guest changes."""
-    names = ("instance", "name", "path", "backend", "format", "size", "base", "base_path", "parent")
+    names = ("instance", "name", "path", "backend", "format", "size", "base", "base_path", "parent", "maker")
     return {name: getattr(disk, name) for name in names}

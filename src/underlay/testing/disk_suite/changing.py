@@ -37,6 +37,16 @@ def a_disk_grows_and_keeps_its_content(scene: Scene) -> None:
 
 
 @case()
+def a_disk_that_changes_says_who_made_it_still(scene: Scene) -> None:
+    spec = scene.spec(size=4 * MIB, maker="one")
+    disk = scene.backend.create(scene.image(content(93)), spec)
+    if scene.backend.traits.resizable:
+        disk = scene.backend.resize(disk, 8 * MIB)
+    flattened = scene.backend.flatten(disk)
+    expect_equal(["one"] * 2, [flattened.maker, scene.backend.describe(spec).maker], "who made the disk that has changed")
+
+
+@case()
 def a_disk_that_has_its_size_already_is_a_success(scene: Scene) -> None:
     disk = scene.disk(content(21), size=4 * MIB)
     if scene.backend.traits.resizable and disk.size is not None:
@@ -218,6 +228,7 @@ def errors_are_of_the_tree_and_name_the_disk(scene: Scene) -> None:
 
 CASES: tuple[Case, ...] = (
     a_disk_grows_and_keeps_its_content,
+    a_disk_that_changes_says_who_made_it_still,
     a_disk_that_has_its_size_already_is_a_success,
     a_disk_is_never_made_smaller,
     what_a_guest_writes_is_never_taken_for_a_header,

@@ -58,6 +58,17 @@ def the_same_clone_is_there_already(scene: Scene) -> None:
 
 
 @case(Cloned)
+def a_clone_is_given_to_the_maker_that_made_it(scene: Scene) -> None:
+    version, spec = scene.stage.cloneable(content(94)), scene.spec(size=8 * MIB, maker="one")
+    cloned = scene.backend.clone(version, spec)
+    for again in (spec, replace(spec, maker=None)):
+        expect_equal(facts(cloned), facts(scene.backend.clone(version, again)), "the clone that is asked for again")
+    with refused(DiskExists):
+        scene.backend.clone(version, replace(spec, maker="another"))
+    expect_equal("one", scene.backend.describe(spec).maker, "who made the clone")
+
+
+@case(Cloned)
 def a_clone_below_the_images_size_is_refused(scene: Scene) -> None:
     version, spec = scene.stage.cloneable(content(43)), scene.spec(size=MIB)
     with refused(DiskTooSmall):
@@ -121,6 +132,7 @@ CASES: tuple[Case, ...] = (
     an_image_that_is_elsewhere_is_not_cloned,
     a_clone_holds_the_image,
     the_same_clone_is_there_already,
+    a_clone_is_given_to_the_maker_that_made_it,
     a_clone_below_the_images_size_is_refused,
     a_flattened_clone_has_no_parent,
     a_clone_goes_alone,

@@ -18,6 +18,7 @@ from underlay.testing.disk_suite.case import (
     facts,
     refused,
 )
+from underlay.values import replace
 
 _AT_ONCE = 4
 
@@ -170,6 +171,43 @@ def another_disk_of_the_name_is_left_alone(scene: Scene) -> None:
 
 
 @case()
+def a_disk_is_given_to_the_maker_that_made_it(scene: Scene) -> None:
+    base, spec = scene.image(content(90)), scene.spec(size=8 * MIB, maker="one")
+    made = scene.backend.create(base, spec)
+    scene.stage.write(made, 0, b"\x05" * 4096)
+    expect_equal("one", scene.backend.describe(replace(spec, maker=None)).maker, "who made the disk")
+    for again in (spec, replace(spec, maker=None)):
+        expect_equal(facts(made), facts(scene.backend.create(base, again)), "the disk that is asked for again")
+    with refused(DiskExists):
+        scene.backend.create(base, replace(spec, maker="another"))
+    expect_content(scene, made, b"\x05" * 4096 + content(90)[4096:], "the disk that another maker asked for")
+
+
+@case()
+def a_disk_that_does_not_say_who_made_it_is_given_to_no_maker(scene: Scene) -> None:
+    base, spec = scene.image(content(91)), scene.spec(size=8 * MIB)
+    made = scene.backend.create(base, spec)
+    expect_equal(None, made.maker, "who made a disk that does not say so")
+    with refused(DiskExists):
+        scene.backend.create(base, replace(spec, maker="one"))
+    expect_equal(facts(made), facts(scene.backend.describe(spec)), "the disk that a maker asked for")
+    scene.backend.remove(made)
+    expect_nothing(scene, spec, "after the disk was removed")
+
+
+@case()
+def on_shared_storage_a_disk_that_another_has_made_since_stays(scene: Scene) -> None:
+    if not scene.backend.traits.shared_storage:
+        return
+    base, spec = scene.image(content(92)), scene.spec(size=8 * MIB, maker="one")
+    made = scene.backend.create(base, spec)
+    scene.backend.remove(replace(made, maker="another"))
+    expect_content(scene, scene.backend.describe(spec), content(92), "the disk that is not the one that was to go")
+    scene.backend.remove(made)
+    expect_nothing(scene, spec, "after the disk was removed")
+
+
+@case()
 def a_disk_that_several_ask_for_is_made_once(scene: Scene) -> None:
     base, spec = scene.image(content(16)), scene.spec(size=4 * MIB)
     lock, barrier = Lock(), Barrier(_AT_ONCE)
@@ -244,6 +282,9 @@ CASES: tuple[Case, ...] = (
     a_disk_below_what_the_images_source_allows_is_refused,
     the_same_disk_is_there_already,
     another_disk_of_the_name_is_left_alone,
+    a_disk_is_given_to_the_maker_that_made_it,
+    a_disk_that_does_not_say_who_made_it_is_given_to_no_maker,
+    on_shared_storage_a_disk_that_another_has_made_since_stays,
     a_disk_that_several_ask_for_is_made_once,
     on_shared_storage_others_who_know_no_lock_do_no_harm,
     several_disks_may_be_made_at_once,

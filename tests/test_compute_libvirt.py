@@ -1,5 +1,6 @@
 """What the libvirt driver decides and writes, without any libvirt: disks, devices, XML, metadata, options."""
 
+import os
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 from children import NOBODY, start, tell
 from underlay.compute.errors import (
     FlavorDiskSmallerThanImage,
+    InstanceExists,
     InternalError,
     InvalidInput,
     NotSupported,
     OperationFailed,
     TooManyDiskDevices,
 )
-from underlay.compute.libvirt import LibvirtDriver, configdrive, devicenames, guestxml
+from underlay.compute.libvirt import LibvirtDriver, claiming, configdrive, devicenames, guestxml
 from underlay.compute.libvirt.counters import counters_of
 from underlay.compute.libvirt.directory import InstanceDirectory, directory_of, interrupted, remove_doomed
 from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, rescue_disks
@@ -403,6 +405,21 @@ def test_a_directory_goes_whole_and_what_is_left_of_one_is_found(tmp_path: Path)
     (tmp_path / "other_del").mkdir()
     remove_doomed(tmp_path)
     assert ["_base", "other_del"] == sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_an_instance_that_is_made_whole_between_a_look_and_a_claim_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, refuse = directory_of(tmp_path, UUID), claiming._refuse_files
+
+    def look(directory: InstanceDirectory, **more: Any) -> None:
+        refuse(directory, **more)
+        (directory.path / "disk.config").touch()
+
+    monkeypatch.setattr(claiming, "_refuse_files", look)
+    with pytest.raises(InstanceExists, match="files of an instance"), claiming.claimed(directory, name="one"):
+        raise AssertionError
+    assert ["disk.config"] == os.listdir(directory.path)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,15 @@ import pytest
 from libvirt_stage import Place, command
 
 from installed import install_backend
-from underlay.compute.errors import OperationFailed
+from underlay.compute.errors import ImageNotFound, OperationFailed
 from underlay.compute.libvirt import LibvirtDriver
+from underlay.compute.libvirt.domain import define as define_domain
 from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance
 
 pytest_plugins = ["libvirt_fixtures"]
 pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64")
+
+OURS = "0123456789abcdef" * 2
 
 
 def spawn(driver: LibvirtDriver, instance: FakeInstance, image: FakeImage) -> None:
@@ -111,17 +114,65 @@ def test_a_disk_that_another_host_has_made_is_not_taken_over_and_stays(place: Pl
 
 
 @pytest.mark.usefixtures("shared")
-@pytest.mark.parametrize("maker", ["ours", "theirs", None])
+@pytest.mark.parametrize("maker", [OURS, "theirs", None])
 def test_of_a_killed_maker_go_the_disks_that_it_has_made_and_no_others(place: Place, maker: str | None) -> None:
     host, image = place.host(), place.image()
     instance = place.instance(image)
     disk = host.create_disk(instance.uuid, image.id, backend="fake", maker=maker)
     directory = place.instances / instance.uuid
     directory.mkdir(exist_ok=True)
-    (directory / "making").write_text("node1\nours")
+    (directory / "making").write_text(f"node1\n{OURS}")
 
     driver = place.driver()
 
-    assert (maker != "ours") == (disk.path.name in names())
+    assert (maker != OURS) == (disk.path.name in names())
     assert ([], []) == (driver.site.host.disks(), place.traces(instance))
+    driver.cleanup_host("node1")
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_rebuild_from_an_image_that_is_not_there_keeps_a_disk_that_might_have_been_cloned(place: Place) -> None:
+    driver, image = place.driver(more='images_type = "fake"'), place.image()
+    instance = place.instance(image, flavor=FakeFlavor(memory_mb=32, root_gb=0))
+    disk = driver.site.host.create_disk(instance.uuid, image.id, backend="fake")
+    driver.site.directory(instance).make()
+    define(driver, instance)
+
+    missing = FakeImage(id=f"file://{place.root}/nothing.qcow2")
+    with pytest.raises(ImageNotFound):
+        driver.rebuild(None, instance, missing, [], None, {}, [], print, print, network_info=[])
+
+    assert [disk] == driver.site.host.disks()
+    driver.destroy(None, instance, [])
+    assert ([], []) == (driver.site.host.disks(), place.traces(instance))
+    driver.cleanup_host("node1")
+
+
+def define(driver: LibvirtDriver, instance: FakeInstance) -> None:
+    """An instance without a disk, as libvirt cannot have one of a fake storage."""
+    xml = f"<domain type='qemu'><name>{instance.name}</name><uuid>{instance.uuid}</uuid><memory>32768</memory>"
+    define_domain(driver.site.connection, f"{xml}<os><type>hvm</type></os></domain>")
+
+
+@pytest.mark.parametrize("content", [b"", b"node1", b"node1\n0123", b"\xff\n\0\0", bytes(40)])
+def test_a_claim_that_nobody_has_signed_keeps_no_service_from_starting(place: Place, content: bytes) -> None:
+    instance = place.instance(place.image())
+    directory = place.instances / instance.uuid
+    directory.mkdir()
+    (directory / "making").write_bytes(content)
+
+    driver = place.driver()
+
+    assert [] == place.traces(instance)
+    driver.cleanup_host("node1")
+
+
+def test_what_says_nothing_where_snapshots_are_made_keeps_no_service_from_starting(place: Place) -> None:
+    work = place.instances / "snapshots" / f".{place.instance(place.image()).uuid}.00000000"
+    work.mkdir(parents=True)
+    (work / "maker").write_bytes(b"\xff")
+
+    driver = place.driver()
+
+    assert ["maker"] == os.listdir(work)
     driver.cleanup_host("node1")

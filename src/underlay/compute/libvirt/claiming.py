@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from secrets import token_hex
 
 from underlay import locks
@@ -17,6 +18,8 @@ from underlay.compute.libvirt.directory import InstanceDirectory
 from underlay.errors import LockLost
 from underlay.files import sync_directory, translated
 from underlay.locks import Lock
+
+_ID_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class Maker:
 
 def new_maker(host: str) -> Maker:
     """One that makes nothing else."""
-    return Maker(host=host, id=token_hex(16))
+    return Maker(host=host, id=token_hex(_ID_BYTES))
 
 
 @contextmanager
@@ -56,13 +59,18 @@ def claimed(directory: InstanceDirectory, *, name: str) -> Iterator[Lock]:
                 if is_new:
                     directory.remove_if_empty()
                 raise
-        if lock is None:
-            raise InstanceExists(name=name)
+            if lock is None:
+                raise InstanceExists(name=name)
+            try:
+                _refuse_files(directory, but=directory.making)  # of who made it whole between our look and our lock
+            except BaseException:
+                give_up(directory)
+                raise
         yield lock
 
 
-def _refuse_files(directory: InstanceDirectory) -> None:
-    if os.listdir(directory.path):
+def _refuse_files(directory: InstanceDirectory, *, but: Path | None = None) -> None:
+    if any(directory.path / name != but for name in os.listdir(directory.path)):
         raise InstanceExists(
             f"files of an instance {directory.uuid} are there: {directory.path}", hint="delete_instance_files removes them"
         )
@@ -131,10 +139,10 @@ def sign(directory: InstanceDirectory, maker: Maker) -> None:
 
 
 def signed_by(directory: InstanceDirectory) -> Maker | None:
-    """Whose a claim is; None: nobody's yet.
+    """Whose a claim is; None: nobody's yet, as of one whose signing was interrupted, under which nothing was made.
 
     Raises:
         OSError
     """
-    host, _, id_ = directory.making.read_text(encoding="utf-8").partition("\n")
-    return Maker(host=host, id=id_) if host else None
+    host, _, id_ = directory.making.read_text(encoding="utf-8", errors="replace").partition("\n")
+    return Maker(host=host, id=id_) if host and len(id_) == 2 * _ID_BYTES else None

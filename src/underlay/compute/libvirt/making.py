@@ -28,10 +28,13 @@ from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guestplan import check
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import start
-from underlay.errors import LockLost
+from underlay.contracts import BackendTraits
+from underlay.errors import LockLost, SourceUnavailable
 from underlay.files import translated
 from underlay.host import bring
+from underlay.host.parts import Parts
 from underlay.locks import Lock
+from underlay.model import ImageRef, ImageVersion
 from underlay.policy.form import Want
 from underlay.refs import parse_ref
 
@@ -183,11 +186,16 @@ class _Attempt:
         self.defined = True
 
     def has_claim(self) -> bool:
-        """Whether nobody has taken the claim away, and the directory with it."""
-        try:
-            self.lock.confirm()
-        except LockLost:
-            return False
+        """Whether nobody has taken the claim away, and the directory with it.
+
+        Raises:
+            OperationFailed: it cannot be told.
+        """
+        with localdisks.translated(), translated(self.lock.path):
+            try:
+                self.lock.confirm()
+            except LockLost:
+                return False
         return True
 
 
@@ -255,7 +263,7 @@ def _undo(site: Site, directory: InstanceDirectory, attempt: _Attempt) -> None:
 
 
 def _bring(site: Site, instance: Instance, image: ImageMeta, holding: ExitStack) -> None:
-    """Have an image here before anything is given up for it, unless its backend may clone it.
+    """Have an image here before anything is given up for it, unless its backend can clone it.
 
     Args:
         holding: until it is closed no prune removes the image.
@@ -266,10 +274,26 @@ def _bring(site: Site, instance: Instance, image: ImageMeta, holding: ExitStack)
     with localdisks.translated():
         parts, ref = site.host.parts, parse_ref(image.id)
         traits = parts.backend(site.options.images_type).traits
-        if traits.clones:
-            return
-        base = bring.verified(parts, ref, parts.cache(site.options.cache), Want(traits=traits), None, holding).image
+        if version := _to_be_cloned(parts, ref, traits):
+            smallest = max(version.size or 0, version.min_disk)
+        else:
+            base = bring.verified(parts, ref, parts.cache(site.options.cache), Want(traits=traits), None, holding).image
+            smallest = max(base.virtual_size, base.record.min_disk if base.record else 0)
     size = root_size(instance, image)
-    smallest = max(base.virtual_size, base.record.min_disk if base.record else 0)
     if size is not None and size < smallest:
         raise FlavorDiskSmallerThanImage(flavor_size=size, image_size=smallest)
+
+
+def _to_be_cloned(parts: Parts, ref: ImageRef, traits: BackendTraits) -> ImageVersion | None:
+    """The image as its source has it, if a backend may clone it from the storage behind; None: it has to be fetched.
+
+    Raises:
+        ImageNotFound; as `underlay.contracts.ImageSource.describe`, but SourceUnavailable: it may be here.
+    """
+    if not traits.clones:
+        return None
+    with suppress(SourceUnavailable):
+        version = parts.source(ref.scheme).describe(ref)
+        if version.locations and version.signature is None and version.disk_format == traits.disk_format:
+            return version
+    return None

@@ -106,5 +106,5 @@ def _works(directory: Path) -> Iterator[Work]:
 def _is_left(work: Work, host: str, holding: ExitStack) -> bool:
     with suppress(FileNotFoundError, NotADirectoryError):
         if holding.enter_context(locks.try_exclusive(work.path / _MAKER)):
-            return (work.path / _MAKER).read_text() in ("", host)
+            return (work.path / _MAKER).read_bytes() in (b"", host.encode())
     return False

@@ -135,6 +135,29 @@ def test_a_rescue_is_on_the_instance_s_own_machine(place: Place, driver: Libvirt
     driver.destroy(None, instance, [])
 
 
+def test_a_rescue_whose_memory_was_saved_is_not_gone_on_with(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance, rescue_image: FakeImage
+) -> None:
+    before = (files(place, instance), disks(place, instance))
+    driver.rescue(None, instance, [], rescue_image, None, None)
+    driver.suspend(None, instance)
+    driver.unrescue(instance, [])
+    assert states.RUNNING == driver.get_info(instance).state
+    assert before == (files(place, instance), disks(place, instance))
+
+
+@pytest.mark.parametrize("content", [b"\xff", None])
+def test_a_guest_that_cannot_be_put_back_runs_on(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance, content: bytes | None
+) -> None:
+    kept = place.instances / instance.uuid / "unrescue.xml"
+    kept.mkdir() if content is None else kept.write_bytes(content)
+    run = driver.get_info(instance).internal_id
+    with pytest.raises(OperationFailed):
+        driver.unrescue(instance, [])
+    assert (states.RUNNING, run) == (driver.get_info(instance).state, driver.get_info(instance).internal_id)
+
+
 @pytest.mark.parametrize(("action", "steps"), [("rescue", RESCUE_STEPS), ("unrescue", UNRESCUE_STEPS)])
 def test_who_is_killed_at_any_step_of_a_rescue_is_followed_by_an_unrescue(
     place: Place,

@@ -59,7 +59,7 @@ def rescue(
         guest = assembled_of(site, instance, instance.image_meta, network_info, disks, volumes=volumes, suffix=RESCUED)
         run = domain.state()[1]
     except BaseException:
-        _remove_files(site, instance)
+        _remove_files_quietly(site, instance)
         raise
     try:
         _become(site, domain, guest)
@@ -108,7 +108,8 @@ def _undo_quietly(site: Site, instance: Instance, *, run: int | None) -> None:
     try:
         if was_cut := domain.state()[1] != run:
             domain.cut()
-        _put_back(site, instance)
+        _define_kept(site, instance)
+        _remove_files(site, instance)
         if was_cut and run is not None:
             start(site, domain)
     except ComputeError as error:
@@ -116,7 +117,7 @@ def _undo_quietly(site: Site, instance: Instance, *, run: int | None) -> None:
 
 
 def unrescue(site: Site, instance: Instance) -> None:
-    """Put a guest back to what it was before a rescue, and start it.
+    """Put a guest back to what it was before a rescue, and start it. What libvirt does not take leaves it as it is.
 
     One that is not being rescued is started, or goes on: it was unrescued already, or whoever did so was killed at the end.
 
@@ -125,15 +126,27 @@ def unrescue(site: Site, instance: Instance) -> None:
     """
     domain = site.domain(instance)
     if site.directory(instance).unrescue.exists():
-        domain.cut()  # crash after: the guest is off, and is unrescued again
-        _put_back(site, instance)
+        _define_kept(site, instance)  # crash after: it runs as the rescue, and would start as itself
+        domain.cut()  # crash after: the guest is off, as itself, and only files are left over
+        domain.forget_memory()  # the rescue's, with all that it was
+        _remove_files(site, instance)
     start(site, domain)
 
 
-def _put_back(site: Site, instance: Instance) -> None:
-    before = site.directory(instance).unrescue.read_text(encoding="utf-8")
-    domains.define(site.connection, before)  # crash after: it is itself again, and only files are left over
-    _remove_files(site, instance)
+def _define_kept(site: Site, instance: Instance) -> None:
+    """Have a guest be what it was before its rescue when it starts next."""
+    kept = site.directory(instance).unrescue
+    with localdisks.translated(), translated(kept):
+        before = kept.read_bytes()
+    domains.define(site.connection, before.decode(errors="replace"))
+
+
+def _remove_files_quietly(site: Site, instance: Instance) -> None:
+    """After a failure, whose error goes on; what cannot be removed now is when the instance is unrescued."""
+    try:
+        _remove_files(site, instance)
+    except ComputeError as error:
+        _LOG.warning("what was made for the rescue of the instance %s cannot be removed yet: %s", instance.uuid, error)
 
 
 def _remove_files(site: Site, instance: Instance) -> None:

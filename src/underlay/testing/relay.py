@@ -52,6 +52,7 @@ class Fault:
         status: answered in place of the server, which is not asked.
         silent: the request is taken and never answered.
         reset: the connection is reset when the request has come, as by a balancer that has forgotten it.
+        lost: the server is asked, and its answer is lost: the connection is reset in its place.
         cut_after: the connection closes after so many bytes of the body.
         stall_after: nothing more comes after so many bytes of the body.
         rate: bytes a second of the body. head_rate: of the head.
@@ -64,6 +65,7 @@ class Fault:
     status: int | None = None
     silent: bool = False
     reset: bool = False
+    lost: bool = False
     cut_after: int | None = None
     stall_after: int | None = None
     rate: float | None = None
@@ -251,7 +253,11 @@ class _Connection(BaseHTTPRequestHandler):
                 self._fail()
                 return
             with answer:
-                self._pass_on(answer, fault)
+                if fault.lost:
+                    self._begin(_NO_ANSWER)
+                    self._reset()
+                else:
+                    self._pass_on(answer, fault)
 
     def _ask(self, connection: HTTPConnection, fault: Fault) -> HTTPResponse:
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

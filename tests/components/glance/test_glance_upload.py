@@ -158,3 +158,16 @@ def test_a_glance_that_breaks_off_is_unavailable(alice: Person, cloud: Cloud, fi
         with pytest.raises(SourceRefused, match="redirects"):
             send(GlanceSource(cloud="alice", endpoints=(relay.base,)), cloud, image, file)
     assert "queued" == shown(alice, image)["status"]
+
+
+def test_an_upload_of_which_only_the_answer_is_lost_is_one(alice: Person, cloud: Cloud, file: Path) -> None:
+    whole, none = queued(alice), queued(alice)
+    with relaying(cloud.glance) as relay:
+        source = GlanceSource(cloud="alice", endpoints=(relay.base,))
+        relay.misbehave(f"/v2/images/{whole}/file", Fault(lost=True))
+        send(source, cloud, whole, file)
+        relay.misbehave(f"/v2/images/{none}/file", Fault(reset=True))
+        with pytest.raises(SourceUnavailable):
+            send(source, cloud, none, file)
+    assert ("active", file.stat().st_size) == (shown(alice, whole)["status"], shown(alice, whole)["size"])
+    assert "queued" == shown(alice, none)["status"]

@@ -13,7 +13,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
-from underlay.errors import ImageNotFound, NotAuthorized, SourceRefused
+from underlay.errors import ImageNotFound, NotAuthorized, SourceRefused, SourceUnavailable
 from underlay.files import translated
 from underlay.model import ImageRef
 from underlay.sources.glance.api import Api, url_of
@@ -81,7 +81,7 @@ def upload(api: Api, ref: ImageRef, path: Path, *, disk_format: str) -> None:
     """Say an image's format, and give it its data.
 
     Raises:
-        NotAuthorized: who asks may not. SourceUnavailable: Glance broke off, and may have the data or none. As `check_waits`
+        NotAuthorized: who asks may not. SourceUnavailable: Glance broke off, and has no data, or none yet. As `check_waits`
     """
     endpoint = check_waits(api, ref)
     said = {"disk_format": disk_format, "container_format": _CONTAINER}
@@ -93,7 +93,11 @@ def upload(api: Api, ref: ImageRef, path: Path, *, disk_format: str) -> None:
         size, pieces = path.stat().st_size, _Pieces(file)
         fields = {"Content-Type": _BYTES, "Content-Length": str(size)}
         # crash: Glance has fewer bytes than were announced, keeps none of them, and the image is queued again
-        _make(api, _Change(ref=ref, endpoint=endpoint, method="PUT", below="/file", fields=fields, content=pieces.again))
+        try:
+            _make(api, _Change(ref=ref, endpoint=endpoint, method="PUT", below="/file", fields=fields, content=pieces.again))
+        except SourceUnavailable:
+            if api.image(ref)[0].status != "active":
+                raise  # else only its answer was lost, and what it has tells whether that is all
     _check(ref, api.image(ref)[0], size=size, digest=pieces.digest.hexdigest())
 
 

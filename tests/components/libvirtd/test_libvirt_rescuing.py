@@ -91,12 +91,12 @@ def test_the_guest_runs_on_when_a_rescue_cannot_be(
 ) -> None:
     missing = replace(rescue_image, id=f"file://{place.root}/nothing.raw")
     on_ide = replace(rescue_image, properties={"hw_rescue_bus": "ide"})  # the instance is a q35, which has none
-    tap = fake_vif(kind="tap")
+    nowhere = fake_vif(bridge="nowhere0")
     before = (driver.get_info(instance).internal_id, files(place, instance), disks(place, instance))
     for image, network_info, error in (
         (missing, [], ImageNotFound),
         (on_ide, [], OperationFailed),
-        (rescue_image, [tap], VirtualInterfacePlugException),
+        (rescue_image, [nowhere], VirtualInterfacePlugException),
     ):
         with pytest.raises(error):
             driver.rescue(None, instance, network_info, image, None, None)

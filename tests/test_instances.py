@@ -804,6 +804,15 @@ def test_the_cache_itself_is_no_instance(tmp_path: Path) -> None:
     assert [] == machine.host().disks()
 
 
+def test_a_config_drive_is_no_disk_unless_it_was_made_as_one(host: Host, base: BaseImage, machine: Machine) -> None:
+    made = host.create_disk("web-1", base, name="disk.config")
+    (machine.instances / "web-2").mkdir()
+    for name in ("disk.config", "disk.config.rescue"):
+        (machine.instances / "web-2" / name).write_bytes(bytes(4096))
+
+    assert [made] == host.disks()
+
+
 def test_a_root_whose_disk_is_gone_is_not_listed(host: Host, base: BaseImage, machine: Machine) -> None:
     host.create_disk("web-1", base, path=machine.root / "root.img").path.unlink()
 

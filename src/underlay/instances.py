@@ -46,6 +46,7 @@ else:
 _DISK_FILE = re.compile(r"disk(\..+)?", re.ASCII)
 _TEMPORARY = re.compile(r"\..*\.underlay", re.DOTALL)  # see `filedisk.temporary_of`
 _NOT_DISKS = frozenset({diskinfo.NAME, f"{diskinfo.NAME}.tmp"})
+_CONFIG_DRIVES = frozenset({"disk.config", "disk.config.rescue"})
 _DIRECTORY_MODE = 0o755
 _LONGEST_PATH = 4095 - len("..underlay")  # PATH_MAX, less what a disk's temporary has more
 _BRIEFLY, _POLL = 0.5, 0.02  # seconds: how long somebody who only looks at a disk may have it open, and between our looks
@@ -634,9 +635,16 @@ def _scanned(config: Config, problems: list[Problem]) -> list[DiskSpec]:
 def _may_be_disk(entry: os.DirEntry[str]) -> bool:
     """A plain file, or a directory that says it is a disk."""
     if entry.is_file(follow_symlinks=False):
-        return True
+        return entry.name not in _CONFIG_DRIVES or _is_recorded(Path(entry.path))
     with suppress(OSError):
         return entry.is_dir(follow_symlinks=False) and filedisk.backend_of_directory(Path(entry.path)) is not None
+    return False
+
+
+def _is_recorded(path: Path) -> bool:
+    """Whether we made it as a disk; a CD by the same name is Nova's, or of ``underlay vm``, and has no format to be noted."""
+    with suppress(UnderlayError, OSError):
+        return filedisk.recorded(path) is not None
     return False
 
 

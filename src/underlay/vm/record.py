@@ -8,6 +8,7 @@ user data nor the credentials of an image's ref.
 
 import json
 from datetime import datetime
+from typing import Annotated
 from xml.etree.ElementTree import Element
 
 import msgspec
@@ -21,10 +22,17 @@ TAG = f"{{{NAMESPACE}}}vm"
 """The element, as ElementTree spells it."""
 
 
+_Some = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+_Perhaps = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+_Uuid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+_Mac = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
+_Device = Annotated[str, msgspec.Meta(pattern=r"^[^/\s]{1,15}$")]  # as the kernel has it
+
+
 class VmEphemeral(msgspec.Struct, frozen=True, kw_only=True):
     """One ephemeral disk."""
 
-    size_gib: int
+    size_gib: _Some
 
 
 class VmInterface(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,9 +43,9 @@ class VmInterface(msgspec.Struct, frozen=True, kw_only=True):
         network: the network of libvirt that the bridge was found by, if it was.
     """
 
-    id: str
-    address: str
-    bridge: str
+    id: _Uuid
+    address: _Mac
+    bridge: _Device
     network: str | None = None
 
 
@@ -50,13 +58,13 @@ class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
         properties: of the image, by the names that the driver knows.
     """
 
-    created_at: datetime
+    created_at: Annotated[datetime, msgspec.Meta(tz=True)]
     image: str | None
-    memory_mib: int
-    vcpus: int
+    memory_mib: _Some
+    vcpus: _Some
     os_type: str = "linux"
-    root_gib: int = 0
-    swap_mib: int = 0
+    root_gib: _Perhaps = 0
+    swap_mib: _Perhaps = 0
     ephemerals: tuple[VmEphemeral, ...] = ()
     interfaces: tuple[VmInterface, ...] = ()
     properties: dict[str, str] = msgspec.field(default_factory=dict)

@@ -58,7 +58,31 @@ def test_a_domain_without_a_record_is_somebody_elses() -> None:
     assert record_of(fromstring("<domain><metadata><vm/></metadata></domain>"), "web") is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"memory_mib": "much"}', kept_as(RECORD)[TAG].replace("1024", '"1024"')])
+def edited(old: str, new: str) -> str:
+    """The text of a record in which somebody has changed something."""
+    text = kept_as(RECORD)[TAG]
+    assert old in text
+    return text.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"memory_mib": "much"}',
+        edited("1024", '"1024"'),
+        edited("1024", "-1024"),
+        edited('"vcpus": 2', '"vcpus": 0'),
+        edited("12:00:00Z", "12:00:00"),  # a moment of no time zone
+        edited('"swap_mib": 512', '"swap_mib": -1'),
+        edited('"size_gib": 1', '"size_gib": 0'),
+        edited("52:54:00:00:00:01", "52:54:00:00:00"),
+        edited(UUID, "../../tmp"),
+        edited('"bridge": "br0"', '"bridge": "../br0"'),
+    ],
+)
 def test_a_record_that_makes_no_sense_is_refused_with_what_shows_it(text: str) -> None:
     with pytest.raises(OperationFailed, match="the metadata of the domain web is no record") as refused:
         record_of(domain_with(text), "web")
@@ -115,6 +139,20 @@ def test_what_is_no_whole_number_of_gibibytes_is_refused(text: str) -> None:
     with pytest.raises(InvalidSize):
         wanted.gibibytes(text, what="the root disk")
     assert (2, 2048) == (wanted.gibibytes("2048MiB", what="it"), wanted.mebibytes("2GiB", what="it"))
+
+
+def test_a_name_that_is_a_uuid_would_be_taken_for_that_of_another_machine() -> None:
+    for name in (UUID, UUID.upper(), UUID.replace("-", "")):
+        with pytest.raises(InvalidName, match="it is a UUID"):
+            wanted.checked_name(name)
+    assert "web-1.example" == wanted.checked_name("web-1.example")
+
+
+def test_the_system_of_a_guest_is_a_plain_word() -> None:
+    for name in ("\udcff", "", "a b", "<linux>"):
+        with pytest.raises(InvalidName, match="no name for a guest's system"):
+            wanted.system(name)
+    assert "windows" == wanted.system("windows")
 
 
 def test_properties_are_pairs() -> None:

@@ -113,7 +113,7 @@ def create(
         image=image,
         memory_mib=wanted.mebibytes(memory, what="the memory"),
         vcpus=vcpus,
-        os_type=os_type,
+        os_type=wanted.system(os_type),
         root_gib=0 if size is None else wanted.gibibytes(size, what="the root disk"),
         swap_mib=0 if swap is None else wanted.mebibytes(swap, what="the swap disk"),
         ephemerals_gib=wanted.ephemeral_sizes(ephemerals),

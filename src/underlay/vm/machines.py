@@ -17,6 +17,7 @@ from underlay.compute.libvirt.library import library
 from underlay.host import Host
 from underlay.vm.neighbours import seen_addresses
 from underlay.vm.record import VmRecord, record_of
+from underlay.vm.wanted import is_utf8, is_uuid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +93,9 @@ def find(connection: Connection, name: str) -> Vm:
     """
     missing = InstanceNotFound(f"there is no virtual machine {name!r}", hint="'underlay vm list' shows those there are")
     flags = _inactive()
-    try:
-        text = connection.ask(lambda handle: handle.lookupByName(name).XMLDesc(flags), missing=missing)
-    except InstanceNotFound:
-        text = connection.ask(lambda handle: _by_uuid(handle, name).XMLDesc(flags), missing=missing)
+    if not is_utf8(name):
+        raise missing
+    text = connection.ask(lambda handle: _looked_up(handle, name).XMLDesc(flags), missing=missing)
     tree = guestxml.parsed(text)
     record = record_of(tree, name)
     if record is None:
@@ -106,14 +106,16 @@ def find(connection: Connection, name: str) -> Vm:
     return vm
 
 
-def _by_uuid(handle: Any, text: str) -> Any:
+def _looked_up(handle: Any, text: str) -> Any:
+    """By UUID first: somebody may have called a domain by the UUID of another, and a UUID never means two."""
     libvirt = library()
-    try:
-        return handle.lookupByUUIDString(text)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_INVALID_ARG:  # it is no UUID
-            return handle.lookupByName(text)
-        raise
+    if is_uuid(text):
+        try:
+            return handle.lookupByUUIDString(text)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+    return handle.lookupByName(text)
 
 
 def _inactive() -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from underlay.compute.errors import OperationFailed, VirtualInterfacePlugException
 from underlay.compute.libvirt.connection import Connection
 from underlay.compute.libvirt.library import library
+from underlay.vm.wanted import is_utf8
 
 DEFAULT = "default"
 """The network that an installed libvirt brings along."""
@@ -21,7 +22,7 @@ def check_bridges(bridges: Iterable[str]) -> None:
         VirtualInterfacePlugException
     """
     for bridge in bridges:
-        if "/" in bridge or not (_DEVICES / bridge / "bridge").exists():
+        if "/" in bridge or not is_utf8(bridge) or not (_DEVICES / bridge / "bridge").exists():
             hint = "'ip link show type bridge' shows those there are"
             raise VirtualInterfacePlugException(f"the bridge {bridge} is not there", hint=hint)
 
@@ -33,6 +34,8 @@ def bridge_of(connection: Connection, network: str) -> str:
         VirtualInterfacePlugException: there is no such network, it has no bridge, or it is not up. HypervisorUnavailable
     """
     try:
+        if not is_utf8(network):
+            raise OperationFailed("its name is not UTF-8")
         return connection.ask(lambda handle: _bridge(handle.networkLookupByName(network)))
     except OperationFailed as error:
         raise VirtualInterfacePlugException(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from underlay.errors import ConfigError, InvalidName, InvalidSize
 from underlay.files import read_regular
@@ -55,11 +55,40 @@ def checked_name(name: str) -> str:
         InvalidName
     """
     plain_name(name, what="a virtual machine")
+    if is_uuid(name):
+        raise InvalidName(f"{name!r} is no name for a virtual machine: it is a UUID", hint="a machine gets its UUID by itself")
     if "_" in name or "+" in name:
         raise InvalidName(
             f"{name!r} is no name for a virtual machine: no host has such", hint="use letters, digits, '.' and '-'"
         )
     return name
+
+
+def is_uuid(text: str) -> bool:
+    """Whether libvirt takes it for a UUID."""
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_utf8(text: str) -> bool:
+    """Whether libvirt can be asked for it: an argument of a command may be any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def system(name: str) -> str:
+    """The system of a guest, as ``os_type`` names it.
+
+    Raises:
+        InvalidName
+    """
+    return plain_name(name, what="a guest's system")
 
 
 def mebibytes(text: str, *, what: str) -> int:

@@ -527,6 +527,27 @@ def test_a_machine_that_is_not_there_or_not_ours_is_left_alone(machine: Machine,
         assert ([], ["theirs"]) == (machine.call("vm", "list", "--json").json["vms"], domains(daemon))
 
 
+def test_a_uuid_is_the_machine_that_has_it_whatever_another_is_called(machine: Machine, daemon: Daemon, image: str) -> None:
+    first, second = (create(machine, name, image, "--no-start") for name in ("first", "second"))
+    connection = quiet_library().open(daemon.uri)
+    connection.lookupByName("second").rename(first["uuid"])
+    connection.close()
+
+    assert first["uuid"] == answered(machine, "vm", "show", first["uuid"])["vm"]["uuid"]
+    assert first["uuid"] == answered(machine, "vm-delete", "delete", "first", "--yes")["deleted"]["uuid"]
+    assert [second["uuid"]] == left(machine)
+
+
+def test_names_that_are_not_utf8_are_told_in_one_line(machine: Machine, daemon: Daemon, image: str) -> None:
+    name = "web\udcff"  # as Python has an argument of other bytes
+    for first, *rest in COMMANDS:
+        assert 90 == machine.call("vm", first, name, *rest).status
+    for option, status in (("--network", 96), ("--bridge", 96), ("--os-type", 14), ("--backend", 15), ("--cache", 17)):
+        ended = machine.call("vm", "create", "web", "--image", image, option, name, "--json")
+        assert status == ended.status, ended
+    assert ([], []) == (left(machine), domains(daemon))
+
+
 def test_metadata_that_somebody_has_changed_is_told(machine: Machine, daemon: Daemon) -> None:
     more = f"<metadata><x:vm xmlns:x='{NAMESPACE}'>{{}}</x:vm></metadata>"
     with foreign(daemon, "web", more):

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
@@ -16,6 +17,7 @@ from underlay.errors import ConfigError, InvalidName, InvalidSize
 from underlay.inventory import libvirt as inventory
 from underlay.vm import consoles, instances, wanted
 from underlay.vm.neighbours import seen_addresses
+from underlay.vm.plaintext import PlainText
 from underlay.vm.record import NAMESPACE, TAG, VmEphemeral, VmInterface, VmRecord, kept_as, record_of
 
 UUID = "6f1b3c0e-3f8e-4a41-9b1e-1c2d3e4f5a6b"
@@ -223,6 +225,52 @@ def test_reading_begins_near_the_end(last: int, seen: bytes, tmp_path: Path) -> 
     (tmp_path / "log").write_bytes(b"all xyz")
     with consoles.read_from(tmp_path / "log", last=last) as written:
         assert seen == all_of(written)
+
+
+@pytest.mark.parametrize(
+    "obeyed",
+    [
+        b"\x1bc",  # as SeaBIOS begins
+        b"\x1b[?7l",
+        b"\x1b[6n",  # answered by who reads it
+        b"\x1b[1;31m",
+        b"\x1b]0;title\x07",
+        b"\x1b]52;c;cm0gLXJmIC8K\x1b\\",  # into the clipboard
+        b"\x1bP$qm\x1b\\",
+        b"\x1b(B",
+        b"\x07",
+        b"\xc2\x9b6n",  # the same in one character
+        b"\xc2\x9d0;title\xc2\x9c",
+    ],
+)
+def test_of_what_a_guest_has_written_a_terminal_is_shown_the_text(obeyed: bytes) -> None:
+    text = "login: \u00e4\r\n\tgo".encode()
+    assert b"a" + text == PlainText().of(b"a" + obeyed + text)
+
+
+@given(data=st.binary(max_size=64), cut=st.integers(0, 64))
+def test_no_bytes_of_a_guest_reach_a_terminal_as_a_control(data: bytes, cut: int) -> None:
+    plain = PlainText()
+    shown = (plain.of(data[:cut]) + plain.of(data[cut:])).decode()
+    assert [] == [one for one in shown if "Cc" == unicodedata.category(one) and one not in "\r\n\t"]
+
+
+def test_a_character_between_two_pieces_is_whole() -> None:
+    plain = PlainText()
+    assert ["", "ä"] == [plain.of(piece).decode() for piece in (b"\xc3", b"\xa4")]
+
+
+def test_a_line_on_which_something_always_comes_lets_who_types_go_on() -> None:
+    typed: list[bytes] = []
+
+    def write(some: bytes) -> int:
+        typed.append(some)
+        return len(some)
+
+    line = consoles.Line(lambda: b"and so on", write)
+    line.type(b"quit")
+    line.turn()
+    assert [b"quit"] == typed
 
 
 def test_the_kernels_neighbours_are_told_by_mac(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from underlay.cli.options import cache_option, json_option, vm_argument, wide_op
 from underlay.cli.output import answer, show
 from underlay.cli.session import Session
 from underlay.model import InstanceDisk
+from underlay.naming import printable
 from underlay.units import parse_duration
 
 if TYPE_CHECKING:
@@ -274,13 +275,13 @@ def delete(session: Session, name: str, yes: bool, as_json: bool) -> None:  # no
     if as_json:
         answer({"deleted": {"name": removed.name, "uuid": removed.uuid}})
     else:
-        show(f"deleted {removed.name}")
+        show(f"deleted {printable(removed.name)}")
 
 
 def _confirm(machine: "Vm") -> None:
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{machine.name} and what is on its disks would be gone: say --yes")
-    click.confirm(f"Remove {machine.name} ({machine.state}) and all that is on its disks?", abort=True, err=True)
+        raise click.UsageError(f"{printable(machine.name)} and what is on its disks would be gone: say --yes")
+    click.confirm(f"Remove {printable(machine.name)} ({machine.state}) and all that is on its disks?", abort=True, err=True)
 
 
 def _answer(found: "Vm", disks: Sequence[InstanceDisk], *, as_json: bool) -> None:

@@ -19,6 +19,7 @@ from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.library import library
 
 _PIECE = 1 << 16
+_PIECES = 16  # that are passed over at a time: who writes without end is not waited for
 _MESSAGE = 1 << 10  # bytes that are typed at a time
 _PATIENCE = 10.0  # seconds
 
@@ -36,14 +37,14 @@ class Written:
     log: Path
     _file: BinaryIO | None = field(default=None)
 
-    def rest(self) -> bytes:
-        """Something of what has come since it was last asked; nothing while nothing has."""
+    def rest(self, size: int = _PIECE) -> bytes:
+        """Something of what has come since it was last asked, so many bytes at most; nothing while nothing has."""
         file = self._opened()
-        piece = b"" if file is None else file.read(_PIECE)
+        piece = b"" if file is None else file.read(size)
         if piece or file is None or not self._is_another(file):
             return piece
         self.close()
-        return self.rest()
+        return self.rest(size)
 
     def skip_to_last(self, size: int) -> None:
         """Begin with so many bytes of its end."""
@@ -89,8 +90,9 @@ class Line:
     def turn(self) -> None:
         """Type what can be, and pass over what comes back: QEMU would wait for who is at the line and reads nothing."""
         with suppress(OSError, library().libvirtError):  # the guest ended, which is for others to say
-            while self.read():
-                pass
+            for _ in range(_PIECES):
+                if not self.read():
+                    break
             while self._typed and (taken := self.write(self._typed[:_MESSAGE])):
                 self._typed = self._typed[taken:]
 

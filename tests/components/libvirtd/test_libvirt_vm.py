@@ -375,8 +375,10 @@ def test_somebody_types_at_the_serial_line(machine: Machine, daemon: Daemon, mor
     assert 0 == terminal.end()
     assert 1 == terminal.seen.count(GREETING.encode())
 
+    assert terminal.seen.rindex(b"\x1b[?7h") > terminal.seen.rindex(b"guest")  # what a guest made of it is undone
+
     ended = Terminal(machine.argv("vm", "console", "web"))
-    ended.await_text("hello \x03guest\n")  # what was written before
+    ended.await_text("hello guest\r\n")  # what was written before, as text
     ended.type("more")
     ended.await_text("more")
     ended.process.send_signal(signal.SIGTERM)
@@ -387,6 +389,24 @@ def test_somebody_types_at_the_serial_line(machine: Machine, daemon: Daemon, mor
     answered(machine, "vm", "stop", "web", "--force")
     off.await_text("web is off")
     assert 0 == off.end()
+
+
+def test_a_terminal_obeys_nothing_of_what_was_written_before(machine: Machine) -> None:
+    write_echo_image(machine.root / "echo.raw")
+    made = create(machine, "web", f"file://{machine.root}/echo.raw", "--wait")
+    with Path(made["console_log"]).open("ab") as log:
+        log.write(b"\x1b[6nasked\x1b]0;title\x07\r\n")
+    status, sent = on_terminal(machine.argv("vm", "console", "web", "--output"))
+    assert (0, True, False) == (status, b"asked\r" in sent.encode(), "\x1b" in sent)
+    assert "\x1b[6nasked" in machine.run("vm", "console", "web", "--output").out
+
+    terminal = Terminal(machine.argv("vm", "console", "web"))
+    terminal.await_text("asked\r")
+    assert b"\x1b" not in terminal.seen
+    terminal.type("\x1b[6n")
+    terminal.await_text("\x1b[6n")  # from here on they understand each other
+    terminal.type("\x1d")
+    assert 0 == terminal.end()
 
 
 def test_only_one_types_at_a_time(machine: Machine) -> None:

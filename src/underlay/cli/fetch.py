@@ -8,7 +8,7 @@ from rich.text import Text
 from underlay import render
 from underlay.cache import FETCHED
 from underlay.cli.look import leases_of, living_leases
-from underlay.cli.options import cache_option, json_option
+from underlay.cli.options import cache_option, checksum_option, json_option, signature_option
 from underlay.cli.output import answer, show
 from underlay.cli.session import Session
 from underlay.model import Reason
@@ -19,10 +19,8 @@ from underlay.units import format_size
 @click.command(short_help="Make an image present in a cache.")
 @click.argument("ref")
 @cache_option
-@click.option(
-    "--checksum", metavar="ALGO:HEX|URL", help="Digest that the bytes as served must have, or the URL of the list that has it."
-)
-@click.option("--signature", metavar="URL", help="Where that list's signature is, unless in it or beside it.")
+@checksum_option
+@signature_option
 @click.option(
     "--to",
     "path",

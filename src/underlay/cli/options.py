@@ -26,6 +26,10 @@ def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> da
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
 wide_option = click.option("--wide", is_flag=True, help="Shorten nothing; lines may be long.")
 cache_option = click.option("--cache", metavar="NAME", help="A cache of the configuration, instead of its first.")
+checksum_option = click.option(
+    "--checksum", metavar="ALGO:HEX|URL", help="Digest that the bytes as served must have, or the URL of the list that has it."
+)
+signature_option = click.option("--signature", metavar="URL", help="Where that list's signature is, unless in it or beside it.")
 disk_name_option = click.option(
     "--name", default="disk", show_default=True, metavar="NAME", help="The disk: 'disk' or 'disk.SUFFIX'."
 )

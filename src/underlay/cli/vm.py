@@ -9,7 +9,7 @@ import click
 
 from underlay import later, render
 from underlay.cli.console import console
-from underlay.cli.options import cache_option, json_option, vm_argument, wide_option
+from underlay.cli.options import cache_option, checksum_option, json_option, signature_option, vm_argument, wide_option
 from underlay.cli.output import answer, show
 from underlay.cli.session import Session
 from underlay.model import InstanceDisk
@@ -46,6 +46,8 @@ vm.add_command(console)
 @click.option(
     "--image", required=True, metavar="IMAGE", help="A ref, fetched first unless it is here; or the name of an image that is."
 )
+@checksum_option
+@signature_option
 @click.option("--size", metavar="SIZE", help="Of the root disk, such as 20GiB. Default: the image's virtual size.")
 @click.option("--memory", default="1GiB", show_default=True, metavar="SIZE", help="Of the machine.")
 @click.option("--vcpus", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Virtual processors.")
@@ -74,6 +76,8 @@ def create(
     session: Session,
     name: str,
     image: str,
+    checksum: str | None,
+    signature: str | None,
     size: str | None,
     memory: str,
     vcpus: int,
@@ -112,6 +116,8 @@ def create(
     machine = wanted.Wanted(
         name=wanted.checked_name(name),
         image=image,
+        checksum=checksum,
+        signature=signature,
         memory_mib=wanted.mebibytes(memory, what="the memory"),
         vcpus=vcpus,
         os_type=wanted.system(os_type),

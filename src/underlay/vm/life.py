@@ -3,13 +3,12 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from underlay import lookup
 from underlay.compute.errors import InstanceExists, OperationFailed
 from underlay.compute.libvirt import LibvirtDriver, localdisks
 from underlay.compute.libvirt.connection import Connection
@@ -17,14 +16,14 @@ from underlay.compute.libvirt.domain import Domain, has_name
 from underlay.errors import InvalidName
 from underlay.host import Host
 from underlay.model import InstanceDisk
-from underlay.refs import is_ref, parse_ref
 from underlay.units import format_duration
 from underlay.values import replace
 from underlay.vm import networks
 from underlay.vm.driving import driving, plainly, with_libvirt
+from underlay.vm.images import image_of
 from underlay.vm.instances import VmInstance, block_devices_of, instance_of, interfaces_of
 from underlay.vm.machines import Vm, connected, find
-from underlay.vm.record import VmInterface
+from underlay.vm.record import VmInterface, VmRecord
 from underlay.vm.wanted import Wanted, new_interface, recorded
 
 PRESS_AGAIN = 10.0
@@ -41,14 +40,22 @@ def create(host: Host, wanted: Wanted) -> Vm:
         what a fetch raises. OperationFailed: libvirt refuses it. HypervisorUnavailable, ExtraMissing
     """
     options = host.config.libvirt
-    chosen = replace(options, images_type=wanted.backend or options.images_type, cache=wanted.cache or options.cache)
-    found_by, ref = _image(host, wanted.image)
+    wanted = replace(wanted, backend=wanted.backend or options.images_type, cache=wanted.cache or options.cache)
     with connected(host) as connection:  # what a look can tell is told before guests are tried under KVM
         _refuse_taken(connection, wanted.name)
         interfaces = tuple(_interfaces(connection, wanted))
-    record = recorded(wanted, image=ref, interfaces=interfaces, now=datetime.now(UTC).replace(microsecond=0))
-    instance = instance_of(record, uuid=str(uuid4()), name=wanted.name, host=host.config.host, image=found_by, data=wanted.data)
-    with driving(with_libvirt(host, chosen)) as driver:
+    with ExitStack() as holding:
+        found_by, ref = image_of(host, wanted, holding)
+        record = recorded(wanted, image=ref, interfaces=interfaces, now=datetime.now(UTC).replace(microsecond=0))
+        instance = instance_of(
+            record, uuid=str(uuid4()), name=wanted.name, host=host.config.host, image=found_by, data=wanted.data
+        )
+        chosen = replace(options, images_type=wanted.backend, cache=wanted.cache)
+        return _spawned(with_libvirt(host, chosen), instance, record, starts=wanted.starts)
+
+
+def _spawned(host: Host, instance: VmInstance, record: VmRecord, *, starts: bool) -> Vm:
+    with driving(host) as driver:
         driver.spawn(
             None,
             instance,
@@ -58,22 +65,9 @@ def create(host: Host, wanted: Wanted) -> Vm:
             {},
             network_info=interfaces_of(record),
             block_device_info=block_devices_of(record),
-            power_on=wanted.starts,
+            power_on=starts,
         )
-        return find(driver.site.connection, wanted.name)
-
-
-def _image(host: Host, text: str) -> tuple[str, str | None]:
-    """By what the driver finds an image, and its canonical ref.
-
-    Raises:
-        InvalidRef; NotCached: a name means several.
-    """
-    if is_ref(text):
-        return text, parse_ref(text).canonical
-    if (found := lookup.find_only(host.parts.stores(), text)) is None:
-        return text, parse_ref(text).canonical  # which says what is none
-    return os.fspath(found.path), found.ref
+        return find(driver.site.connection, instance.uuid)
 
 
 def _refuse_taken(connection: Connection, name: str) -> None:

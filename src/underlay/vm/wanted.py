@@ -27,6 +27,7 @@ class Wanted:
     Attributes:
         image: a ref, or the name of an image that is here. memory_mib to ephemerals_gib: as in `VmRecord`.
         bridges: of this host. networks: of libvirt. Without any of the two, and unless it is alone, libvirt's default.
+        checksum, signature: of the image, as for `underlay.Host.ensure`.
         alone: it has no interface. backend, cache: None: as configured. starts: it is started.
     """
 
@@ -41,6 +42,8 @@ class Wanted:
     bridges: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     alone: bool = False
+    checksum: str | None = None
+    signature: str | None = None
     properties: dict[str, str]
     data: DriveContent
     backend: str | None = None

@@ -1,5 +1,6 @@
 """``underlay vm`` on a real libvirt: machines of images that are in the cache, from the first line to the last."""
 
+import hashlib
 import json
 import os
 import re
@@ -185,6 +186,25 @@ def test_a_machine_of_an_image_that_is_here_needs_no_source(machine: Machine, tm
     connection = quiet_library().open(machine.host().config.libvirt.connection_uri)
     assert "s3cret" not in connection.lookupByName("by-ref").XMLDesc(0)
     connection.close()
+
+
+def test_a_machine_is_made_of_the_very_image_that_a_checksum_is_of(machine: Machine, daemon: Daemon, tmp_path: Path) -> None:
+    served = tmp_path / "guest.qcow2"
+    write_qcow2(served, size=16 * MIB, message=MESSAGE, stays=True)
+    digest = hashlib.sha256(served.read_bytes()).hexdigest()
+    (tmp_path / "SHA256SUMS").write_text(f"{digest}  guest.qcow2\n")
+    with serving({"/guest.qcow2": Served(served, etag='"1"'), "/SHA256SUMS": Served(tmp_path / "SHA256SUMS")}) as server:
+        ref = server.url("/guest.qcow2")
+        wrong = machine.call("vm", "create", "web", "--image", ref, "--checksum", f"sha256:{'0' * 64}", "--json")
+        assert (30, "digest-mismatch") == (wrong.status, wrong.error["code"])
+        assert ([], []) == (left(machine), domains(daemon))
+        by_digest = create(machine, "web", ref, "--no-start", "--checksum", f"sha256:{digest}")
+        by_list = create(machine, "web-2", ref, "--no-start", "--checksum", server.url("/SHA256SUMS"), "--format", "raw")
+    [base] = machine.host().images()[0]
+    assert [ref, ref] == [one["image"] for one in (by_digest, by_list)]
+    assert [str(base.path)] == [one["base_path"] for one in by_digest["disks"]]
+    by_name = machine.call("vm", "create", "web-3", "--image", base.name, "--checksum", f"sha256:{digest}", "--json")
+    assert (10, "invalid-ref") == (by_name.status, by_name.error["code"])
 
 
 @pytest.mark.component("mkfs.ext4")

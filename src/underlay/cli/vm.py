@@ -33,7 +33,7 @@ def vm() -> None:
     Those that 'underlay vm create' made, and no others.
 
     \b
-    underlay vm create web --image https://example.org/debian-12.qcow2 --size 20GiB
+    underlay vm create web --image https://example.org/debian-12.qcow2
     underlay vm console web
     """
 
@@ -106,8 +106,9 @@ def create(
 
     \b
     underlay vm create web --image https://example.org/debian-12.qcow2
-    underlay vm create db --image glance:70a599e0-31e7-49b7-b260-868f441e862b --size 40GiB --memory 4GiB --vcpus 2 \\
-        --bridge br0 --ssh-key ~/.ssh/id_ed25519.pub --user-data db.yaml --ephemeral 100GiB --swap 2GiB --wait
+    underlay vm create db --image glance:70a599e0-31e7-49b7-b260-868f441e862b \\
+        --size 40GiB --memory 4GiB --vcpus 2 --bridge br0 --swap 2GiB \\
+        --ssh-key ~/.ssh/id_ed25519.pub --user-data db.yaml --wait
     """
     _check_together(
         data=user_data or ssh_key, config_drive=config_drive, nets=bridges + networks, alone=alone, wait=wait, starts=starts
@@ -238,13 +239,11 @@ def reboot(session: Session, name: str, hard: bool, as_json: bool) -> None:  # n
     "--format",
     "image_format",
     type=click.Choice(["qcow2", "raw"]),
-    default="qcow2",
-    show_default=True,
-    help="Of the new file.",
+    help="Of the new file. Default: raw if TO ends in .raw, else as configured.",
 )
 @json_option
 @click.pass_obj
-def snapshot(session: Session, name: str, to: Path | None, image_format: str, as_json: bool) -> None:  # noqa: FBT001
+def snapshot(session: Session, name: str, to: Path | None, image_format: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Write the root disk of the machine NAME, as it is now, into the new file TO, which needs no other.
 
     The machine may run, and is not stopped; then the file has what a power cut would leave. Without TO the file lies in

@@ -16,6 +16,7 @@ from underlay.compute.libvirt.domain import Domain, has_name
 from underlay.errors import InvalidName
 from underlay.host import Host
 from underlay.model import InstanceDisk
+from underlay.refs import is_ref
 from underlay.units import format_duration
 from underlay.values import replace
 from underlay.vm import networks
@@ -40,18 +41,19 @@ def create(host: Host, wanted: Wanted) -> Vm:
         what a fetch raises. OperationFailed: libvirt refuses it. HypervisorUnavailable, ExtraMissing
     """
     options = host.config.libvirt
-    wanted = replace(wanted, backend=wanted.backend or options.images_type, cache=wanted.cache or options.cache)
+    backend, cache = wanted.backend or options.images_type, wanted.cache or options.cache
     with connected(host) as connection:  # what a look can tell is told before guests are tried under KVM
         _refuse_taken(connection, wanted.name)
         interfaces = tuple(_interfaces(connection, wanted))
     with ExitStack() as holding:
-        found_by, ref = image_of(host, wanted, holding)
+        found_by, ref = image_of(host, replace(wanted, backend=backend, cache=cache), holding)
         record = recorded(wanted, image=ref, interfaces=interfaces, now=datetime.now(UTC).replace(microsecond=0))
         instance = instance_of(
             record, uuid=str(uuid4()), name=wanted.name, host=host.config.host, image=found_by, data=wanted.data
         )
-        chosen = replace(options, images_type=wanted.backend, cache=wanted.cache)
-        return _spawned(with_libvirt(host, chosen), instance, record, starts=wanted.starts)
+        return _spawned(
+            with_libvirt(host, replace(options, images_type=backend, cache=cache)), instance, record, starts=wanted.starts
+        )
 
 
 def _spawned(host: Host, instance: VmInstance, record: VmRecord, *, starts: bool) -> Vm:
@@ -156,24 +158,35 @@ def reboot(host: Host, name: str, *, is_hard: bool) -> Vm:
         return known.now
 
 
-def snapshot(host: Host, name: str, target: Path | None, *, image_format: str) -> Path:
+def snapshot(host: Host, name: str, target: Path | None, *, image_format: str | None) -> Path:
     """Write a machine's root disk, as it is now, into a new file, which needs no other.
 
     Args:
-        target: absolute; None: one in ``snapshots_directory``, called by the machine and the time. image_format: raw or qcow2.
+        target: absolute; None: one in ``snapshots_directory``, called by the machine and the time.
+        image_format: raw or qcow2; None: raw when ``target`` is called so, else as configured.
 
     Raises:
         InstanceNotFound, InvalidName, DiskExists; InsufficientSpace, CacheMissing, CacheNotWritable: the directory.
     """
-    if target is not None and not target.parent.is_dir():
-        raise InvalidName(f"there is no directory {target.parent}", hint="make it, or name another file")
-    directory = host.config.libvirt.snapshots_directory or host.config.instances / "snapshots"
+    options = host.config.libvirt
+    is_raw = target is not None and target.suffix == ".raw"
+    image_format = image_format or ("raw" if is_raw else options.snapshot_image_format)
     if target is None:
+        directory = options.snapshots_directory or host.config.instances / "snapshots"
         target = directory / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{image_format}"
-    options = replace(host.config.libvirt, snapshots_directory=target.parent, snapshot_image_format=image_format)
+    else:
+        _check_target(target)
+    options = replace(options, snapshots_directory=target.parent, snapshot_image_format=image_format)
     with _known(with_libvirt(host, options), name) as known:
         known.driver.snapshot(None, known.instance, target.name, lambda *_, **__: None)
     return target
+
+
+def _check_target(target: Path) -> None:
+    if is_ref(target.name):  # the driver would give the image of that UUID its data
+        raise InvalidName(f"no snapshot can be called {target.name}: so are images of Glance", hint="choose another file name")
+    if not target.parent.is_dir():
+        raise InvalidName(f"there is no directory {target.parent}", hint="make it, or name another file")
 
 
 def delete(host: Host, name: str) -> Vm:

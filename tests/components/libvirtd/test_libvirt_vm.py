@@ -314,13 +314,17 @@ def test_why_guests_are_emulated_is_an_event(machine: Machine, image: str) -> No
 
 
 def test_a_snapshot_is_an_image_for_other_machines(machine: Machine, image: str) -> None:
-    create(machine, "web", image, "--wait")
+    made = create(machine, "web", image, "--wait")
     target = machine.root / "golden.qcow2"
     assert {"snapshot": str(target)} == answered(machine, "vm-snapshot", "snapshot", "web", target)
     again = machine.call("vm", "snapshot", "web", target, "--json")
     assert (51, "disk-exists") == (again.status, again.error["code"])
     by_itself = Path(answered(machine, "vm-snapshot", "snapshot", "web", "--format", "raw")["snapshot"])
     assert (machine.instances / "snapshots", 16 * MIB) == (by_itself.parent, by_itself.stat().st_size)
+    by_name = Path(answered(machine, "vm-snapshot", "snapshot", "web", machine.root / "golden.raw")["snapshot"])
+    assert by_itself.read_bytes()[:512] == by_name.read_bytes()[:512]  # a boot sector, no header
+    as_in_glance = machine.call("vm", "snapshot", "web", machine.root / made["uuid"], "--json")
+    assert (14, "invalid-name") == (as_in_glance.status, as_in_glance.error["code"])
     answered(machine, "vm-delete", "delete", "web", "--yes")
 
     create(machine, "web-2", target.as_uri(), "--wait")

@@ -31,6 +31,7 @@ else:
 _LEAVE, _LEAVE_KEY = b"\x1d", "Ctrl+]"  # as telnet and virsh have it
 _POLL = 0.02  # seconds between two looks at what the guest has written
 _LOOK_AGAIN = 1.0  # seconds between two looks whether it runs at all
+_GRACE = 2.5  # seconds until a line that is lost is told, as its guest may have ended
 _LAST = 102_400  # bytes of what it wrote before
 # Ends what a guest may have had a terminal do: a soft reset, lines that wrap, no reports of the mouse, no marks around what is
 # pasted (DECSTR, DECAWM and the private modes of xterm's control sequences).
@@ -127,6 +128,15 @@ def _converse(terminal: int, written: "Written", line: "Line", is_off: Callable[
         elif not piece and is_off():
             _put(written.rest())
             return "is off"
+        elif line.lost_at is not None and time.monotonic() - line.lost_at > _GRACE:
+            raise _cut_off()
+
+
+def _cut_off() -> Exception:
+    from underlay.compute.errors import OperationFailed
+
+    what = "what is typed does not reach the serial line any more: somebody else was let in, or libvirt was started anew"
+    return OperationFailed(what, hint="the machine runs on; 'underlay vm console' leads there again")
 
 
 def _is_off(connection: "Connection", uuid: str) -> Callable[[], bool]:

@@ -6,6 +6,7 @@ wrote before and what it writes now. What is typed goes to the line itself, and 
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -76,11 +77,15 @@ class Line:
     """A way to the serial line, which nobody waits for: what is typed goes on its way in the turns that the line is given.
 
     Attributes:
-        read: something of what came; nothing when nothing has. write: how many of these bytes it took.
+        read: something of what came; nothing when nothing has; raises EOFError when the way has ended, or what broke it.
+        write: how many of these bytes it took.
+        lost_at: on the monotonic clock, since when nothing typed arrives: the guest has ended, libvirt has, or somebody was
+            let in instead. None: it goes there.
     """
 
     read: Callable[[], bytes]
     write: Callable[[bytes], int]
+    lost_at: float | None = None
     _typed: bytes = b""
 
     def type(self, typed: bytes) -> None:
@@ -89,12 +94,16 @@ class Line:
 
     def turn(self) -> None:
         """Type what can be, and pass over what comes back: QEMU would wait for who is at the line and reads nothing."""
-        with suppress(OSError, library().libvirtError):  # the guest ended, which is for others to say
+        if self.lost_at is not None:
+            return
+        try:
             for _ in range(_PIECES):
                 if not self.read():
                     break
             while self._typed and (taken := self.write(self._typed[:_MESSAGE])):
                 self._typed = self._typed[taken:]
+        except (EOFError, OSError, library().libvirtError):
+            self.lost_at = time.monotonic()
 
 
 @contextmanager
@@ -124,7 +133,7 @@ def _by_libvirt(connection: Connection, uuid: str) -> Iterator[Line]:
 
     def read() -> bytes:
         came: bytes | int = stream.recv(_PIECE)
-        return came if isinstance(came, bytes) else b""  # a number says that nothing has come
+        return _some(came) if isinstance(came, bytes) else b""  # a number says that nothing has come
 
     stream = connection.ask(opened, missing=InstanceNotFound(instance_id=uuid))
     try:
@@ -140,7 +149,7 @@ def _by_port(host: str, port: int) -> Iterator[Line]:
 
     def read() -> bytes:
         with suppress(BlockingIOError):
-            return line.recv(_PIECE)
+            return _some(line.recv(_PIECE))
         return b""
 
     def write(typed: bytes) -> int:
@@ -151,6 +160,12 @@ def _by_port(host: str, port: int) -> Iterator[Line]:
     with _connected(host, port) as line:
         line.setblocking(False)  # noqa: FBT003 - Python's own signature
         yield Line(read, write)
+
+
+def _some(came: bytes) -> bytes:
+    if not came:
+        raise EOFError
+    return came
 
 
 def _connected(host: str, port: int) -> socket.socket:

@@ -445,6 +445,21 @@ def test_only_one_types_at_a_time(machine: Machine) -> None:
     assert 0 == first.end()
 
 
+def test_who_can_type_no_more_is_told(machine: Machine, daemon: Daemon) -> None:
+    write_echo_image(machine.root / "echo.raw")
+    create(machine, "web", f"file://{machine.root}/echo.raw", "--wait")
+    terminal = Terminal(machine.argv("vm", "console", "web"))
+    terminal.await_text(GREETING)
+    library = quiet_library()
+    connection = library.open(daemon.uri)
+    stream = connection.newStream(0)
+    connection.lookupByName("web").openConsole(None, stream, library.VIR_DOMAIN_CONSOLE_FORCE)
+    terminal.await_text("what is typed does not reach the serial line any more")
+    assert 96 == terminal.end()
+    stream.abort()
+    connection.close()
+
+
 def test_without_a_terminal_the_console_is_followed_until_the_machine_is_off(machine: Machine, image: str) -> None:
     refused = machine.call("vm", "create", "web", "--image", image, "--memory", "32MiB", "--no-start", "--wait")
     assert (2, "") == (refused.status, refused.out)

@@ -1,7 +1,9 @@
 """QEMU's guest agent in real guests: file systems are frozen and thawed, snapshots are of frozen ones, passwords are set."""
 
 import os
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -158,6 +160,34 @@ def test_what_fails_while_file_systems_are_frozen_thaws_them(up: Up) -> None:
     assert not up.is_frozen()
 
 
+def test_who_is_killed_in_a_snapshot_leaves_a_guest_that_the_next_driver_thaws(up: Up) -> None:
+    left = up.driver.site.host.config.instances / "snapshots" / f".{up.instance.uuid}.0badcafe"
+    left.mkdir(parents=True)
+    (left / "maker").write_text("node1")
+    up.driver.quiesce(None, up.instance, up.image)
+    up.linux.place.driver().cleanup_host("node1")
+    assert not up.is_frozen()
+    assert not left.exists()
+
+
+def test_file_systems_are_thawed_by_a_libvirt_that_was_restarted_meanwhile(up: Up, daemon: Daemon) -> None:
+    later = threading.Timer(2, daemon.start)
+    with guestagent.quiesced(up.driver.site, up.instance, up.image):
+        daemon.stop()
+        later.start()
+    later.join()
+    assert not up.is_frozen()
+
+
+def test_file_systems_of_a_guest_that_is_paused_meanwhile_are_thawed_when_it_goes_on(up: Up) -> None:
+    later = threading.Timer(2, up.driver.unpause, [up.instance])
+    with guestagent.quiesced(up.driver.site, up.instance, up.image):
+        up.driver.pause(up.instance)
+        later.start()
+    later.join()
+    assert not up.is_frozen()
+
+
 def test_a_password_is_set_by_the_agent(up: Up) -> None:
     up.driver.set_admin_password(up.instance, "correct horse: ü")
     wait_until(lambda: len(up.linux.lines(up.instance, SHADOW)) > 1, "the guest has another password")
@@ -236,6 +266,29 @@ def test_an_agent_that_is_late_leaves_nothing_frozen(linux: LinuxPlace) -> None:
             assert not is_frozen(linux, instance)
     finally:
         driver.cleanup_host("node1")
+
+
+def test_who_is_interrupted_while_a_guest_freezes_leaves_nothing_frozen(linux: LinuxPlace, driver: LibvirtDriver) -> None:
+    image = linux.image(words=SLOW)
+    with running(driver, linux, image) as instance:
+        linux.await_agent(driver, instance)
+        with interrupted_in(2), pytest.raises(KeyboardInterrupt):
+            driver.quiesce(None, instance, image)
+        wait_until(lambda: "freeze" in linux.lines(instance, HOOK), "it freezes, though nobody waits any more")
+        wait_until(lambda: "thaw" in linux.lines(instance, HOOK), "and is thawed")
+        assert not is_frozen(linux, instance)
+
+
+@contextmanager
+def interrupted_in(seconds: float) -> Iterator[None]:
+    """Who is in the block is interrupted, as from a terminal."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # ------------------------------------------------------------------------------------------------------------------- snapshots

@@ -4,9 +4,13 @@ Whether it is to be there an image says (``hw_qemu_guest_agent``), by which the 
 """
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
+from functools import partial
+from itertools import count
 from typing import Any
 
 from underlay.compute.arguments import ImageMeta, Instance
@@ -22,7 +26,9 @@ from underlay.compute.errors import (
     QemuGuestAgentNotEnabled,
     SetAdminPasswdNotSupported,
 )
+from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.diskplan import properties_of
+from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guestplan import is_true
 from underlay.compute.libvirt.library import library
 from underlay.compute.libvirt.site import Site
@@ -30,7 +36,9 @@ from underlay.compute.metadata import field_of
 
 _LOG = logging.getLogger(__name__)
 _GREETING = 10.0  # seconds that libvirt may take beside, to find out whether there is an agent at all
-_THAWS = 2
+_THAWS = 2  # that are asked of an agent at least
+_PERSISTS = 120.0  # seconds in which file systems that may be frozen are thawed again, as when libvirt is being restarted
+_AGAIN = 1.0  # seconds between two such attempts
 _UNKNOWN = ("has been disabled", "has not been found", "is not supported", "unsupported")  # in an agent's answers
 _FROZEN = "frozen"  # by somebody who will thaw them; the agent does nothing else meanwhile
 
@@ -55,18 +63,26 @@ def quiesce(site: Site, instance: Instance, image: ImageMeta) -> None:
         all the same was asked to be thawed. InstanceNotRunning, InstanceNotFound, HypervisorUnavailable
     """
     _refuse_without_agent(image)
+    given_up, began = threading.Event(), time.monotonic()
     try:
-        answer = _ask(site, instance, lambda domain: domain.fsFreeze(None, 0))
-    except HypervisorUnavailable:
-        _thaw_quietly(site, instance)
-        raise
+        answer = _ask(site, instance.uuid, partial(_freeze, given_up))
     except InstanceNotFound:
         raise
     except OperationFailed as error:  # an agent that could not freeze all has thawed what it had frozen
-        raise _refused(error, instance) from error
-    if answer is _Answer.NONE:
-        _thaw_quietly(site, instance)  # it may be late
-    _check(answer, instance)
+        raise _refused(error, instance.uuid) from error
+    except BaseException:  # libvirt is gone or late, or somebody interrupts us: nobody knows
+        given_up.set()
+        _thaw_quietly(site, instance.uuid, may_be_frozen=True)
+        raise
+    if answer is _Answer.NONE:  # it was asked and is late, unless it was not even there to be asked, which is known sooner
+        _thaw_quietly(site, instance.uuid, may_be_frozen=time.monotonic() - began >= _patience(site))
+    _check(answer, instance.uuid)
+
+
+def _freeze(given_up: threading.Event, domain: Any) -> None:
+    domain.fsFreeze(None, 0)
+    if given_up.is_set():
+        domain.fsThaw(None, 0)  # nobody waits for it any more
 
 
 def unquiesce(site: Site, instance: Instance, image: ImageMeta) -> None:
@@ -76,7 +92,7 @@ def unquiesce(site: Site, instance: Instance, image: ImageMeta) -> None:
         as `quiesce`
     """
     _refuse_without_agent(image)
-    _thaw(site, instance)
+    _thaw(site, instance.uuid, may_be_frozen=False)
 
 
 @contextmanager
@@ -95,15 +111,21 @@ def quiesced(site: Site, instance: Instance, image: ImageMeta) -> Iterator[None]
     try:
         yield
     except BaseException:
-        _thaw_quietly(site, instance)
+        _thaw_quietly(site, instance.uuid, may_be_frozen=True)
         raise
-    _thaw(site, instance)
+    _thaw(site, instance.uuid, may_be_frozen=True)
 
 
-def thaw_left(site: Site, instance: Instance) -> None:
-    """Thaw what somebody may have frozen who was killed, of an instance whose image says that there is an agent."""
-    if has_agent(instance.image_meta) and site.domain(instance).is_active():
-        _thaw_quietly(site, instance)
+def thaw_left(site: Site, uuid: str) -> None:
+    """Thaw what somebody may have frozen who was killed, of an instance that runs and has a line to an agent.
+
+    Raises:
+        OperationFailed, HypervisorUnavailable: it cannot be told whether there is one.
+    """
+    with suppress(InstanceNotFound):
+        xml = Domain(site.connection, uuid).running_xml()
+        if xml is not None and guestxml.has_agent(xml):
+            _thaw_quietly(site, uuid, may_be_frozen=False)
 
 
 def set_password(site: Site, instance: Instance, password: str) -> None:
@@ -117,7 +139,7 @@ def set_password(site: Site, instance: Instance, password: str) -> None:
     _refuse_without_agent(image)
     user = properties_of(image).get("os_admin_user") or _administrator(instance)
     try:
-        answer = _ask(site, instance, lambda domain: domain.setUserPassword(user, password, 0))
+        answer = _ask(site, instance.uuid, lambda domain: domain.setUserPassword(user, password, 0))
     except (HypervisorUnavailable, InstanceNotFound):
         raise
     except OperationFailed as error:
@@ -126,7 +148,7 @@ def set_password(site: Site, instance: Instance, password: str) -> None:
         raise InternalError(err=f"the password of {user} could not be set: {error.message}") from error
     if answer is _Answer.NONE:
         raise NotImplementedError(f"the agent in the guest of {instance.uuid} does not answer")
-    _check(answer, instance)
+    _check(answer, instance.uuid)
 
 
 def _administrator(instance: Instance) -> str:
@@ -152,53 +174,71 @@ def _is_quiesced(site: Site, instance: Instance, image: ImageMeta) -> bool:
     return True
 
 
-def _thaw(site: Site, instance: Instance) -> None:
-    for left in reversed(range(_THAWS)):
+def _thaw(site: Site, uuid: str, *, may_be_frozen: bool) -> None:
+    """Thaw, and again when that fails for a reason which may pass.
+
+    Args:
+        may_be_frozen: they are frozen, or may just be; otherwise an agent that does not answer has nothing to be thawed, as
+            far as anybody knows.
+    """
+    deadline = time.monotonic() + _PERSISTS
+    for attempt in count(1):
         try:
-            _check(_ask(site, instance, lambda domain: domain.fsThaw(None, 0)), instance)
+            _check(_ask(site, uuid, lambda domain: domain.fsThaw(None, 0)), uuid)
             return
-        except (HypervisorUnavailable, InstanceQuiesceFailed):
-            if not left:
+        except (HypervisorUnavailable, InstanceQuiesceFailed, InstanceNotRunning) as error:
+            lasts = not may_be_frozen and attempt >= _THAWS and not isinstance(error, HypervisorUnavailable)
+            if lasts or time.monotonic() >= deadline or _is_off(site, uuid, error):
                 raise
         except InstanceNotFound:
             raise
         except OperationFailed as error:
-            raise _refused(error, instance) from error
+            raise _refused(error, uuid) from error
+        time.sleep(_AGAIN)
 
 
-def _thaw_quietly(site: Site, instance: Instance) -> None:
+def _is_off(site: Site, uuid: str, error: ComputeError) -> bool:
+    """Whether that is why; a guest that is paused has an agent that answers when it goes on."""
+    return isinstance(error, InstanceNotRunning) and not Domain(site.connection, uuid).is_active()
+
+
+def _thaw_quietly(site: Site, uuid: str, *, may_be_frozen: bool) -> None:
     """When another error goes on, or nobody knows whether anything is frozen."""
     try:
-        _thaw(site, instance)
+        _thaw(site, uuid, may_be_frozen=may_be_frozen)
     except ComputeError as error:
-        _LOG.warning("the file systems of the instance %s could not be thawed: %s", instance.uuid, error)
+        _LOG.warning("the file systems of the instance %s could not be thawed (virsh domfsthaw does it): %s", uuid, error)
 
 
-def _refused(error: OperationFailed, instance: Instance) -> ComputeError:
+def _refused(error: OperationFailed, uuid: str) -> ComputeError:
     if any(word in error.message for word in _UNKNOWN) and _FROZEN not in error.message:
-        return InstanceQuiesceNotSupported(f"the file systems of instance {instance.uuid} cannot be frozen: {error.message}")
+        return InstanceQuiesceNotSupported(f"the file systems of instance {uuid} cannot be frozen: {error.message}")
     return InstanceQuiesceFailed(reason=error.message)
 
 
-def _check(answer: _Answer, instance: Instance) -> None:
+def _check(answer: _Answer, uuid: str) -> None:
     if answer is _Answer.OFF:
-        raise InstanceNotRunning(instance_id=instance.uuid)
+        raise InstanceNotRunning(instance_id=uuid)
     if answer is _Answer.NO_LINE:
         raise QemuGuestAgentNotEnabled("the guest was not given a line to QEMU's agent", hint="reboot it hard")
     if answer is _Answer.NONE:
         raise InstanceQuiesceFailed(
-            reason=f"the agent in the guest of {instance.uuid} does not answer",
-            hint="see that qemu-guest-agent runs in the guest",
+            reason=f"the agent in the guest of {uuid} does not answer", hint="see that qemu-guest-agent runs in the guest"
         )
 
 
-def _ask(site: Site, instance: Instance, question: Callable[[Any], object]) -> _Answer:
+def _patience(site: Site) -> int:
+    """Seconds that an agent has for an answer."""
+    return max(1, int(site.connection.timeout))
+
+
+def _ask(site: Site, uuid: str, question: Callable[[Any], object]) -> _Answer:
     """Ask the agent of a guest, which has the time that libvirt has for an answer.
 
     Raises:
         OperationFailed: what it answers is a refusal. InstanceNotFound, HypervisorUnavailable
     """
-    libvirt, seconds = library(), max(1, int(site.connection.timeout))
+    libvirt, seconds = library(), _patience(site)
     silence = {
         libvirt.VIR_ERR_AGENT_UNRESPONSIVE: _Answer.NONE,
         libvirt.VIR_ERR_AGENT_UNSYNCED: _Answer.NONE,
@@ -206,10 +246,13 @@ def _ask(site: Site, instance: Instance, question: Callable[[Any], object]) -> _
         libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED: _Answer.NO_LINE,
     }
 
-    def asked(handle: Any) -> _Answer:
-        domain = handle.lookupByUUIDString(instance.uuid)
+    def found(handle: Any) -> Any:
+        domain = handle.lookupByUUIDString(uuid)
+        domain.agentSetResponseTimeout(seconds, 0)
+        return domain
+
+    def asked(domain: Any) -> _Answer:
         try:
-            domain.agentSetResponseTimeout(seconds, 0)
             question(domain)
         except libvirt.libvirtError as error:
             if error.get_error_code() not in silence:
@@ -217,5 +260,5 @@ def _ask(site: Site, instance: Instance, question: Callable[[Any], object]) -> _
             return silence[error.get_error_code()]
         return _Answer.DONE
 
-    missing = InstanceNotFound(instance_id=instance.uuid)
-    return site.connection.ask(asked, missing=missing, seconds=seconds + _GREETING)
+    missing = InstanceNotFound(instance_id=uuid)
+    return site.connection.ask(asked, of=found, missing=missing, seconds=seconds + _GREETING)

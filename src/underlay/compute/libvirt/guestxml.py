@@ -278,6 +278,11 @@ def devices_by_path(xml: str) -> Mapping[str, str]:
     return found
 
 
+def has_agent(xml: str) -> bool:
+    """Whether there is a line to QEMU's guest agent."""
+    return parsed(xml).find(f"devices/channel/target[@name='{_AGENT}']") is not None
+
+
 def interface_of(xml: str, address: str) -> str | None:
     """The interface of a domain that has this MAC, as libvirt has it; None: there is none."""
     for interface in parsed(xml).iterfind("devices/interface"):

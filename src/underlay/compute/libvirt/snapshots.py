@@ -63,14 +63,14 @@ def _keeper(site: Site, image_id: str, token: str | None) -> Callable[[Path], No
 
 
 def clean(site: Site, instance: Instance) -> None:
-    """End a copy that who was killed has begun, and remove what it has written. Safe to repeat.
+    """Thaw what who was killed has frozen, end the copy that it has begun, and remove what it has written. Safe to repeat.
 
     Raises:
         InstanceNotFound, HypervisorUnavailable, OperationFailed
     """
     site.domain(instance).state()
+    guestagent.thaw_left(site, instance.uuid)  # first, whatever becomes of the rest
     _clean(site, instance.uuid)
-    guestagent.thaw_left(site, instance)
 
 
 def clean_all(site: Site) -> None:
@@ -88,6 +88,9 @@ def directory(site: Site) -> Path:
 
 def _clean(site: Site, uuid: str | None) -> None:
     with localdisks.translated(), snapshotwork.left(directory(site), host=site.name, instance=uuid) as works:
+        if uuid is None:
+            for instance in {work.instance for work in works}:
+                guestagent.thaw_left(site, instance)
         for work in works:
             livecopies.end(Domain(site.connection, work.instance), into=work.path)
             with translated(work.path):

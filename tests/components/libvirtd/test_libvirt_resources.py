@@ -1,6 +1,7 @@
 """What a real host tells a compute service and placement: amounts, inventory, traits, and whether it is to have instances."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,24 @@ def test_what_disks_may_still_take_is_not_available(place: Place, driver: Libvir
     assert (0, 0) == tuple(off[key] - before[key] for key in ("vcpus_used", "memory_mb_used"))
     assert 3 * GIB - MIB <= room_of(driver.site).promised < 3 * GIB  # a disk stays
     driver.destroy(None, instance, [])
+
+
+def test_a_guest_whose_qemu_hangs_keeps_nobody_from_being_told(place: Place) -> None:
+    driver = place.driver(more='timeout = "5s"')
+    image = place.image()
+    instance = place.instance(image, flavor=FakeFlavor(memory_mb=48, vcpus=2))
+    [node] = driver.get_available_nodes()
+    before = driver.get_available_resource(node)
+    driver.spawn(None, instance, image, [], None, {})
+    qemu = int((place.daemon.directory / f"run/qemu/{instance.name}.pid").read_text())
+    os.kill(qemu, signal.SIGSTOP)
+    try:
+        after = driver.get_available_resource(node)
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+    assert (2, 48) == tuple(after[key] - before[key] for key in ("vcpus_used", "memory_mb_used"))
+    driver.destroy(None, instance, [])
+    driver.cleanup_host("node1")
 
 
 def test_more_may_be_promised_than_there_is(place: Place, driver: LibvirtDriver) -> None:

@@ -1,7 +1,7 @@
 """What the host has to give and what of it is taken: for a compute service, and for placement."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,19 +108,28 @@ def _of(total: int, reserved: int, ratio: float) -> dict[str, Any]:
 
 
 def _machine(site: Site) -> _Machine:
-    libvirt = library()
-    active = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
-    wanted = libvirt.VIR_DOMAIN_STATS_VCPU | libvirt.VIR_DOMAIN_STATS_BALLOON
-    online, memory, guests = site.connection.ask(
-        lambda handle: (
-            handle.getCPUMap(0)[1],
-            handle.getInfo()[1],
-            [told for _, told in handle.getAllDomainStats(wanted, active)],
-        )
+    online, memory, given = site.connection.ask(
+        lambda handle: (handle.getCPUMap(0)[1], handle.getInfo()[1], list(_given(handle)))
     )
     return _Machine(
         vcpus=sum(1 for one in online if one),
-        vcpus_used=sum(told.get("vcpu.current", 0) for told in guests),
+        vcpus_used=sum(vcpus for vcpus, _ in given),
         memory=int(memory),
-        memory_used=sum(told.get("balloon.maximum", 0) for told in guests) // _KIB_IN_MIB,
+        memory_used=sum(kib for _, kib in given) // _KIB_IN_MIB,
     )
+
+
+def _given(handle: Any) -> Iterator[tuple[int, int]]:
+    """Processors, and KiB of memory, of each guest that runs.
+
+    By what libvirt knows itself: its statistics ask each QEMU, and one that hangs would keep the whole host from being told.
+    """
+    libvirt = library()
+    for domain in handle.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        try:
+            _, memory, _, vcpus, _ = domain.info()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            continue  # it has just gone
+        yield int(vcpus), int(memory)

@@ -231,6 +231,17 @@ def test_a_tap_that_is_not_there_is_made_and_goes_with_its_instance(place: Place
     assert ([], False) == (place.traces(instance), taps.is_there(device))
 
 
+def test_a_tap_is_made_again_for_a_guest_that_was_saved_when_its_host_went_down(place: Place, driver: LibvirtDriver) -> None:
+    image, vif = place.image(), fake_vif(20, kind="tap")
+    instance = place.instance(image)
+    driver.spawn(None, instance, image, [], None, {}, network_info=[vif])
+    driver.suspend(None, instance)  # as the service libvirt-guests does
+    command("ip", "link", "delete", vif["devname"])
+    driver.resume_state_on_host_boot(None, instance, [vif])
+    assert (instance.uuid, states.RUNNING) == (taps.owner_of(vif["devname"]), driver.get_info(instance).state)
+    driver.destroy(None, instance, [vif])
+
+
 def test_a_tap_of_somebody_else_is_used_and_stays(place: Place, driver: LibvirtDriver) -> None:
     image, vif = place.image(), fake_vif(11, kind="tap")
     instance, device = place.instance(image), vif["devname"]

@@ -210,6 +210,7 @@ def resume_state(site: Site, instance: Instance, network_info: NetworkInfo | Non
     if not domain.is_saved():
         hard_start(site, instance, network_info, info)
     elif field_of(instance, "vm_state") != _SUSPENDED:
+        networks.plug(instance, network_info)  # taps do not outlive their host's reboot
         start(site, domain)
 
 

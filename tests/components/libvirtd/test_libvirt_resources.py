@@ -157,7 +157,6 @@ def test_the_cache_s_share_of_the_disk_is_reserved_where_it_lies_on_it(place: Pl
 
 def test_disks_of_shared_storage_are_its_own_provider_s(driver: LibvirtDriver) -> None:
     tree, node = tree_of(driver)
-    driver.update_provider_tree(tree, node)
     tree.new_root("the-share", SHARING)
     tree.update_inventory(SHARING, {"DISK_GB": {"total": 1000}})
     tree.add_traits(SHARING, "MISC_SHARES_VIA_AGGREGATE")
@@ -166,6 +165,21 @@ def test_disks_of_shared_storage_are_its_own_provider_s(driver: LibvirtDriver) -
     assert {"DISK_GB": {"total": 1000}} == tree.data(SHARING).inventory
     with pytest.raises(ValueError, match="no provider"):
         driver.update_provider_tree(tree, "no-such-node")
+
+
+def test_disks_that_instances_may_have_of_the_node_stay_its_own_and_it_gives_out_no_more(driver: LibvirtDriver) -> None:
+    tree, node = tree_of(driver)
+    driver.update_provider_tree(tree, node)
+    before = tree.data(node).inventory["DISK_GB"]
+    tree.new_root("the-share", SHARING)
+    tree.update_inventory(SHARING, {"DISK_GB": {"total": 1000}})
+    tree.add_traits(SHARING, "MISC_SHARES_VIA_AGGREGATE")
+    for _ in range(2):
+        driver.update_provider_tree(tree, node)
+        assert before | {"reserved": before["total"]} == tree.data(node).inventory["DISK_GB"]
+    tree.remove(SHARING)
+    driver.update_provider_tree(tree, node)
+    assert 2 == tree.data(node).inventory["DISK_GB"]["reserved"]
 
 
 def test_traits_are_what_the_driver_can_and_those_of_others_stay(driver: LibvirtDriver) -> None:

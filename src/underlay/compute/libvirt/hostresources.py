@@ -66,7 +66,8 @@ def available(site: Site, node: str) -> dict[str, Any]:
 def update(site: Site, tree: ProviderTree, node: str, *, traits: Mapping[str, bool]) -> None:
     """Change the node in a tree of providers into what it has to give. What others put there stays.
 
-    Disks of a storage that has a provider of its own, which shares with this node, are that one's to count.
+    Disks of a storage that has a provider of its own, which shares with this node, are that one's to count: the node gives
+    out none any more.
 
     Args:
         traits: those that are the driver's to say, each with whether the host has it.
@@ -77,10 +78,19 @@ def update(site: Site, tree: ProviderTree, node: str, *, traits: Mapping[str, bo
     before = tree.data(node).inventory
     ours = _inventory(site, before)
     if tree.has_sharing_provider(_SHARED):
-        ours.pop(_SHARED, None)
+        ours = {name: one for name, one in ours.items() if name != _SHARED} | _all_reserved(before, _SHARED)
     tree.update_inventory(node, {name: one for name, one in before.items() if name not in _OURS} | ours)
     tree.add_traits(node, *(trait for trait, has in traits.items() if has))
     tree.remove_traits(node, *(trait for trait, has in traits.items() if not has))
+
+
+def _all_reserved(before: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """What there has been of a class, if anything, with nothing of it left to be given out.
+
+    Placement removes no inventory of which an instance has something, and then changes nothing of the node at all (bug 1784020
+    of Nova's).
+    """
+    return {name: {**before[name], "reserved": before[name]["total"]}} if name in before else {}
 
 
 def _inventory(site: Site, before: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

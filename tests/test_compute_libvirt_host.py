@@ -104,10 +104,29 @@ def test_an_mtu_is_a_number_of_the_network_or_nothing() -> None:
     assert [9000, None, None] == [one.mtu for one in interfaces_of([with_mtu, *without], {})]
 
 
-@pytest.mark.parametrize("device", ["..", "-f", "a b", "a:b", "tap%d", "a/b", "sixteen-letters-"])
+@pytest.mark.parametrize(
+    "device", ["..", "-f", "a b", "a:b", "tap%d", "a/b", "sixteen-letters-", "ä" * 8, "a\0b", "a\x1bb", "\udc80"]
+)
 def test_a_name_that_no_device_can_have_is_refused(device: str) -> None:
     with pytest.raises(InvalidInput, match="device"):
         device_of(fake_vif() | {"devname": device})
+    with pytest.raises(InvalidInput, match="bridge"):
+        interfaces_of([fake_vif(bridge=device)], {})
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"address": None}, "address"),
+        ({"address": 7}, "address"),
+        ({"id": None, "devname": None}, "device"),
+        ({"network": {"bridge": 7}}, "bridge"),
+        ({"network": {}}, "bridge"),
+    ],
+)
+def test_an_interface_without_what_it_needs_is_refused(change: dict[str, Any], what: str) -> None:
+    with pytest.raises(InvalidInput, match=what):
+        interfaces_of([fake_vif() | change], {})
 
 
 def test_an_interface_is_found_by_its_address_however_that_is_written() -> None:

@@ -18,7 +18,7 @@ from underlay.model import Attachment
 _KINDS = frozenset({"bridge", "tap"})
 _COMMAND_LINE = "root=/dev/{root} console=tty0 console=ttyS0"
 _NOVAS_DEVICE = 14  # characters of the names that Nova gives to taps
-_LONGEST_DEVICE = 15  # characters of a network device's name (IFNAMSIZ less its end)
+_LONGEST_DEVICE = 15  # bytes of a network device's name (IFNAMSIZ less its end)
 _SMALLEST_MTU, _LARGEST_MTU = 68, 65535  # bytes: what IPv4 needs at least, and what a length of a packet can say
 
 
@@ -112,6 +112,18 @@ def check_kind(vif: Vif) -> str:
     return kind
 
 
+def address_of(vif: Vif) -> str:
+    """The MAC of an interface; whether it can be one libvirt says.
+
+    Raises:
+        InvalidInput: it has none.
+    """
+    address = vif.get("address")
+    if not isinstance(address, str) or not address.isprintable():
+        raise InvalidInput(reason=f"the interface {vif.get('id')} has no address: {address!r}")
+    return address
+
+
 def bridge_of(vif: Vif) -> str:
     """The bridge that an interface is to be plugged into.
 
@@ -119,9 +131,9 @@ def bridge_of(vif: Vif) -> str:
         InvalidInput
     """
     bridge = (vif.get("network") or {}).get("bridge")
-    if not bridge or bridge in (".", "..") or "/" in bridge or len(bridge) > _LONGEST_DEVICE:
+    if not isinstance(bridge, str) or not _can_be_device(bridge):
         raise InvalidInput(reason=f"the interface {vif.get('id')} names no bridge: {bridge!r}")
-    return str(bridge)
+    return bridge
 
 
 def device_of(vif: Vif) -> str:
@@ -130,10 +142,16 @@ def device_of(vif: Vif) -> str:
     Raises:
         InvalidInput
     """
-    device = str(vif.get("devname") or f"tap{vif['id']}"[:_NOVAS_DEVICE])
-    if not re.fullmatch(r"(?!\.{1,2}$)(?!-)[^\s/:%]+", device) or len(device) > _LONGEST_DEVICE:
+    device = str(vif.get("devname") or (f"tap{vif['id']}"[:_NOVAS_DEVICE] if vif.get("id") else ""))
+    if not _can_be_device(device):
         raise InvalidInput(reason=f"the interface {vif.get('id')} has a device that can be none: {device!r}")
     return device
+
+
+def _can_be_device(name: str) -> bool:
+    """Whether the kernel takes it for a name, and `ip` for nothing else."""
+    is_plain = name.isprintable() and re.fullmatch(r"(?!\.{1,2}$)(?!-)[^\s/:%]+", name) is not None
+    return is_plain and len(name.encode()) <= _LONGEST_DEVICE
 
 
 def mtu_of(vif: Vif) -> int | None:
@@ -154,7 +172,7 @@ def _interface(vif: Vif, model: str) -> GuestInterface:
     kind = check_kind(vif)
     return GuestInterface(
         kind=kind,
-        address=vif["address"],
+        address=address_of(vif),
         device=device_of(vif),
         bridge=bridge_of(vif) if kind == "bridge" else None,
         model=model,

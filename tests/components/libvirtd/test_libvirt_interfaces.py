@@ -207,6 +207,19 @@ def test_what_an_interruption_left_of_a_detach_is_finished_by_the_next(
     assert (False, False) == has(place, instance, vif)
 
 
+def test_a_tap_that_an_interruption_left_is_removed_by_the_next_detach_unless_another_interface_has_it(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    vif, another = fake_vif(21, kind="tap"), fake_vif(22, kind="tap")
+    driver.plug_vifs(instance, [vif])  # all that there is of it when who detaches it was killed last
+    driver.detach_interface(None, instance, vif)
+    assert [] == taps.made_for(instance.uuid)
+    driver.attach_interface(None, instance, instance.image_meta, another)
+    with pytest.raises(InterfaceDetachFailed, match="has no interface 52:54:00:00:00:15"):
+        driver.detach_interface(None, instance, vif | {"devname": another["devname"]})
+    assert [another["devname"]] == taps.made_for(instance.uuid)
+
+
 # ------------------------------------------------------------------------------------------------------------------------ taps
 
 

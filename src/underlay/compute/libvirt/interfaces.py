@@ -20,7 +20,7 @@ from underlay.compute.errors import (
 from underlay.compute.libvirt import guestxml, networks
 from underlay.compute.libvirt.diskplan import properties_of
 from underlay.compute.libvirt.domain import Domain
-from underlay.compute.libvirt.guestplan import check_kind, interfaces_of
+from underlay.compute.libvirt.guestplan import address_of, check_kind, device_of, interfaces_of
 from underlay.compute.libvirt.site import Site
 
 _POLL = 0.1  # seconds between two looks whether an interface has gone
@@ -52,21 +52,34 @@ def detach(site: Site, instance: Instance, vif: Vif) -> None:
 
     Raises:
         InterfaceDetachFailed: it has no such interface, or the guest does not let go of it; nothing is changed.
-        InternalError: an unknown type. InstanceNotFound, HypervisorUnavailable
+        InternalError: an unknown type. InvalidInput: it has no address. InstanceNotFound, HypervisorUnavailable
     """
     check_kind(vif)
+    address_of(vif)
     domain = site.domain(instance)
     if why := _between(site, instance, domain):
         raise InterfaceDetachFailed(f"no interface could be detached from {instance.uuid}: {why}")
     live, kept = _interface(domain.running_xml(), vif), _interface(domain.xml(inactive=True), vif)
     if live is None and kept is None:
+        if _unplug(instance, domain, vif):
+            return  # an interruption had left that much
         raise InterfaceDetachFailed(f"the instance {instance.uuid} has no interface {vif['address']}")
     with _failing_as(InterfaceDetachFailed, instance):
         if live is not None:
             _take_from_guest(site, domain, vif)
         if (kept := _interface(domain.xml(inactive=True), vif)) is not None:
             domain.forget_device(kept)
-    networks.unplug(instance, [vif])
+    _unplug(instance, domain, vif)  # crash before: a tap that nobody has, which the next detach removes
+
+
+def _unplug(instance: Instance, domain: Domain, vif: Vif) -> bool:
+    """Remove the tap of an interface that is gone, unless another interface has it; whether it was there."""
+    if check_kind(vif) != "tap":
+        return False
+    for xml in (domain.running_xml(), domain.xml(inactive=True)):
+        if xml is not None and device_of(vif) in guestxml.addresses_by_device(xml):
+            return False
+    return bool(networks.unplug(instance, [vif]))
 
 
 def _between(site: Site, instance: Instance, domain: Domain) -> str | None:

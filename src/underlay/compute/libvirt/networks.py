@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from underlay.compute.arguments import Instance, NetworkInfo, Vif
-from underlay.compute.errors import HypervisorUnavailable, VirtualInterfacePlugException
+from underlay.compute.errors import ComputeError, HypervisorUnavailable, InvalidInput, VirtualInterfacePlugException
 from underlay.compute.libvirt import taps
 from underlay.compute.libvirt.guestplan import bridge_of, check_kind, device_of, mtu_of
 
@@ -47,6 +47,8 @@ def plug(instance: Instance, network_info: NetworkInfo | None) -> list[str]:
 def plugged(instance: Instance, network_info: NetworkInfo | None) -> Iterator[None]:
     """As `plug`; when the block fails, what was made for it is removed, unless nobody knows whether a guest has it now.
 
+    Nobody knows when libvirt does not answer, or when somebody interrupts us who wait for its answer.
+
     Raises:
         as `check`
     """
@@ -55,20 +57,22 @@ def plugged(instance: Instance, network_info: NetworkInfo | None) -> Iterator[No
         yield
     except HypervisorUnavailable:
         raise
-    except BaseException:
+    except ComputeError:
         _remove(made)
         raise
 
 
-def unplug(instance: Instance, network_info: NetworkInfo | None) -> None:
-    """Remove the taps that were made here for these interfaces of an instance; others' taps stay theirs.
+def unplug(instance: Instance, network_info: NetworkInfo | None) -> list[str]:
+    """Remove the taps that were made here for these interfaces of an instance, and tell which; others' taps stay theirs.
 
     Raises:
         InternalError: an unknown type. VirtualInterfacePlugException: one does not go.
     """
     kinds = [(vif, check_kind(vif)) for vif in network_info or ()]
     devices = [device_of(vif) for vif, kind in kinds if kind == "tap"]
-    _remove([device for device in devices if taps.owner_of(device) == instance.uuid])
+    ours = [device for device in devices if taps.owner_of(device) == instance.uuid]
+    _remove(ours)
+    return ours
 
 
 def unplug_all(uuid: str) -> None:
@@ -99,14 +103,22 @@ def _made(instance: Instance, vif: Vif) -> list[str]:
         return []
     device = device_of(vif)
     if not taps.is_there(device):
-        address = (vif.get("details") or {}).get("mac_address")
-        return [device] if taps.make(device, instance=instance.uuid, mtu=mtu_of(vif), address=address) else []
+        made = taps.make(device, instance=instance.uuid, mtu=mtu_of(vif), address=_own_address(vif))
+        return [device] if made else []
     owner = taps.owner_of(device)
     if owner not in (None, instance.uuid):
         raise VirtualInterfacePlugException(
             f"the tap {device} of the interface {vif.get('id')} is that of the instance {owner}"
         )
     return []
+
+
+def _own_address(vif: Vif) -> str | None:
+    """The MAC of the host's side; None: nobody says."""
+    address = (vif.get("details") or {}).get("mac_address")
+    if address is not None and not (isinstance(address, str) and address.isprintable()):
+        raise InvalidInput(reason=f"the interface {vif.get('id')} has an address of its tap that can be none: {address!r}")
+    return address
 
 
 def _remove(devices: list[str]) -> None:

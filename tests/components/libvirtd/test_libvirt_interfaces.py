@@ -177,6 +177,31 @@ def test_an_interface_that_cannot_be_given_changes_nothing(
         driver.detach_interface(None, instance, fake_vif(7, kind="macvtap"))
 
 
+def test_what_libvirt_gives_to_a_guest_and_cannot_write_down_is_taken_back(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    vif = fake_vif(23, kind="tap")
+    driver.power_on(None, instance, [])
+    place.await_boot(instance)
+    definition = place.daemon.directory / f"etc/qemu/{instance.name}.xml"
+    written = definition.read_bytes()
+    definition.unlink()
+    definition.mkdir()  # over which nothing is renamed
+    try:
+        with pytest.raises(InterfaceAttachFailed, match="libvirt refuses"):
+            driver.attach_interface(None, instance, instance.image_meta, vif)
+        assert ((False, False), []) == (has(place, instance, vif), taps.made_for(instance.uuid))
+        driver.pause(instance)  # and lets go of nothing
+        with pytest.raises(InterfaceAttachFailed, match="libvirt refuses"):
+            driver.attach_interface(None, instance, instance.image_meta, vif)
+        assert ((True, False), [vif["devname"]]) == (has(place, instance, vif), taps.made_for(instance.uuid))
+    finally:
+        definition.rmdir()
+        definition.write_bytes(written)
+    driver.unpause(instance)
+    wait_until(lambda: has(place, instance, vif) == (False, False), "it lets go later")
+
+
 def test_interfaces_of_what_is_saved_or_rescued_stay(
     place: Place, driver: LibvirtDriver, instance: FakeInstance, bridge: str
 ) -> None:

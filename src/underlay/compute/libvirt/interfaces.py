@@ -7,10 +7,11 @@ were, and what an interruption leaves is finished by the next detach.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from underlay.compute.arguments import ImageMeta, Instance, Vif
 from underlay.compute.errors import (
+    ComputeError,
     HypervisorUnavailable,
     InstanceNotFound,
     InterfaceAttachFailed,
@@ -41,7 +42,18 @@ def attach(site: Site, instance: Instance, image: ImageMeta, vif: Vif) -> None:
     if _interface(domain.running_xml(), vif) or _interface(domain.xml(inactive=True), vif):
         raise InterfaceAttachFailed(f"the instance {instance.uuid} has an interface {vif['address']} already")
     with networks.plugged(instance, [vif]), _failing_as(InterfaceAttachFailed, instance):
-        domain.attach(guestxml.interface_xml(interface))
+        _attach(site, domain, vif, guestxml.interface_xml(interface))
+
+
+def _attach(site: Site, domain: Domain, vif: Vif, xml: str) -> None:
+    """When libvirt cannot write down what it has given to the guest already, as on a full disk, that is taken back."""
+    try:
+        domain.attach(xml)
+    except OperationFailed:
+        with suppress(ComputeError):  # the guest may not let go of it; the error that goes on is the one that matters
+            if live := _interface(domain.running_xml(), vif):
+                _has_gone(domain, vif, live, site.options.device_detach_timeout)
+        raise
 
 
 def detach(site: Site, instance: Instance, vif: Vif) -> None:

@@ -45,7 +45,7 @@ def plug(instance: Instance, network_info: NetworkInfo | None) -> list[str]:
 
 @contextmanager
 def plugged(instance: Instance, network_info: NetworkInfo | None) -> Iterator[None]:
-    """As `plug`; when the block fails, what was made for it is removed, unless nobody knows whether a guest has it now.
+    """As `plug`; when the block fails, what was made for it is removed, unless a guest has it now or nobody knows.
 
     Nobody knows when libvirt does not answer, or when somebody interrupts us who wait for its answer.
 
@@ -58,7 +58,7 @@ def plugged(instance: Instance, network_info: NetworkInfo | None) -> Iterator[No
     except HypervisorUnavailable:
         raise
     except ComputeError:
-        _remove(made)
+        _remove([device for device in made if not taps.is_open(device)])
         raise
 
 

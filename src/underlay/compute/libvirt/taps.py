@@ -33,6 +33,14 @@ def is_tap(device: str) -> bool:
     return (_DEVICES / device / "tun_flags").exists()
 
 
+def is_open(device: str) -> bool:
+    """Whether a program is at the other end of a tap: only then it has a carrier (drivers/net/tun.c in Linux)."""
+    try:
+        return (_DEVICES / device / "carrier").read_text(encoding="ascii").strip() == "1"
+    except OSError:  # it has just gone, or is not up
+        return False
+
+
 def is_bridge(device: str) -> bool:
     """Whether other devices can be ports of it."""
     return (_DEVICES / device / "bridge").exists()

@@ -14,10 +14,10 @@ from underlay.compute.errors import OperationFailed
 from underlay.compute.libvirt import LibvirtDriver
 from underlay.compute.libvirt.storageroom import room_of
 from underlay.compute.node import local_node_uuid
-from underlay.testing.fakedriver import FakeFlavor
+from underlay.testing.fakedriver import FakeFlavor, fake_vif
 
 pytest_plugins = ["libvirt_fixtures"]
-pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64")
+pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64", "ip")
 
 GIB, MIB = 1 << 30, 1 << 20
 ROOT = "0b0c7a2e-4ad3-4a5b-9f0e-6d4a3a6f2c10"
@@ -96,20 +96,22 @@ def test_what_disks_may_still_take_is_not_available(place: Place, driver: Libvir
     driver.destroy(None, instance, [])
 
 
-def test_a_guest_whose_qemu_hangs_keeps_nobody_from_being_told(place: Place) -> None:
-    driver = place.driver(more='timeout = "5s"')
-    image = place.image()
+def test_a_guest_whose_qemu_hangs_keeps_nobody_from_being_told(place: Place, bridge: str) -> None:
+    driver = place.driver(more='timeout = "15s"')
+    image, vif = place.image(), fake_vif(24, bridge=bridge)
     instance = place.instance(image, flavor=FakeFlavor(memory_mb=48, vcpus=2))
     [node] = driver.get_available_nodes()
     before = driver.get_available_resource(node)
-    driver.spawn(None, instance, image, [], None, {})
+    driver.spawn(None, instance, image, [], None, {}, network_info=[vif])
     qemu = int((place.daemon.directory / f"run/qemu/{instance.name}.pid").read_text())
     os.kill(qemu, signal.SIGSTOP)
     try:
         after = driver.get_available_resource(node)
+        [traffic] = driver.get_all_bw_counters([instance])
     finally:
         os.kill(qemu, signal.SIGCONT)
     assert (2, 48) == tuple(after[key] - before[key] for key in ("vcpus_used", "memory_mb_used"))
+    assert vif["address"] == traffic["mac_address"]
     driver.destroy(None, instance, [])
     driver.cleanup_host("node1")
 

@@ -11,6 +11,7 @@ from underlay.compute.diagnostics import Diagnostics, MemoryDiagnostics
 from underlay.compute.errors import InstanceNotFound
 from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.counters import Counters, DiskCounters, TrafficCounters, counters_of
+from underlay.compute.libvirt.library import library
 from underlay.compute.libvirt.site import Site
 from underlay.compute.metadata import field_of
 
@@ -89,8 +90,10 @@ def _counters(site: Site, instance: Instance) -> Counters:
 
 
 def _traffic(site: Site, instance: Instance) -> list[dict[str, Any]]:
+    domain = site.domain(instance)
     try:
-        found, addresses = _counters(site, instance), guestxml.addresses_by_device(site.domain(instance).xml())
+        found = counters_of(domain.statistics(library().VIR_DOMAIN_STATS_INTERFACE))  # by the host's side of it alone
+        addresses = guestxml.addresses_by_device(domain.xml())
     except InstanceNotFound:
         return []
     return [

@@ -124,10 +124,14 @@ class Domain:
         """Send its CPUs a non-maskable interrupt."""
         self._do(lambda domain: domain.injectNMI(0))
 
-    def statistics(self) -> Mapping[str, Any]:
-        """All that libvirt counts of it; little while it does not run."""
+    def statistics(self, kinds: int = 0) -> Mapping[str, Any]:
+        """What libvirt counts of it; little while it does not run.
+
+        Args:
+            kinds: of libvirt's virDomainStatsTypes; 0: all, for some of which its QEMU is asked, which may hang.
+        """
         found = self.connection.ask(
-            lambda handle: handle.domainListGetStats([handle.lookupByUUIDString(self.uuid)], 0, 0),
+            lambda handle: handle.domainListGetStats([handle.lookupByUUIDString(self.uuid)], kinds, 0),
             missing=InstanceNotFound(instance_id=self.uuid),
         )
         return dict(found[0][1]) if found else {}

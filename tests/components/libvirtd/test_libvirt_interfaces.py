@@ -334,7 +334,7 @@ def test_taps_of_a_maker_that_was_killed_go_with_what_it_left(place: Place, driv
     instance, vif = place.instance(place.image()), fake_vif(19, kind="tap")
     directory = driver.site.directory(instance)
     directory.make()
-    directory.making.write_bytes(b"node1")  # what a maker on this host leaves
+    directory.making.write_text(f"node1\n{32 * '0'}")  # what a maker on this host leaves
     driver.plug_vifs(instance, [vif])
     command("ip", "tuntap", "add", "dev", "ul" + hashlib.sha1(b"tap-of-a-dead").hexdigest()[:12], "mode", "tap")
     driver.plug_vifs(instance, [vif | {"devname": "tap-of-a-dead"}])  # whose maker got no further

@@ -150,8 +150,8 @@ def test_a_guest_that_does_not_listen_is_cut_when_its_time_is_over(place: Place,
 
 def test_a_reboot_that_cannot_be_leaves_the_guest_running(driver: LibvirtDriver, instance: FakeInstance) -> None:
     run = driver.get_info(instance).internal_id
-    with pytest.raises(InstanceRebootFailure, match="tap"):
-        driver.reboot(None, instance, [fake_vif(kind="tap")], "HARD", {})
+    with pytest.raises(InstanceRebootFailure, match="bridge"):
+        driver.reboot(None, instance, [fake_vif(bridge="nowhere0")], "HARD", {})
     assert (states.RUNNING, run) == (driver.get_info(instance).state, driver.get_info(instance).internal_id)
 
 

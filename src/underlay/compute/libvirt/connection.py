@@ -18,6 +18,7 @@ from underlay.waiting import within
 _Answer = TypeVar("_Answer")
 _HINT = "see that libvirt runs and that the user that runs this may use it"
 _MOST = 16  # questions that libvirt has not answered in time and that still wait for it
+_MOST_ABOUT = 2  # of those about one guest, whose QEMU may hang by itself
 _PROBES = 5  # that libvirt may leave unanswered until it is taken for gone
 
 
@@ -34,7 +35,7 @@ class Connection:
         self.uri = uri
         self.timeout = timeout
         self.opened = opened
-        self._questions = Questions(most=_MOST)
+        self._questions = Questions(most=_MOST, most_about=_MOST_ABOUT)
         self._lock = threading.Lock()
         self._line: Line | None = None
         self._is_closed = False
@@ -46,6 +47,7 @@ class Connection:
         of: Callable[[Any], Any] | None = None,
         missing: ComputeError | None = None,
         seconds: float | None = None,
+        about: str | None = None,
     ) -> _Answer:
         """What a question to libvirt answers. It is not begun any more when its time is over.
 
@@ -54,6 +56,8 @@ class Connection:
             of: finds that by the handle of the connection (virConnect) and changes nothing; None: it is the handle.
             missing: raised when libvirt says that there is no such domain.
             seconds: that both may take; None: as the connection has it.
+            about: the UUID of a guest whose QEMU has to answer as well. When it hangs, its questions are soon refused, and no
+                others are.
 
         Raises:
             HypervisorUnavailable: libvirt cannot be reached, goes away meanwhile, or does not answer in time.
@@ -62,7 +66,9 @@ class Connection:
         libvirt = library()
         limit = self.timeout if seconds is None else seconds
         try:
-            return self._questions.ask(lambda deadline: self._asked(libvirt, question, of, deadline), seconds=limit)
+            return self._questions.ask(
+                lambda deadline: self._asked(libvirt, question, of, deadline), seconds=limit, about=about
+            )
         except TimeoutError as error:
             raise self._unavailable(str(error)) from error
         except RuntimeError as error:  # "can't start new thread"

@@ -133,6 +133,7 @@ class Domain:
         found = self.connection.ask(
             lambda handle: handle.domainListGetStats([handle.lookupByUUIDString(self.uuid)], kinds, 0),
             missing=InstanceNotFound(instance_id=self.uuid),
+            about=self.uuid,  # they are asked for again and again; what ends a guest that hangs is not to wait behind them
         )
         return dict(found[0][1]) if found else {}
 

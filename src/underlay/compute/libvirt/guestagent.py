@@ -261,4 +261,4 @@ def _ask(site: Site, uuid: str, question: Callable[[Any], object]) -> _Answer:
         return _Answer.DONE
 
     missing = InstanceNotFound(instance_id=uuid)
-    return site.connection.ask(asked, of=found, missing=missing, seconds=seconds + _GREETING)
+    return site.connection.ask(asked, of=found, missing=missing, seconds=seconds + _GREETING, about=uuid)

@@ -653,6 +653,42 @@ def test_what_is_written_to_a_volume_goes_to_another_file_from_a_snapshot_on(
     assert {name, "s1", "s2", "s3", "s4", "s5"} == set(os.listdir(path_of(volume).parent))
 
 
+def test_a_volume_is_written_to_the_same_file_after_any_number_of_starts(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    """Of what the service knows only the volume: to open that below its snapshot would spoil both."""
+    volume = place.volume()
+    attach(driver, instance, volume)
+    driver.volume_snapshot_create(None, instance, volume["serial"], snapshot_of("s1"))
+    info, told = info_of(instance, volume, device_name="/dev/vdb"), list[list[str]]()
+    for _ in range(3):
+        driver.reboot(None, instance, [], "HARD", info)
+        assert [["s1", path_of(volume).name]] * 2 == [chain(driver, instance, inactive=one) for one in (False, True)]
+
+    path_of(volume).rename(place.root / "away")  # for a while, as a storage that does not answer
+    with pytest.raises(InstanceRebootFailure, match="cannot be reached"):
+        driver.reboot(None, instance, [], "HARD", info, told.append)
+    assert [] == told
+    (place.root / "away").rename(path_of(volume))
+    driver.reboot(None, instance, [], "HARD", info, told.append)
+    assert ["s1", path_of(volume).name] == chain(driver, instance)
+
+
+def test_volumes_are_not_snapshot_during_a_rescue_which_ends_with_the_files_that_there_were(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    volume = place.volume()
+    attach(driver, instance, volume)
+    driver.volume_snapshot_create(None, instance, volume["serial"], snapshot_of("s1"))
+    driver.rescue(None, instance, [], place.image(), None, info_of(instance, volume, device_name="/dev/vdb"))
+    with pytest.raises(OperationFailed, match="rescued"):
+        driver.volume_snapshot_create(None, instance, volume["serial"], snapshot_of("s2"))
+    with pytest.raises(OperationFailed, match="rescued"):
+        driver.volume_snapshot_delete(None, instance, volume["serial"], "id", merge("s1", path_of(volume).name))
+    driver.unrescue(instance, [])
+    assert ["s1", path_of(volume).name] == chain(driver, instance)
+
+
 def chain_of_root(driver: LibvirtDriver, instance: FakeInstance) -> list[str]:
     """The files of the root disk that lie in the instance's directory."""
     root = next(parsed(driver.site.domain(instance).xml()).iterfind("devices/disk"))

@@ -74,6 +74,17 @@ def sources_of(disk: AttachedDisk) -> tuple[str, ...]:
     return tuple(filter(None, (disk.source, *(source for source, _ in disk.behind))))
 
 
+def is_written_above(volume: Volume, disk: AttachedDisk) -> bool:
+    """Whether what is written to a volume goes to another file since a snapshot."""
+    return bool(disk.behind) and not _is_same(volume, disk.source)
+
+
+def backing_of(disk: AttachedDisk) -> str | None:
+    """What it stands on, down to the last, as libvirt has it."""
+    layer = parsed(disk.xml).find("backingStore")
+    return None if layer is None else tostring(layer, encoding="unicode")
+
+
 def _is_same(volume: Volume, source: str) -> bool:
     if volume.source == source:
         return True

@@ -24,7 +24,7 @@ class GuestDisk:
     Attributes:
         attachment: what the hypervisor opens. device: its name in the guest, such as ``vda``. bus: what it sits on.
         kind: ``disk``, ``cdrom`` or ``lun``. boot_order: from 1 on; None: nothing boots from it. serial: that the guest sees.
-        read_only: the guest may not write to it.
+        read_only: the guest may not write to it. backing: what it stands on, as libvirt has it; None: libvirt looks.
     """
 
     attachment: Attachment
@@ -34,6 +34,7 @@ class GuestDisk:
     boot_order: int | None = None
     serial: str | None = None
     read_only: bool = False
+    backing: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,6 +119,8 @@ def _add_disk(devices: Element, disk: GuestDisk) -> None:
     driver = _some(type=opened.format, cache=opened.cache, io=opened.io, discard=opened.discard)
     SubElement(element, "driver", {"name": "qemu", **driver})
     _add_source(element, opened)
+    if disk.backing is not None:
+        element.append(parsed(disk.backing))
     SubElement(element, "target", dev=disk.device, bus=disk.bus)
     if disk.serial is not None:
         _text(element, "serial", disk.serial)

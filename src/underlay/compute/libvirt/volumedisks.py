@@ -51,14 +51,15 @@ def without_bad(site: Site, instance: Instance, info: BlockDeviceInfo | None) ->
     """The same block devices without volumes that cannot be attached, and the names of those.
 
     Raises:
-        as `read` and `opened`, when the guest would have nothing to boot from
+        as `read` and `opened`, when the guest would have nothing to boot from, or nobody would know any more to which file
+            the volume is written
     """
     bad: list[DriverDisk] = []
     for told in block_device_info_get_mapping(info):
         try:
             opened(site, read(site, told["connection_info"]))
         except ComputeError as error:
-            if told is root_volume(instance, info):
+            if told is root_volume(instance, info) or _has_snapshots(site, instance, told):
                 raise
             _LOG.warning("the instance %s is to start without a volume: %s", instance.uuid, error)
             bad.append(told)
@@ -66,6 +67,16 @@ def without_bad(site: Site, instance: Instance, info: BlockDeviceInfo | None) ->
         return info, []
     good = [told for told in block_device_info_get_mapping(info) if told not in bad]
     return {**info, "block_device_mapping": good}, [str(told.get("mount_device")) for told in bad]
+
+
+def _has_snapshots(site: Site, instance: Instance, told: DriverDisk) -> bool:
+    """Whether only the domain knows to which file a volume is written; a domain without it would open the one below later."""
+    try:
+        volume = read(site, told["connection_info"])
+    except ComputeError:
+        return False
+    found = attacheddisks.of_volume(volume, _now(site, instance))
+    return found is not None and attacheddisks.is_written_above(volume, found)
 
 
 def disks_of(
@@ -88,7 +99,7 @@ def disks_of(
         own=site.host.config.disks.get("rbd"),
     )
     now = _now(site, instance) if planned else ()
-    return tuple(_disk(one, _as_it_is(one.volume, opened(site, one.volume), now)) for one in planned)
+    return tuple(_as_it_is(one.volume, _disk(one, opened(site, one.volume)), now) for one in planned)
 
 
 def behind(site: Site, instance: Instance, info: BlockDeviceInfo | None, *, taken: Collection[str]) -> tuple[GuestDisk, ...]:
@@ -187,13 +198,14 @@ def _now(site: Site, instance: Instance) -> tuple[AttachedDisk, ...]:
     return DomainDisks(domain).lasting() if domain.exists() else ()
 
 
-def _as_it_is(volume: Volume, told: Attachment, now: tuple[AttachedDisk, ...]) -> Attachment:
+def _as_it_is(volume: Volume, told: GuestDisk, now: tuple[AttachedDisk, ...]) -> GuestDisk:
     """Since a snapshot a volume is written to another file, of which its caller may not know: to open the one below for writing
-    would spoil both."""
+    would spoil both. What the file stands on is told with it, or the next definition would no more say whose file it is."""
     found = attacheddisks.reading(volume, now)
-    if found is None or found.source == told.source or not found.behind:
+    if found is None or not attacheddisks.is_written_above(volume, found):
         return told
-    return replace(told, type=found.type, source=found.source, format=found.format)
+    written = replace(told.attachment, type=found.type, source=found.source, format=found.format)
+    return replace(told, attachment=written, backing=attacheddisks.backing_of(found))
 
 
 def _disk(planned: PlannedVolume, attachment: Attachment) -> GuestDisk:

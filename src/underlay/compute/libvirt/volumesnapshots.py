@@ -20,7 +20,7 @@ from underlay.compute.errors import (
     OperationFailed,
     QemuGuestAgentNotEnabled,
 )
-from underlay.compute.libvirt import attacheddisks, blockjobs, volumedisks
+from underlay.compute.libvirt import attacheddisks, attaching, blockjobs, volumedisks
 from underlay.compute.libvirt.attacheddisks import AttachedDisk, sources_of
 from underlay.compute.libvirt.diskplan import properties_of
 from underlay.compute.libvirt.domaindisks import DomainDisks
@@ -96,10 +96,18 @@ def _running(site: Site, instance: Instance) -> DomainDisks:
     disks = DomainDisks(site.domain(instance))
     try:
         if disks.domain.is_active():
+            _refuse_rescued(site, instance, disks)
             return disks
     except InstanceNotFound as error:
         raise InstanceNotRunning(instance_id=instance.uuid) from error
     raise InstanceNotRunning(instance_id=instance.uuid)
+
+
+def _refuse_rescued(site: Site, instance: Instance, disks: DomainDisks) -> None:
+    """What the instance comes back with names the files that there were: of a further one it would know nothing, and write to the
+    one below."""
+    if (why := attaching.kept_by(site, instance, disks)) is not None:
+        raise OperationFailed(f"the files of volumes stay as they are: {why}")
 
 
 def _disk(disks: DomainDisks, volume_id: str, live: tuple[AttachedDisk, ...]) -> AttachedDisk:

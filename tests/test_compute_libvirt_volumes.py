@@ -62,6 +62,8 @@ def test_a_volume_in_a_ceph_has_its_monitors_and_who_asks_them() -> None:
     ("connection", "error"),
     [
         ({}, VolumeDriverNotFound),
+        (None, InvalidInput),
+        ({**local(), "data": "/dev/vg/volume"}, InvalidInput),
         ({"driver_volume_type": "iscsi", "data": {}}, VolumeDriverNotFound),
         ({"driver_volume_type": "local"}, InvalidInput),
         (local(device_path=""), InvalidInput),

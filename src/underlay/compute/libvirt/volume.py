@@ -59,6 +59,8 @@ def volume_of(connection: ConnectionInfo, *, own: Mapping[str, Any] | None = Non
         VolumeDriverNotFound: another kind. NotSupported: it is encrypted, or shared by several instances.
         InvalidInput: something is missing, or cannot be meant.
     """
+    if not (_is_mapping(connection) and _is_mapping(connection.get("data") or {})):
+        raise InvalidInput(reason="nobody says how the volume is reached: its connection_info is none")
     kind = connection.get("driver_volume_type")
     if kind not in (LOCAL, RBD):
         raise VolumeDriverNotFound(driver_type=str(kind))
@@ -76,6 +78,10 @@ def volume_of(connection: ConnectionInfo, *, own: Mapping[str, Any] | None = Non
         discard=told.get("discard") is True,
         **where,
     )
+
+
+def _is_mapping(told: object) -> bool:
+    return isinstance(told, Mapping)
 
 
 def _local(told: Mapping[str, Any]) -> dict[str, Any]:

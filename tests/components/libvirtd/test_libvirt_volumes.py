@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -513,6 +515,25 @@ def test_a_swap_that_fails_keeps_the_old_volume(
     assert before == both(driver, instance)
     assert not (place.instances / instance.uuid / "swapping").exists()
     driver.detach_volume(None, old, instance, "/dev/vdb")
+
+
+def test_a_swap_is_done_if_the_guest_has_the_new_volume_whatever_libvirt_said(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    """Here somebody else pivots; as with an answer that was lost, the old volume is the guest's no more."""
+    old, new = place.volume(size=4 * VOLUME, content=os.urandom(4 * VOLUME)), place.volume(size=4 * VOLUME)
+    attach(driver, instance, old)
+    with ThreadPoolExecutor() as threads:
+        swapped = threads.submit(driver.swap_volume, None, old, new, instance, "/dev/vdb", 0)
+        known = DomainDisks(driver.site.domain(instance))
+        while not swapped.done():
+            if any(disk.may_pivot for disk in known.live()):
+                with suppress(OperationFailed):  # it was first
+                    known.pivot("vdb")
+    assert swapped.exception() is None
+    assert [str(path_of(new))] * 2 == [found["vdb"][0] for found in both(driver, instance)]
+    assert new["serial"] == disks(driver, instance, inactive=True)["vdb"][2]
+    assert path_of(old).read_bytes() == path_of(new).read_bytes()
 
 
 def called(place: Place, instance: FakeInstance, method: str, *arguments: Any) -> subprocess.Popen[bytes]:

@@ -149,13 +149,30 @@ def _replace(disks: DomainDisks, record: Path, wanted: Swap, target: Attachment,
         _write(record, json.dumps(asdict(wanted)))
     try:
         _copy(disks, wanted, _target_xml(wanted, target, disk))
+    except ComputeError as error:
+        if not _settled_as_new(disks, record, wanted):
+            raise
+        _LOG.warning("%s has its new volume, though libvirt did not say so: %s", wanted.device, error)
     except BaseException:
-        try:
-            _settle(disks, record)
-        except ComputeError as error:  # the error that goes on is the one that matters; the record stays
-            _LOG.warning("a failed swap of %s cannot be made whole yet: %s", wanted.device, error)
+        _settled_as_new(disks, record, wanted)
         raise
-    _settle(disks, record)
+    else:
+        _settle(disks, record)
+
+
+def _settled_as_new(disks: DomainDisks, record: Path, wanted: Swap) -> bool:
+    """Make whole what failed, and tell whether the guest has the new volume nevertheless.
+
+    A pivot whose answer was lost is one: who was told that it failed would give up the volume that the guest writes to.
+    """
+    try:
+        _settle(disks, record)
+        lasting, live = (attacheddisks.at(wanted.device, known) for known in (disks.lasting(), disks.live()))
+    except ComputeError as error:  # the error that goes on is the one that matters; the record stays
+        _LOG.warning("a failed swap of %s cannot be made whole yet: %s", wanted.device, error)
+        return False
+    is_running_with_it = live is None or live.source == wanted.source  # None: it has ended since
+    return lasting is not None and lasting.source == wanted.source and is_running_with_it
 
 
 def _copy(disks: DomainDisks, wanted: Swap, xml: str) -> None:

@@ -148,7 +148,7 @@ def test_a_volume_stays_attached_over_a_start_and_its_counters_have_its_id(
     assert ["disk"] == [Path(one["path"]).name for one in json.loads(driver.get_instance_disk_info(instance))]
 
     driver.power_off(instance)
-    driver.power_on(None, instance, [], info_of(instance))
+    driver.power_on(None, instance, [])
     assert {"vda", "vdb", "sda"} == disks(driver, instance).keys()
     place.await_boot(instance)
     driver.detach_volume(None, read_only, instance, "/dev/sda")
@@ -243,6 +243,15 @@ def test_a_device_a_volume_and_a_bus_are_taken_only_once(place: Place, driver: L
     assert {"vda", "vdb", "hda", "hdb", "hdc", "hdd"} == disks(driver, off).keys()
     with pytest.raises(TooManyDiskDevices, match="4"):
         attach(driver, off, place.volume(), disk_bus="ide")
+
+
+def test_a_guest_starts_without_a_volume_that_its_service_has_taken_away(
+    place: Place, driver: LibvirtDriver, off: FakeInstance
+) -> None:
+    """Who detached it was killed when the guest had let go of it, and before the domain was told."""
+    attach(driver, off, place.volume())
+    driver.power_on(None, off, [], info_of(off))
+    assert [{"vda"}, {"vda"}] == [set(found) for found in both(driver, off)]
 
 
 def hint_of(driver: LibvirtDriver, instance: FakeInstance, volume: Mapping[str, Any], device: str) -> str | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from underlay.compute import states
 from underlay.compute.arguments import BlockDeviceInfo, Instance, NetworkInfo
-from underlay.compute.blockdevices import block_device_info_get_mapping
 from underlay.compute.errors import (
     ComputeError,
     HypervisorUnavailable,
@@ -37,13 +36,14 @@ def power_on(
 ) -> None:
     """Start a guest that is off; one that runs goes on.
 
-    One with volumes is made again, because where they are may have changed meanwhile.
+    One with volumes is made again, because where they are may have changed meanwhile, and one may have been detached by who
+    was killed before the domain could be told.
 
     Raises:
         InstanceNotFound, OperationFailed, HypervisorUnavailable; as `networks.plug` and `hard_start`
     """
     domain = site.domain(instance)
-    if block_device_info_get_mapping(info) and not domain.is_active() and not domain.is_saved():
+    if not domain.is_active() and not domain.is_saved() and volumedisks.may_differ(site, instance, info):
         hard_start(site, instance, network_info, info)
         return
     if domain.state()[0] == states.PAUSED:

@@ -79,6 +79,14 @@ def _has_snapshots(site: Site, instance: Instance, told: DriverDisk) -> bool:
     return found is not None and attacheddisks.is_written_above(volume, found)
 
 
+def may_differ(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> bool:
+    """Whether the domain of an instance may have other volumes than its service says, which has to say so for that."""
+    if info is None or "block_device_mapping" not in info:
+        return False
+    has_some = any(disk.serial is not None for disk in _now(site, instance))  # local disks have none
+    return has_some or bool(block_device_info_get_mapping(info))
+
+
 def disks_of(
     site: Site, instance: Instance, image: ImageMeta, info: BlockDeviceInfo | None, *, taken: Iterable[str]
 ) -> tuple[GuestDisk, ...]:

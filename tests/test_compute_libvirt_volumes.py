@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from underlay.compute.errors import InvalidInput, NotSupported, TooManyDiskDevices, VolumeDriverNotFound
-from underlay.compute.libvirt import attacheddisks, guestxml
+from underlay.compute.libvirt import attacheddisks, guestxml, volumeplaces
 from underlay.compute.libvirt.diskplan import disks_of
 from underlay.compute.libvirt.guest import GuestDisk
 from underlay.compute.libvirt.volume import Volume, volume_of
@@ -92,6 +92,11 @@ def test_a_volume_in_a_ceph_has_its_monitors_and_who_asks_them() -> None:
 def test_a_connection_that_leads_nowhere_is_refused(connection: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         volume_of(connection)
+
+
+def test_disks_of_instances_are_known_by_their_names() -> None:
+    names = (f"{SECRET}_disk", f"{SECRET}_disk.eph0", "underlay_base_0123", f"volume-{SECRET}", SECRET)
+    assert [True, True, True, False, False] == [volumeplaces.is_own(name) for name in names]
 
 
 # --------------------------------------------------------------------------------------------------------------------- devices

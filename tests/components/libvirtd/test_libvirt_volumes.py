@@ -34,6 +34,7 @@ from underlay.compute.errors import (
 from underlay.compute.libvirt import LibvirtDriver
 from underlay.compute.libvirt.domaindisks import DomainDisks
 from underlay.compute.libvirt.guestxml import parsed
+from underlay.locks import opened_elsewhere
 from underlay.testing.bootimage import boot_line, write_raw
 from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance, FakeMigration
 
@@ -243,6 +244,52 @@ def test_a_device_a_volume_and_a_bus_are_taken_only_once(place: Place, driver: L
     assert {"vda", "vdb", "hda", "hdb", "hdc", "hdd"} == disks(driver, off).keys()
     with pytest.raises(TooManyDiskDevices, match="4"):
         attach(driver, off, place.volume(), disk_bus="ide")
+
+
+def test_what_another_instance_or_the_host_has_is_no_volume(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance, device: tuple[Path, Path]
+) -> None:
+    other, volume, own = spawned(place, driver, power_on=False), place.volume(), place.volume()
+    attach(driver, other, volume)
+    with pytest.raises(VolumeAttachFailed, match=f"{other.uuid} has it, as vdb"):
+        attach(driver, instance, volume)
+    third, image = place.instance(place.image()), place.image()
+    with pytest.raises(VolumeAttachFailed, match="has it"):
+        driver.spawn(None, third, image, [], None, {}, block_device_info=info_of(third, volume))
+    with pytest.raises(InvalidInput, match="to be two disks"):
+        driver.spawn(None, third, image, [], None, {}, block_device_info=two_of(third, own))
+    assert [] == place.traces(third)
+
+    root = local(place.instances / instance.uuid / "disk")
+    attach(driver, instance, own)
+    with pytest.raises(DiskNotFound):
+        driver.detach_volume(None, root, instance, "/dev/vda")
+    with pytest.raises(DiskNotFound):
+        driver.swap_volume(None, root, place.volume(size=1 << 30), instance, "/dev/vda", 0)
+    disk = {"driver_volume_type": "rbd", "serial": "x", "data": {"name": f"rbd/{other.uuid}_disk"}}
+    with pytest.raises(VolumeAttachFailed, match="a disk of an instance"):
+        attach(driver, instance, disk, "/dev/vdc")
+
+    path, mounted = device[0], place.root / "mounted"
+    mounted.mkdir()
+    command("mkfs.ext2", "-q", str(path))
+    command("mount", str(path), str(mounted))
+    try:
+        with pytest.raises(VolumeAttachFailed, match="in use by the host"):
+            attach(driver, instance, local(path), "/dev/vdc")
+    finally:
+        command("umount", str(mounted))
+    attach(driver, instance, local(path), "/dev/vdc")
+    driver.reboot(None, instance, [], "HARD")  # what QEMU has is not the host's
+    assert {"vda", "vdb", "vdc"} == disks(driver, instance).keys()
+    driver.destroy(None, other, [])
+
+
+def two_of(instance: FakeInstance, volume: Mapping[str, Any]) -> dict[str, Any]:
+    """One volume as two disks."""
+    info = info_of(instance, volume, device_name="/dev/vdb")
+    info["block_device_mapping"] += info_of(instance, volume, device_name="/dev/vdc")["block_device_mapping"]
+    return info
 
 
 def test_a_guest_starts_without_a_volume_that_its_service_has_taken_away(
@@ -524,6 +571,27 @@ def test_a_swap_that_fails_keeps_the_old_volume(
     assert before == both(driver, instance)
     assert not (place.instances / instance.uuid / "swapping").exists()
     driver.detach_volume(None, old, instance, "/dev/vdb")
+
+
+def test_a_swap_leaves_alone_what_others_have(place: Place, driver: LibvirtDriver, instance: FakeInstance) -> None:
+    old, other = place.volume(), spawned(place, driver, power_on=False)
+    theirs = place.volume(size=1 << 30)
+    with path_of(theirs).open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"kept")
+    attach(driver, other, theirs)
+    attach(driver, instance, old)
+    with pytest.raises(VolumeAttachFailed, match="has it, as vdb"):
+        driver.swap_volume(None, old, theirs, instance, "/dev/vdb", 1)
+    driver.destroy(None, other, [])
+    argv = ["qemu-io", "-f", "raw", "-c", "sleep 60000", os.fspath(path_of(theirs))]
+    with subprocess.Popen(argv) as elsewhere:  # as of another host
+        wait_until(lambda: opened_elsewhere(path_of(theirs)), "it is open")
+        with pytest.raises(OperationFailed, match="is open"):
+            driver.swap_volume(None, old, theirs, instance, "/dev/vdb", 1)
+        elsewhere.kill()
+    assert b"kept" == path_of(theirs).read_bytes()[-4:]
+    assert str(path_of(old)) == disks(driver, instance)["vdb"][0]
 
 
 def test_a_swap_is_done_if_the_guest_has_the_new_volume_whatever_libvirt_said(

@@ -14,7 +14,7 @@ from underlay.compute.errors import (
     VolumeAttachFailed,
     VolumeDriverNotFound,
 )
-from underlay.compute.libvirt import attacheddisks, devicenames, diskplan, guestxml, volumedisks
+from underlay.compute.libvirt import attacheddisks, devicenames, diskplan, guestxml, volumedisks, volumeplaces
 from underlay.compute.libvirt.domaindisks import DomainDisks
 from underlay.compute.libvirt.guest import GuestDisk
 from underlay.compute.libvirt.site import Site
@@ -54,6 +54,7 @@ def attach(
     found = attacheddisks.of_volume(volume, lasting) or attacheddisks.reading(volume, disks.live())
     if found is not None:
         raise VolumeAttachFailed(volume_id=volume.name, reason=f"it is attached already, as {found.device}")
+    volumeplaces.refuse_others(site, instance, volume)
     disk = GuestDisk(
         attachment=attachment,
         device="",

@@ -8,7 +8,7 @@ import time
 
 from underlay.compute.arguments import ConnectionInfo, Instance
 from underlay.compute.errors import DeviceDetachFailed, DiskNotFound, InstanceNotFound, OperationFailed
-from underlay.compute.libvirt import attacheddisks, attaching, volumedisks
+from underlay.compute.libvirt import attacheddisks, attaching, volumedisks, volumeplaces
 from underlay.compute.libvirt.attacheddisks import AttachedDisk
 from underlay.compute.libvirt.domaindisks import DomainDisks
 from underlay.compute.libvirt.site import Site
@@ -28,6 +28,8 @@ def detach(site: Site, instance: Instance, connection: ConnectionInfo, name: str
         VolumeDriverNotFound, InvalidInput
     """
     volume = volumedisks.read(site, connection)
+    if volumeplaces.leads_to_own(site, volume):
+        raise DiskNotFound(location=volume.source)
     disks = DomainDisks(site.domain(instance))
     try:
         lasting = attacheddisks.of_volume(volume, disks.lasting())

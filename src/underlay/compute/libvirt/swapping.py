@@ -28,7 +28,16 @@ from underlay.compute.errors import (
     NotSupported,
     OperationFailed,
 )
-from underlay.compute.libvirt import attacheddisks, attaching, blockjobs, domain as domains, guestxml, localdisks, volumedisks
+from underlay.compute.libvirt import (
+    attacheddisks,
+    attaching,
+    blockjobs,
+    domain as domains,
+    guestxml,
+    localdisks,
+    volumedisks,
+    volumeplaces,
+)
 from underlay.compute.libvirt.attacheddisks import AttachedDisk
 from underlay.compute.libvirt.directory import InstanceDirectory, directory_of
 from underlay.compute.libvirt.diskplan import GIB
@@ -75,12 +84,16 @@ def swap(site: Site, instance: Instance, old: ConnectionInfo, new: ConnectionInf
     disks = DomainDisks(site.domain(instance))
     if not disks.domain.is_active():
         raise InstanceNotRunning(instance_id=instance.uuid)
+    if volumeplaces.leads_to_own(site, before):
+        raise DiskNotFound(location=before.source)
     if (why := attaching.kept_by(site, instance, disks)) is not None:
         raise OperationFailed(f"volume {before.name} cannot be swapped: {why}")
     with _alone(site.directory(instance)) as record:
         _settle(disks, record)
         if not _is_done(disks, before, after, name):
             disk = _attached(disks, before, after)
+            volumeplaces.refuse_others(site, instance, after)  # all of it is about to be written over
+            volumeplaces.refuse_open(after)
             wanted = _planned(disks, disk, after, resize_to=resize_to)
             _replace(disks, record, wanted, volumedisks.opened(site, after), disk)
         if resize_to:

@@ -8,18 +8,18 @@ import logging
 import os
 import stat
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from underlay.compute.arguments import BlockDeviceInfo, DriverDisk, ImageMeta, Instance
 from underlay.compute.blockdevices import block_device_info_get_mapping
-from underlay.compute.errors import ComputeError, VolumeAttachFailed
-from underlay.compute.libvirt import attacheddisks, devicenames, diskplan, snapshots
+from underlay.compute.errors import ComputeError, InvalidInput
+from underlay.compute.libvirt import attacheddisks, devicenames, diskplan, volumeplaces
 from underlay.compute.libvirt.attacheddisks import AttachedDisk
 from underlay.compute.libvirt.domaindisks import DomainDisks
 from underlay.compute.libvirt.guest import GuestDisk
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.volume import RBD, Volume, volume_of
+from underlay.compute.libvirt.volumeplaces import failed
 from underlay.compute.libvirt.volumeplan import PlannedVolume, root_volume, volumes_of
 from underlay.model import Attachment
 from underlay.values import replace
@@ -45,6 +45,8 @@ def check(
         as `disks_of`
     """
     disks_of(site, instance, image, info, taken=[disk.device for disk in own])
+    for told in block_device_info_get_mapping(info):
+        volumeplaces.refuse_others(site, instance, read(site, told["connection_info"]))
 
 
 def without_bad(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> tuple[BlockDeviceInfo | None, list[str]]:
@@ -106,6 +108,7 @@ def disks_of(
         prefix=site.options.disk_prefix,
         own=site.host.config.disks.get("rbd"),
     )
+    _refuse_twice([one.volume for one in planned])
     now = _now(site, instance) if planned else ()
     return tuple(_as_it_is(one.volume, _disk(one, opened(site, one.volume)), now) for one in planned)
 
@@ -132,6 +135,7 @@ def opened(site: Site, volume: Volume) -> Attachment:
     """
     discard = "unmap" if volume.discard else None
     if volume.kind == RBD:
+        volumeplaces.check_image(site, volume)
         return Attachment(
             type="network",
             source=volume.source,
@@ -169,35 +173,29 @@ def size_of(volume: Volume) -> int | None:
         finally:
             os.close(fd)
     except OSError as error:
-        raise _failed(volume, f"{volume.source} cannot be opened: {error.strerror}") from error
-
-
-def check_place(site: Site, path: str, volume: Volume) -> None:
-    """Refuse a path that leads to what is Underlay's own.
-
-    Raises:
-        VolumeAttachFailed
-    """
-    real = Path(os.path.realpath(path))
-    own = (site.host.config.instances, snapshots.directory(site), *(store.root for store in site.host.config.caches.values()))
-    for directory in own:
-        if real.is_relative_to(os.path.realpath(directory)):
-            raise _failed(volume, f"{path} lies below {directory}, where Underlay's own files are")
+        raise failed(volume, f"{volume.source} cannot be opened: {error.strerror}") from error
 
 
 def _is_device(site: Site, volume: Volume) -> bool:
-    check_place(site, volume.source, volume)
+    volumeplaces.check_place(site, volume.source, volume)
     try:
         mode = os.stat(volume.source).st_mode
     except OSError as error:
-        raise _failed(volume, f"{volume.source} cannot be reached: {error.strerror}") from error
+        raise failed(volume, f"{volume.source} cannot be reached: {error.strerror}") from error
     if not (stat.S_ISBLK(mode) or stat.S_ISREG(mode)):
-        raise _failed(volume, f"{volume.source} is neither a block device nor a file")
+        raise failed(volume, f"{volume.source} is neither a block device nor a file")
+    if stat.S_ISBLK(mode):
+        volumeplaces.check_device(site, volume)
     return stat.S_ISBLK(mode)
 
 
-def _failed(volume: Volume, reason: str) -> VolumeAttachFailed:
-    return VolumeAttachFailed(volume_id=volume.name, reason=reason)
+def _refuse_twice(volumes: Iterable[Volume]) -> None:
+    places = set[tuple[str, str]]()
+    for volume in volumes:
+        place = (volume.kind, volume.source if volume.kind == RBD else os.path.realpath(volume.source))
+        if place in places:
+            raise InvalidInput(reason=f"the volume {volume.name} is to be two disks")
+        places.add(place)
 
 
 def _now(site: Site, instance: Instance) -> tuple[AttachedDisk, ...]:

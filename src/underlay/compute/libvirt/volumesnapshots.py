@@ -20,7 +20,7 @@ from underlay.compute.errors import (
     OperationFailed,
     QemuGuestAgentNotEnabled,
 )
-from underlay.compute.libvirt import attacheddisks, attaching, blockjobs, volumedisks
+from underlay.compute.libvirt import attacheddisks, attaching, blockjobs, volumeplaces
 from underlay.compute.libvirt.attacheddisks import AttachedDisk, sources_of
 from underlay.compute.libvirt.diskplan import properties_of
 from underlay.compute.libvirt.domaindisks import DomainDisks
@@ -104,8 +104,7 @@ def _running(site: Site, instance: Instance) -> DomainDisks:
 
 
 def _refuse_rescued(site: Site, instance: Instance, disks: DomainDisks) -> None:
-    """What the instance comes back with names the files that there were: of a further one it would know nothing, and write to the
-    one below."""
+    """It comes back with the files that there were: of a further one it would know nothing, and write to the one below."""
     if (why := attaching.kept_by(site, instance, disks)) is not None:
         raise OperationFailed(f"the files of volumes stay as they are: {why}")
 
@@ -125,7 +124,7 @@ def _beside(site: Site, disk: AttachedDisk, name: object) -> str:
         new = Path(disk.source).parent / plain_name(str(name or ""), what="a snapshot's file")
     except InvalidName as error:
         raise InternalError(err=error.message) from error
-    volumedisks.check_place(site, os.fspath(new), Volume(kind=LOCAL, id=disk.serial, source=os.fspath(new)))
+    volumeplaces.check_place(site, os.fspath(new), Volume(kind=LOCAL, id=disk.serial, source=os.fspath(new)))
     return os.fspath(new)
 
 

@@ -304,16 +304,22 @@ def with_volume(pair: Pair, instance: FakeInstance) -> None:
     pair.info = {"block_device_mapping": [volume]}
 
 
+def attached(pair: Pair, instance: FakeInstance) -> None:
+    """A volume of which the caller says nothing."""
+    pair.source.attach_volume(None, pair.here.volume(), instance, "/dev/vdb")
+
+
 REFUSED: dict[str, tuple[Callable[[Pair, FakeInstance], None], bool | None, type[ComputeError], str]] = {
     "off": (off, True, MigrationPreCheckError, "does not run"),
     "volume": (with_volume, True, MigrationPreCheckError, "volumes"),
+    "attached": (attached, True, MigrationPreCheckError, "volumes"),
     "not-shared": (lambda pair, instance: None, False, InvalidSharedStorage, "is another than on node1"),
 }
 
 
 def test_what_cannot_move_is_refused_before_anything_is_made(pair: Pair) -> None:
     instance = pair.spawn()
-    for change, block, error, said in (REFUSED["not-shared"], REFUSED["volume"], REFUSED["off"]):
+    for change, block, error, said in (REFUSED[name] for name in ("not-shared", "volume", "attached", "off")):
         change(pair, instance)
         with pytest.raises(error, match=said):
             pair.check(instance, block=block)

@@ -19,6 +19,7 @@ from underlay.compute.errors import (
     DeviceDetachFailed,
     DiskNotFound,
     ExtendVolumeNotSupported,
+    InstanceFaultRollback,
     InstanceNotRescuable,
     InstanceNotRunning,
     InstanceRebootFailure,
@@ -669,6 +670,16 @@ def test_a_guest_that_ends_during_a_swap_has_the_old_volume_when_it_starts(
     assert str(path_of(old)) == disks(driver, instance)["vdb"][0]
 
 
+def test_an_interrupted_swap_keeps_an_instance_where_it_is_and_ends_with_it(place: Place, driver: LibvirtDriver) -> None:
+    instance, new = spawned(place, driver, power_on=False), place.volume()
+    record = {"device": "vdb", "source": str(path_of(new)), "id": None, "copied": VOLUME, "file_size": 2 * VOLUME}
+    (place.instances / instance.uuid / "swapping").write_text(json.dumps(record))
+    with pytest.raises(InstanceFaultRollback, match="swap was interrupted"):
+        driver.migrate_disk_and_power_off(None, instance, driver.get_host_ip_addr(), FakeFlavor(memory_mb=64), [], None)
+    driver.destroy(None, instance, [])
+    assert ([], 2 * VOLUME) == (place.traces(instance), path_of(new).stat().st_size)
+
+
 def test_a_swap_whose_maker_is_killed_behind_the_pivot_is_done_to_its_end(
     place: Place, driver: LibvirtDriver, instance: FakeInstance
 ) -> None:
@@ -762,6 +773,9 @@ def test_a_volume_is_written_to_the_same_file_after_any_number_of_starts(
     for _ in range(3):
         driver.reboot(None, instance, [], "HARD", info)
         assert [["s1", path_of(volume).name]] * 2 == [chain(driver, instance, inactive=one) for one in (False, True)]
+
+    with pytest.raises(InstanceFaultRollback, match="since their snapshots"):
+        driver.migrate_disk_and_power_off(None, instance, "192.0.2.9", instance.flavor, [], info)
 
     path_of(volume).rename(place.root / "away")  # for a while, as a storage that does not answer
     with pytest.raises(InstanceRebootFailure, match="cannot be reached"):

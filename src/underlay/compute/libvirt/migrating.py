@@ -16,7 +16,7 @@ from underlay import diskinfo, filedisk, instances
 from underlay.compute import states
 from underlay.compute.arguments import BlockDeviceInfo, Flavor, Instance, NetworkInfo
 from underlay.compute.errors import ComputeError, InstanceFaultRollback, InstanceNotFound, MigrationPreCheckError, ResizeError
-from underlay.compute.libvirt import kept, localdisks, networks, power, resizeplan, sharing
+from underlay.compute.libvirt import kept, localdisks, networks, power, resizeplan, sharing, swapping, volumedisks
 from underlay.compute.libvirt.directory import RESCUED, ROOT, SWAP, InstanceDirectory
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import start
@@ -59,6 +59,7 @@ def begin(
             domain.state()
             holding.enter_context(kept.marked(directory, host=site.name))
             disks = _disks(site, instance)
+            _check_volumes(site, instance, info, leaves=dest != here)
             _check(site, instance, dest, here=here)
             _check_disks(site, instance, disks)
             _check_size(instance, flavor, info, disks)
@@ -95,6 +96,14 @@ def _check(site: Site, instance: Instance, dest: str, *, here: str) -> None:
         raise MigrationPreCheckError(
             what, hint="name the hosts that share it in 'hosts' of the table [instances] on each of them"
         )
+
+
+def _check_volumes(site: Site, instance: Instance, info: BlockDeviceInfo | None, *, leaves: bool) -> None:
+    if swapping.is_unfinished(site.directory(instance)):
+        raise MigrationPreCheckError(reason="a volume of it is being swapped, or a swap was interrupted")
+    if leaves and (names := volumedisks.with_snapshots(site, instance, info)):
+        what = f"only this host's libvirt knows to which files its volumes {', '.join(names)} are written since their snapshots"
+        raise MigrationPreCheckError(what, hint="merge their files, or say where they are written")
 
 
 def _check_disks(site: Site, instance: Instance, disks: tuple[InstanceDisk, ...]) -> None:

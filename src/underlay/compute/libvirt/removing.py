@@ -5,7 +5,8 @@ import os
 
 from underlay.compute.arguments import Instance
 from underlay.compute.errors import ComputeError, OperationFailed
-from underlay.compute.libvirt import claiming, localdisks
+from underlay.compute.libvirt import claiming, localdisks, swapping
+from underlay.compute.libvirt.directory import InstanceDirectory
 from underlay.compute.libvirt.site import Site
 from underlay.compute.metadata import field_of
 
@@ -34,11 +35,19 @@ def remove_disks(site: Site, instance: Instance) -> None:
     """
     directory = site.directory(instance)
     with claiming.alone(directory) as is_there:
+        _let_go_of_volumes(directory)
         localdisks.remove_all(site.host, instance.uuid)  # crash: a directory without disks, which the next removal removes
         if not (directory.remove() if is_there else directory.remove_doomed()):  # crash: one that the next driver removes
             raise OperationFailed(f"{directory.path} cannot be removed whole", hint="see what is left of it, and remove it")
         if field_of(instance, "task_state") == _DELETING and not directory.remove_both():
             raise OperationFailed(f"{directory.kept} cannot be removed whole", hint="see what is left of it, and remove it")
+
+
+def _let_go_of_volumes(directory: InstanceDirectory) -> None:
+    try:
+        swapping.forget(directory)
+    except ComputeError as error:  # the volume is somebody else's, who may have removed it
+        _LOG.warning("the new volume of a swap that was interrupted cannot have its size again: %s", error)
 
 
 def delete_files(site: Site, instance: Instance) -> bool:

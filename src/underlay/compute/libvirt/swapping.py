@@ -111,6 +111,26 @@ def settle_all(site: Site) -> None:
             _LOG.warning("the swap of a volume of %s was interrupted, and cannot be made whole yet: %s", uuid, error)
 
 
+def is_unfinished(directory: InstanceDirectory) -> bool:
+    """Whether a volume is being swapped, or a swap was interrupted and is not made whole yet."""
+    return os.path.lexists(_record(directory))
+
+
+def forget(directory: InstanceDirectory) -> None:
+    """Give the new volume of an interrupted swap its size again, before its record goes with the instance.
+
+    Raises:
+        OperationFailed
+    """
+    path = _record(directory)
+    with localdisks.translated(), translated(path):
+        told = path.read_text(encoding="utf-8") if path.exists() else ""
+    if told:
+        wanted = _read(told)
+        with localdisks.translated(), translated(Path(wanted.source)):
+            _restore_size(wanted)
+
+
 # ------------------------------------------------------------------------------------------------------------ before the copy
 
 

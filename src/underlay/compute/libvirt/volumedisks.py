@@ -71,6 +71,12 @@ def without_bad(site: Site, instance: Instance, info: BlockDeviceInfo | None) ->
     return {**info, "block_device_mapping": good}, [str(told.get("mount_device")) for told in bad]
 
 
+def with_snapshots(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> list[str]:
+    """The devices of volumes of which only the domain here knows to which file they are written."""
+    told = (one for one in block_device_info_get_mapping(info) if _has_snapshots(site, instance, one))
+    return [str(one.get("mount_device")) for one in told]
+
+
 def _has_snapshots(site: Site, instance: Instance, told: DriverDisk) -> bool:
     """Whether only the domain knows to which file a volume is written; a domain without it would open the one below later."""
     try:
@@ -85,8 +91,12 @@ def may_differ(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> 
     """Whether the domain of an instance may have other volumes than its service says, which has to say so for that."""
     if info is None or "block_device_mapping" not in info:
         return False
-    has_some = any(disk.serial is not None for disk in _now(site, instance))  # local disks have none
-    return has_some or bool(block_device_info_get_mapping(info))
+    return has_some(site, instance) or bool(block_device_info_get_mapping(info))
+
+
+def has_some(site: Site, instance: Instance) -> bool:
+    """Whether the domain of an instance has volumes, by their ids: local disks have none."""
+    return any(disk.serial is not None for disk in _now(site, instance))
 
 
 def disks_of(

@@ -23,7 +23,7 @@ from underlay.compute.errors import (
     MigrationPreCheckError,
     UnableToMigrateToSelf,
 )
-from underlay.compute.libvirt import localdisks
+from underlay.compute.libvirt import localdisks, volumedisks
 from underlay.compute.libvirt.library import library
 from underlay.compute.libvirt.livemigration import disks
 from underlay.compute.libvirt.site import Site
@@ -201,7 +201,7 @@ def _check_guest(site: Site, instance: Instance, info: BlockDeviceInfo | None) -
         raise MigrationPreCheckError(reason=f"the instance {instance.uuid} is being rescued")
     if site.directory(instance).kept.exists():
         raise MigrationPreCheckError(reason=f"a resize of the instance {instance.uuid} is neither confirmed nor reverted")
-    if block_device_info_get_mapping(info):
+    if block_device_info_get_mapping(info) or volumedisks.has_some(site, instance):
         raise MigrationPreCheckError(reason=f"the instance {instance.uuid} has volumes, which do not move yet")
 
 

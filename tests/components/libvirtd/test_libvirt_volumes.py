@@ -516,6 +516,12 @@ def test_a_volume_takes_another_one_s_place_with_what_is_on_it(
 ) -> None:
     old, new = place.volume(content=b"old" * 100_000), place.volume(content=b"new" * 100_000)
     attach(driver, instance, old)
+    gone = {"device": "vdb", "source": str(place.root / "gone"), "id": None, "copied": VOLUME, "file_size": 2 * VOLUME}
+    for left in ('{"device": "v', json.dumps(gone)):  # of who was killed before it began, and of a volume that is no more
+        (place.instances / instance.uuid / "swapping").write_text(left)
+        with pytest.raises(DiskNotFound):
+            driver.swap_volume(None, new, place.volume(), instance, "/dev/vdb", 0)
+        assert not (place.instances / instance.uuid / "swapping").exists()
     driver.swap_volume(None, old, new, instance, "/dev/vdb", 0)
     assert path_of(old).read_bytes() == path_of(new).read_bytes()
     assert [str(path_of(new))] * 2 == [found["vdb"][0] for found in both(driver, instance)]

@@ -125,8 +125,7 @@ def forget(directory: InstanceDirectory) -> None:
     path = _record(directory)
     with localdisks.translated(), translated(path):
         told = path.read_text(encoding="utf-8") if path.exists() else ""
-    if told:
-        wanted = _read(told)
+    if told and (wanted := _read(told)) is not None:
         with localdisks.translated(), translated(Path(wanted.source)):
             _restore_size(wanted)
 
@@ -273,17 +272,21 @@ def _settle(disks: DomainDisks, record: Path) -> None:
         told = record.read_text(encoding="utf-8")
     if not told:
         return
-    wanted = _read(told)
+    if (wanted := _read(told)) is not None:
+        _settle_swap(disks, wanted)
+    with localdisks.translated(), translated(record):
+        _write(record, "")  # crash before: all of it is done once more, and finds nothing to do
+
+
+def _settle_swap(disks: DomainDisks, wanted: Swap) -> None:
     disk = attacheddisks.at(wanted.device, disks.live())
     if disk is not None and disk.copied_to == wanted.source:
         _end_copy(disks, wanted.device)
     lasting = attacheddisks.at(wanted.device, disks.lasting())
     if lasting is not None and lasting.source == wanted.source:
         _finish_definition(disks, wanted)
-    with localdisks.translated(), translated(record):
-        if wanted.file_size is not None:
-            _restore_size(wanted)
-        _write(record, "")  # crash before: all of it is done once more, and finds nothing to do
+    with localdisks.translated(), translated(Path(wanted.source)):
+        _restore_size(wanted)
 
 
 def _end_copy(disks: DomainDisks, device: str) -> None:
@@ -331,18 +334,26 @@ def _set_size(wanted: Swap, size: int) -> None:
 
 
 def _restore_size(wanted: Swap) -> None:
-    if wanted.file_size is not None and os.stat(wanted.source).st_size < wanted.file_size:
-        os.truncate(wanted.source, wanted.file_size)
+    with suppress(FileNotFoundError):  # its owner has removed it
+        if wanted.file_size is not None and os.stat(wanted.source).st_size < wanted.file_size:
+            os.truncate(wanted.source, wanted.file_size)
 
 
 def _record(directory: InstanceDirectory) -> Path:
     return directory.path / "swapping"
 
 
-def _read(told: str) -> Swap:
+def _read(told: str) -> Swap | None:
+    """The record; None of half a one, whose maker had begun nothing yet.
+
+    Raises:
+        OperationFailed
+    """
     try:
         return Swap(**json.loads(told))
-    except (ValueError, TypeError) as error:
+    except ValueError:
+        return None
+    except TypeError as error:
         raise OperationFailed(f"the record of a swap makes no sense: {error}", hint="remove the file 'swapping'") from error
 
 

@@ -29,7 +29,7 @@ from underlay.compute.errors import (
 )
 from underlay.compute.libvirt.guestxml import parsed
 from underlay.compute.libvirt.livemigration import checks
-from underlay.compute.livemigration import LibvirtLiveMigrateData, UnderlayLiveMigrateData, VIFMigrateData
+from underlay.compute.livemigration import InterfaceMigrateData, LibvirtLiveMigrateData, UnderlayLiveMigrateData, VIFMigrateData
 from underlay.testing.fakedriver import FakeInstance, fake_vif
 from underlay.values import replace as with_changes
 
@@ -221,6 +221,19 @@ def test_the_service_is_told_once_with_what_it_expects(pair: Pair) -> None:
     assert "moved" == pair.move(instance, data)
     assert [("moved", (None, instance, "node2", True, data), {})] == pair.ended
     pair.finish(instance, data)
+    pair.destroy(instance)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its traceback is for people to see
+def test_a_move_that_breaks_off_unexpectedly_is_none(pair: Pair) -> None:
+    instance = pair.spawn()
+    data = pair.prepare(instance)
+    wrong: Any = None  # as if the other host had said that
+    broken = replace(data, interfaces=(InterfaceMigrateData(address=wrong, device="tap0"),))
+    assert "stayed" == pair.move(instance, broken)
+    pair.roll_back(instance, data)
+    assert pair.goes_on(pair.here, instance)
+    assert ([], 1) == (pair.there.traces(instance), pair.machines(instance))
     pair.destroy(instance)
 
 

@@ -169,14 +169,15 @@ def has_let_go(site: Site, instance: Instance, data: LiveMigrateData | None) -> 
 def _tried(site: Site, instance: Instance, uri: str, data: UnderlayLiveMigrateData, one: Move) -> ComputeError | None:
     """Why the guest has not moved, as far as is known; None: it has."""
     domain, pace = site.domain(instance), _pace(site, instance, data)
-    ended, failures = threading.Event(), list[ComputeError]()
+    ended, outcomes = threading.Event(), list[ComputeError | None]()
 
     def run() -> None:
         try:
             monitor.allow(domain, pace.downtime(0))
             _run(site, domain, uri, data, one)
+            outcomes.append(None)
         except ComputeError as error:
-            failures.append(error)
+            outcomes.append(error)
         finally:
             ended.set()
 
@@ -186,7 +187,7 @@ def _tried(site: Site, instance: Instance, uri: str, data: UnderlayLiveMigrateDa
         monitor.watch(domain, one, ended, pace, site.options.moves)
     finally:
         working.join()
-    return failures[0] if failures else None
+    return outcomes[0] if outcomes else OperationFailed(f"the move of the instance {instance.uuid} broke off unexpectedly")
 
 
 def _pace(site: Site, instance: Instance, data: UnderlayLiveMigrateData) -> Pace:

@@ -192,6 +192,8 @@ def test_a_guest_on_shared_storage_moves_there_and_back(shared: Pair) -> None:
         prune(pair)
         assert base in {image.name for image in pair.destination.site.host.images()[0]}
         pair.source.cleanup(None, instance, [], destroy_disks=True, migrate_data=data)  # they are the other's now
+        with pytest.raises(OperationFailed, match="is open"):
+            pair.source.cleanup(None, instance, [], destroy_disks=True)  # whoever does not know of that
         assert 1 == pair.machines(instance)
         assert not {"arriving", "leaving"} & {path.name for path in (pair.here.instances / instance.uuid).iterdir()}
         pair = replace(
@@ -322,17 +324,26 @@ def attached(pair: Pair, instance: FakeInstance) -> None:
     pair.source.attach_volume(None, pair.here.volume(), instance, "/dev/vdb")
 
 
+def with_disk(pair: Pair, instance: FakeInstance) -> None:
+    """Of which the service does not know."""
+    file = pair.here.root / "other.raw"
+    file.write_bytes(bytes(1 << 20))
+    driver, target = '<driver name="qemu" type="raw"/>', '<target dev="vdd" bus="virtio"/>'
+    pair.source.site.domain(instance).attach(f'<disk type="file">{driver}<source file="{file}"/>{target}</disk>')
+
+
 REFUSED: dict[str, tuple[Callable[[Pair, FakeInstance], None], bool | None, type[ComputeError], str]] = {
     "off": (off, True, MigrationPreCheckError, "does not run"),
     "volume": (with_volume, True, MigrationPreCheckError, "volumes"),
     "attached": (attached, True, MigrationPreCheckError, "volumes"),
+    "disk": (with_disk, True, MigrationPreCheckError, "other.raw open, which is no disk"),
     "not-shared": (lambda pair, instance: None, False, InvalidSharedStorage, "is another than on node1"),
 }
 
 
 def test_what_cannot_move_is_refused_before_anything_is_made(pair: Pair) -> None:
     instance = pair.spawn()
-    for change, block, error, said in (REFUSED[name] for name in ("not-shared", "volume", "attached", "off")):
+    for change, block, error, said in (REFUSED[name] for name in ("not-shared", "volume", "disk", "attached", "off")):
         change(pair, instance)
         with pytest.raises(error, match=said):
             pair.check(instance, block=block)
@@ -380,10 +391,17 @@ def test_a_processor_has_to_have_what_the_source_s_has(pair: Pair) -> None:
             checks.check_processor(site, json.dumps(told | more))
 
 
-def test_shared_storage_is_not_copied(shared: Pair) -> None:
+def test_storage_is_shared_with_its_images_or_not_at_all(shared: Pair, tmp_path: Path) -> None:
     instance = shared.spawn()
     with pytest.raises(InvalidLocalStorage, match="the same"):
         shared.check(instance, block=True)
+    cache, local = shared.here.instances / "_base", tmp_path / "local"
+    cache.rename(local)
+    cache.symlink_to(local)  # a host's own cache, in the directory that is shared
+    with pytest.raises(InvalidSharedStorage, match="another host may have another file"):
+        shared.check(instance, block=None)
+    cache.unlink()
+    local.rename(cache)
     shared.destroy(instance)
 
 

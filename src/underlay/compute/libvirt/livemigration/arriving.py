@@ -40,6 +40,8 @@ def prepare(
     told = checks.ours(data)
     if told.directory is None or told.block_migration is None:
         raise MigrationPreCheckError(reason="the source has not been asked yet whether the instance can leave")
+    if told.block_migration and told.is_shared_instance_path:
+        raise MigrationPreCheckError(reason="disks that both hosts have are not to be copied, onto themselves")
     there = _vifs(network_info, told.vifs or ())
     with networks.plugged(instance, there), _claimed(site, moves, instance, shared=bool(told.is_shared_instance_path)):
         if told.block_migration:

@@ -23,7 +23,7 @@ from underlay.compute.errors import (
     MigrationPreCheckError,
     UnableToMigrateToSelf,
 )
-from underlay.compute.libvirt import localdisks, volumedisks
+from underlay.compute.libvirt import guestxml, localdisks, volumedisks
 from underlay.compute.libvirt.library import library
 from underlay.compute.libvirt.livemigration import disks
 from underlay.compute.libvirt.site import Site
@@ -169,6 +169,7 @@ def on_source(site: Site, instance: Instance, data: LiveMigrateData, info: Block
         raise InvalidSharedStorage(path=str(path), reason=f"on {told.host} it is another than on {site.name}")
     local = disks.on_source(site, instance) if is_block else disks.none_of_host(site, instance)
     _check_room(told, local)
+    _check_sources(site, instance)
     return replace(
         told,
         block_migration=is_block,
@@ -203,6 +204,21 @@ def _check_guest(site: Site, instance: Instance, info: BlockDeviceInfo | None) -
         raise MigrationPreCheckError(reason=f"a resize of the instance {instance.uuid} is neither confirmed nor reverted")
     if block_device_info_get_mapping(info) or volumedisks.has_some(site, instance):
         raise MigrationPreCheckError(reason=f"the instance {instance.uuid} has volumes, which do not move yet")
+
+
+def _check_sources(site: Site, instance: Instance) -> None:
+    """Refuse a guest with a disk that is none of the instance's: it would have what the other host calls so, or nothing.
+
+    Nobody has to have told of it: libvirt takes each disk that is not copied for one that both hosts have.
+    """
+    with localdisks.translated():
+        names = localdisks.names_of(site.host, instance.uuid)
+        own = {site.host.attachment(instance.uuid, name=name).source for name in names}
+    own.add(str(site.directory(instance).config_drive()))
+    for source in guestxml.devices_by_path(site.domain(instance).xml()):
+        if source not in own:
+            reason = f"the guest of {instance.uuid} has {source or 'something'} open, which is no disk of the instance"
+            raise MigrationPreCheckError(reason=reason)
 
 
 def _check_room(told: UnderlayLiveMigrateData, local: tuple[LocalDiskMigrateData, ...]) -> None:

@@ -51,17 +51,30 @@ def on_source(site: Site, instance: Instance) -> tuple[LocalDiskMigrateData, ...
 
 
 def none_of_host(site: Site, instance: Instance) -> tuple[LocalDiskMigrateData, ...]:
-    """Nothing, as nothing is to be copied: each local disk is reached from both hosts.
+    """Nothing, as nothing is to be copied: each local disk, and what it reads from, is reached from both hosts.
 
     Raises:
-        InvalidSharedStorage: one is a device of this host. As `localdisks.translated`
+        InvalidSharedStorage: one is a device of this host, or its base image may be. As `localdisks.translated`
     """
     with localdisks.translated():
         for name in localdisks.names_of(site.host, instance.uuid):
             told = site.host.attachment(instance.uuid, name=name)
             if told.type == "block":
                 raise InvalidSharedStorage(path=told.source, reason=f"it is a device of {site.name} alone")
+            _refuse_base_elsewhere(site, site.host.disk(instance.uuid, name=name))
     return ()
+
+
+def _refuse_base_elsewhere(site: Site, disk: InstanceDisk) -> None:
+    """Swap and empty file systems have one name on all hosts, and other UUIDs on each: an overlay on another's is damaged."""
+    if disk.format != "qcow2" or disk.base_path is None:
+        return
+    shared, base = site.host.config.instances, disk.base_path
+    with translated(base):
+        is_below = Path(os.path.realpath(base)).is_relative_to(os.path.realpath(shared))
+        is_shared = is_below and base.stat().st_dev == shared.stat().st_dev
+    if not is_shared:
+        raise InvalidSharedStorage(path=str(base), reason=f"it is not in {shared}, so another host may have another file there")
 
 
 def _described(site: Site, disk: InstanceDisk) -> LocalDiskMigrateData:

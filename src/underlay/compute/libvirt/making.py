@@ -27,7 +27,7 @@ from underlay.compute.libvirt.diskplan import disks_of, root_size
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guestplan import check
 from underlay.compute.libvirt.site import Site
-from underlay.compute.libvirt.starting import start
+from underlay.compute.libvirt.starting import refuse_leaving, start
 from underlay.contracts import BackendTraits
 from underlay.errors import LockLost, SourceUnavailable
 from underlay.files import translated
@@ -99,6 +99,7 @@ def rebuild(
     volumedisks.check(site, instance, image, info, disks)
     networks.plug(instance, network_info)
     site.domain(instance).state()
+    refuse_leaving(site, instance.uuid)
     with claiming.alone(site.directory(instance)), ExitStack() as holding:
         if any(disk.role == "image" for disk in disks):
             _bring(site, instance, image, holding)

@@ -19,7 +19,7 @@ from underlay.compute.errors import ComputeError, InstanceFaultRollback, Instanc
 from underlay.compute.libvirt import kept, localdisks, networks, power, resizeplan, sharing, swapping, volumedisks
 from underlay.compute.libvirt.directory import RESCUED, ROOT, SWAP, InstanceDirectory
 from underlay.compute.libvirt.site import Site
-from underlay.compute.libvirt.starting import start
+from underlay.compute.libvirt.starting import refuse_leaving, start
 from underlay.files import link, sync_directory, translated, write_durably
 from underlay.model import InstanceDisk
 from underlay.values import replace
@@ -57,6 +57,7 @@ def begin(
     with ExitStack() as holding:
         with _changing_nothing():
             domain.state()
+            refuse_leaving(site, instance.uuid)
             holding.enter_context(kept.marked(directory, host=site.name))
             disks = _disks(site, instance)
             _check_volumes(site, instance, info, leaves=dest != here)

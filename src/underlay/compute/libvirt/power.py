@@ -21,7 +21,7 @@ from underlay.compute.libvirt import domain as domains, guestxml, networks, volu
 from underlay.compute.libvirt.assembling import assembled
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.site import Site
-from underlay.compute.libvirt.starting import start
+from underlay.compute.libvirt.starting import refuse_leaving, start
 from underlay.compute.metadata import field_of
 
 _LOG = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ def reboot(
     if kind not in ("SOFT", "HARD"):
         raise InstanceRebootFailure(reason=f"{kind!r} is neither SOFT nor HARD")
     with _held(site, instance), _failing_as_reboot():
+        refuse_leaving(site, instance.uuid)
         if kind == "SOFT" and shut_down(domain, seconds=site.options.wait_soft_reboot):
             start(site, domain)
             return
@@ -167,8 +168,9 @@ def unpause(site: Site, instance: Instance) -> None:
     """Let a paused guest go on.
 
     Raises:
-        InstanceNotRunning, InstanceNotFound
+        InstanceNotRunning, InstanceNotFound; OperationFailed: among others, it may run on another host.
     """
+    refuse_leaving(site, instance.uuid)
     _change(site, instance, Domain.unpause, done=states.RUNNING)
 
 

@@ -16,7 +16,7 @@ from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guest import Guest
 from underlay.compute.libvirt.guestplan import check
 from underlay.compute.libvirt.site import Site
-from underlay.compute.libvirt.starting import start
+from underlay.compute.libvirt.starting import refuse_leaving, start
 from underlay.compute.libvirt.volumeplan import root_volume
 from underlay.files import sync_directory, translated, write_durably
 
@@ -48,6 +48,7 @@ def rescue(
         raise InstanceNotRescuable(instance_id=instance.uuid, reason="it is being rescued already")
     if root_volume(instance, info) is not None:
         raise InstanceNotRescuable(instance_id=instance.uuid, reason="it boots from a volume")
+    refuse_leaving(site, instance.uuid)
     disks = _disks(site, instance, image, info)
     volumes = volumedisks.behind(site, instance, info, taken=[disk.device for disk in disks])
     check(image, network_info)

@@ -21,7 +21,7 @@ def start(site: Site, domain: Domain) -> None:
     Raises:
         InstanceNotFound, HypervisorUnavailable; OperationFailed: also of one that may run on another host.
     """
-    _refuse_leaving(site, domain.uuid)
+    refuse_leaving(site, domain.uuid)
     for left in reversed(range(_ATTEMPTS)):
         try:
             _refresh_port(site, domain)
@@ -32,8 +32,12 @@ def start(site: Site, domain: Domain) -> None:
                 raise
 
 
-def _refuse_leaving(site: Site, uuid: str) -> None:
-    """A guest that was to move, and of which it is not known whether it has, is not started: there would be two of it."""
+def refuse_leaving(site: Site, uuid: str) -> None:
+    """Refuse to have a guest go on that was to move, while it is not known whether it has: there would be two of it.
+
+    Raises:
+        OperationFailed
+    """
     mark = marks.read(directory_of(site.host.config.instances, uuid), marks.LEAVING)
     if mark is not None and mark.host == site.name:
         what = f"the instance {uuid} was to move to {mark.other}, and it is not known yet whether it has"

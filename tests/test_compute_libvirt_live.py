@@ -14,10 +14,12 @@ from underlay import locks
 from underlay.compute.errors import InvalidInput, MigrationPreCheckError, OperationFailed
 from underlay.compute.libvirt.directory import InstanceDirectory
 from underlay.compute.libvirt.guestxml import parsed
-from underlay.compute.libvirt.livemigration import addresses, checks, marks, xml
+from underlay.compute.libvirt.livemigration import addresses, arriving, checks, marks, returning, xml
 from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.compute.libvirt.livemigration.moves import Moves
 from underlay.compute.libvirt.livemigration.pace import pace_of
+from underlay.compute.libvirt.livemigration.sights import Sight
+from underlay.compute.libvirt.livemigration.verdicts import Where, is_surely_here, may_go, where_of
 from underlay.compute.livemigration import InterfaceMigrateData, LocalDiskMigrateData, UnderlayLiveMigrateData
 from underlay.config import parse_config
 from underlay.config.libvirt import LibvirtTable, Moves as Options, libvirt_of
@@ -209,6 +211,87 @@ def test_an_instance_is_moved_once_at_a_time() -> None:
     assert None is moves.of(UUID)
 
 
+# ------------------------------------------------------------------------------------------------------- where a guest is
+
+RUNS = Sight(active=True, moving=False, sending=False, runs=True)
+PAUSED = Sight(active=True, moving=False, sending=False)
+STANDS = Sight(active=True, moving=True, sending=False)
+FOLLOWED = Sight(active=True, moving=True, sending=False, runs=True)  # by its memory
+SPLIT = Sight(active=True, moving=True, sending=False, is_split=True)
+OFF = Sight(active=False, moving=False, sending=False)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "expected"),
+    [
+        (STANDS, None, Where.HERE),
+        (PAUSED, None, Where.HERE),
+        (OFF, None, Where.HERE),
+        (STANDS, RUNS, Where.THERE),
+        (PAUSED, RUNS, Where.THERE),  # it was paused so that its move would complete, and it has
+        (PAUSED, PAUSED, Where.THERE),
+        (None, OFF, Where.THERE),
+        (PAUSED, STANDS, Where.OPEN),
+        (None, None, Where.UNKNOWN),
+        (OFF, OFF, Where.UNKNOWN),
+        (STANDS, OFF, Where.UNKNOWN),  # it may have run there, and been switched off
+        (PAUSED, OFF, Where.UNKNOWN),
+        (SPLIT, None, Where.UNKNOWN),  # it has run there, and that host has lost it
+        (SPLIT, OFF, Where.UNKNOWN),
+        (SPLIT, FOLLOWED, Where.OPEN),
+    ],
+)
+def test_a_guest_that_was_to_leave_is_where_it_can_be_alone(here: Sight | None, there: Sight | None, expected: Where) -> None:
+    assert not is_surely_here(here)
+    assert expected is where_of(here, there)
+
+
+def test_a_guest_that_runs_and_is_not_being_moved_has_stayed() -> None:
+    assert is_surely_here(RUNS)
+    assert not is_surely_here(FOLLOWED)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "expected"),
+    [
+        (None, None, True),
+        (STANDS, RUNS, True),
+        (PAUSED, PAUSED, True),
+        (OFF, RUNS, True),
+        (RUNS, STANDS, False),  # its source has not heard that it has come
+        (RUNS, PAUSED, False),
+        (FOLLOWED, SPLIT, False),
+        (SPLIT, SPLIT, False),
+        (PAUSED, None, False),
+        (OFF, None, False),  # it has come, and switched itself off
+        (OFF, OFF, False),
+    ],
+)
+def test_what_may_be_all_that_there_is_of_a_guest_stays(here: Sight | None, there: Sight | None, *, expected: bool) -> None:
+    assert expected is may_go(here, there)
+
+
+def test_only_what_an_interrupted_removal_left_is_put_back(directory: InstanceDirectory) -> None:
+    instances, held = directory.instances, directory.instances / f"{UUID}.held"
+    (instances / "notes.held").write_text("new")
+    (instances / "notes").write_text("old")
+    directory.path.rename(held)
+    with locks.try_exclusive(held / "arriving") as lock:
+        assert lock is not None
+        returning.put_back(instances)
+        assert held.is_dir()  # somebody is removing it
+    returning.put_back(instances)
+    assert [UUID, "notes", "notes.held"] == sorted(os.listdir(instances))
+    assert "old" == (instances / "notes").read_text()
+
+
+def test_disks_are_not_copied_onto_themselves() -> None:
+    data = replace(DATA, block_migration=True, is_shared_instance_path=True)
+    nothing: Any = SimpleNamespace()
+    with pytest.raises(MigrationPreCheckError, match="onto themselves"):
+        arriving.prepare(nothing, Moves(), nothing, None, data)
+
+
 # ----------------------------------------------------------------------------------------------------------- configuration
 
 
@@ -216,6 +299,7 @@ def test_an_instance_is_moved_once_at_a_time() -> None:
     ("line", "said"),
     [
         ('live_migration_uri = "node2"', "no URI"),
+        ('live_migration_uri = "qemu:///system"', "one host's for all"),
         ('live_migration_scheme = "t/c"', "no transport"),
         ('live_migration_inbound_addr = "a/b"', "no address"),
         ('live_migration_bandwidth = "1.5MiB"', "no whole number of MiB"),

@@ -139,12 +139,15 @@ class UnderlayLiveMigrateData(LibvirtLiveMigrateData):
     """What two of Underlay's libvirt drivers say besides.
 
     Attributes:
-        host: the destination's name. directory, directory_there: the instance's directory on the source and the destination.
+        host: the destination's name. libvirt, source_libvirt: the UUIDs of the two hosts as their libvirts have them.
+        directory, directory_there: the instance's directory on the source and the destination.
         local_disks: each local disk. interfaces: each interface on the destination.
         config_drive: the content of the config drive, compressed (RFC 1950) and as base64; it may hold a password.
     """
 
     host: str | None = None
+    libvirt: str | None = None
+    source_libvirt: str | None = None
     directory: str | None = None
     directory_there: str | None = None
     local_disks: tuple[LocalDiskMigrateData, ...] = ()

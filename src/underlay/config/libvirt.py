@@ -181,6 +181,8 @@ def _moves(table: LibvirtTable) -> Moves:
     uri, scheme, inbound = table.live_migration_uri, table.live_migration_scheme, table.live_migration_inbound_addr
     if uri and not re.fullmatch(r"[a-z0-9+]+://\S+", uri):
         raise WrongValue(key("uri"), f"{uri!r} is no URI", hint="write qemu+tcp://%s/system, for one")
+    if uri and "%s" not in uri:
+        raise WrongValue(key("uri"), f"{uri!r} is one host's for all", hint="write %s where the host's name belongs")
     if not re.fullmatch(r"[a-z0-9]+", scheme):
         raise WrongValue(key("scheme"), f"{scheme!r} is no transport of libvirt", hint="write tcp or tls")
     if inbound and not re.fullmatch(values.ADDRESS, inbound):

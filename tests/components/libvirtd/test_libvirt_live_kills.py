@@ -21,7 +21,7 @@ from libvirt_stage import wait_until
 
 from underlay.compute import states
 from underlay.compute.errors import ComputeError, InstanceExists, OperationFailed
-from underlay.compute.libvirt.livemigration import marks
+from underlay.compute.libvirt.livemigration import marks, xml
 from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.testing.fakedriver import FakeInstance
 from underlay.testing.httpserver import Served, serving
@@ -252,6 +252,50 @@ def test_a_guest_is_not_started_while_it_may_run_elsewhere(pair: Pair) -> None:
     pair.restart_source()
     pair.source.power_on(None, instance, [])
     stays(pair, instance)
+
+
+def test_a_paused_guest_whose_source_has_not_heard_that_it_has_gone_is_not_let_go_on_there(pair: Pair) -> None:
+    instance = pair.spawn()
+    data = pair.prepare(instance)
+    pair.source.pause(instance)  # so that its move completes
+    domain = pair.source.site.domain(instance)
+    text = xml.moved(domain.xml(migratable=True), xml.there_of(data))
+    pair.destination.site.connection.ask(lambda handle: handle.defineXML(text).create())
+    with marks.made(pair.source.site.directory(instance), marks.LEAVING, Mark(host="node1", other="node2", shared=False)):
+        """As libvirt and the driver left it that were killed when it went on at its destination."""
+    with pytest.raises(OperationFailed, match="not known"):
+        pair.source.unpause(instance)
+    with pytest.raises(OperationFailed, match="has come"):
+        pair.destination.rollback_live_migration_at_destination(None, instance, [], None, migrate_data=data)
+    pair.restart_source()
+    pair.restart_destination()
+    has_moved(pair, instance)
+
+
+def test_a_guest_is_not_sent_on_while_it_may_run_elsewhere(pair: Pair) -> None:
+    instance = pair.spawn()
+    data = pair.prepare(instance)
+    pair.source.pause(instance)
+    directory = pair.source.site.directory(instance)
+    with marks.made(directory, marks.LEAVING, Mark(host="node1", other="node3", shared=False)):
+        """As an earlier move left it, to a host that cannot be asked."""
+    with pytest.raises(OperationFailed, match="node3"):
+        pair.move(instance, data)
+    with pytest.raises(OperationFailed, match="node3"):
+        pair.source.check_can_live_migrate_source(None, instance, data)
+    assert ([], "node3") == (pair.ended, getattr(marks.read(directory, marks.LEAVING), "other", None))
+    for other, libvirt in (("node2", str(uuid4())), ("node1", None)):  # names come to be another host's, or this one's own
+        marks.remove(directory, marks.LEAVING)
+        with marks.made(directory, marks.LEAVING, Mark(host="node1", other=other, shared=False, libvirt=libvirt)):
+            """As an earlier move left it, to a host that had this name."""
+        pair.restart_source()
+        assert marks.read(directory, marks.LEAVING) is not None
+    with marks.made(directory, marks.LEAVING, Mark(host="node1", other="node2", shared=False, libvirt=data.libvirt)):
+        """As if it had been this one, which has nothing of it."""
+    assert "moved" == pair.move(instance, data)
+    pair.finish(instance, data)
+    pair.destination.unpause(instance)
+    has_moved(pair, instance)
 
 
 def test_a_guest_that_is_expected_is_expected_until_it_is_settled(pair: Pair) -> None:

@@ -369,6 +369,8 @@ def test_the_destination_is_another_host_with_room(pair: Pair) -> None:
     assert unknown.disk_available_mb > 0
     with pytest.raises(MigrationPreCheckError, match="does not say"):
         pair.source.check_can_live_migrate_source(None, instance, LibvirtLiveMigrateData(filename="x"))
+    pair.destination.manage_image_cache(None, [])  # at any moment
+    assert unknown.filename in {path.name for path in pair.there.instances.glob(".probe*")}
     pair.restart_destination()
     assert [] == [*pair.there.instances.glob(".probe*")]  # a service that is killed leaves its own to its next start
     pair.destroy(instance)

@@ -31,7 +31,7 @@ from underlay.compute.libvirt import (
 )
 from underlay.compute.libvirt.contract.located import Located
 from underlay.compute.libvirt.hostaddress import own_address
-from underlay.compute.libvirt.livemigration import leaving, returning
+from underlay.compute.libvirt.livemigration import checks, leaving, returning
 from underlay.compute.libvirt.livemigration.moves import Moves
 from underlay.compute.states import InstanceInfo
 from underlay.host import Host
@@ -56,6 +56,7 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
             snapshots.clean_all(self.site)
             swapping.settle_all(self.site)
             sharing.announce(self.site.host, own_address(self.site.options))
+            checks.remove_probes(self.site)
             returning.settle_all(self.site)
         except BaseException:
             self.cleanup_host(host)

@@ -43,7 +43,7 @@ def prepare(
     if told.block_migration and told.is_shared_instance_path:
         raise MigrationPreCheckError(reason="disks that both hosts have are not to be copied, onto themselves")
     there = _vifs(network_info, told.vifs or ())
-    with networks.plugged(instance, there), _claimed(site, moves, instance, shared=bool(told.is_shared_instance_path)):
+    with networks.plugged(instance, there), _claimed(site, moves, instance, told):
         if told.block_migration:
             told = replace(told, local_disks=disks.make(site, instance, told.local_disks))
             deliver_kernel(site, instance, kernel_id=instance.kernel_id, ramdisk_id=instance.ramdisk_id)
@@ -93,16 +93,18 @@ def _vif(vif: Vif, other: VIFMigrateData | None) -> Vif:
 
 
 @contextmanager
-def _claimed(site: Site, moves: Moves, instance: Instance, *, shared: bool) -> Iterator[None]:
+def _claimed(site: Site, moves: Moves, instance: Instance, told: UnderlayLiveMigrateData) -> Iterator[None]:
     """The guest is expected here; when the block fails, nothing is left of what was made for it."""
-    directory = site.directory(instance)
+    directory, shared = site.directory(instance), bool(told.is_shared_instance_path)
+    if directory.path.exists():
+        returning.settle_departure(site, directory)  # it may have left from here before, and not all of it has gone
     if directory.path.exists():
         returning.settle_arrival(site, directory)  # an earlier attempt may have been interrupted
     if shared and not directory.path.is_dir():
         raise MigrationPreCheckError(reason=f"the directory {directory.path} is said to be shared, and is not here")
     if not shared:
         _make_directory(site, instance)
-    mark = Mark(host=site.name, other=instance.host, shared=shared)
+    mark = Mark(host=site.name, other=instance.host, shared=shared, libvirt=told.source_libvirt)
     with ExitStack() as holding:
         holding.enter_context(marks.made(directory, marks.ARRIVING, mark))
         try:
@@ -141,15 +143,16 @@ def give_up(site: Site, moves: Moves, instance: Instance) -> None:
     """Undo what was made ready for a guest that stays where it was. Without a mark nothing was, or the guest has arrived.
 
     Raises:
-        OperationFailed: it runs here and its source does not have it. HypervisorUnavailable; as `localdisks.translated`
+        OperationFailed: it runs here, or its source does not say that it has it.
+        HypervisorUnavailable; as `localdisks.translated`
     """
     directory = site.directory(instance)
     mark = marks.read(directory, marks.ARRIVING)
     if mark is None or mark.host != site.name:
         _LOG.info("nothing was prepared for the instance %s on %s, or it has arrived", instance.uuid, site.name)
         return
-    if returning.has_surely_come(site, directory, mark):
-        raise OperationFailed(f"the instance {directory.uuid} runs here, and {mark.other} does not have it")
+    if not returning.may_go(site, directory, mark):
+        raise OperationFailed(f"the instance {directory.uuid} has come here, as far as is known")
     Domain(site.connection, directory.uuid).remove()
     returning.undo_arrival(site, directory, mark)
     moves.settled(instance.uuid)

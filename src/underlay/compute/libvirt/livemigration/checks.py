@@ -25,7 +25,7 @@ from underlay.compute.errors import (
 )
 from underlay.compute.libvirt import guestxml, localdisks, volumedisks
 from underlay.compute.libvirt.library import library
-from underlay.compute.libvirt.livemigration import disks
+from underlay.compute.libvirt.livemigration import disks, returning, sights
 from underlay.compute.libvirt.site import Site
 from underlay.compute.livemigration import LiveMigrateData, LocalDiskMigrateData, UnderlayLiveMigrateData
 from underlay.files import translated
@@ -64,6 +64,7 @@ def on_destination(
         check_processor(site, source.get("cpu_info"))
     return UnderlayLiveMigrateData(
         host=site.name,
+        libvirt=sights.identity(site.connection),
         filename=_put_probe(site),
         image_type=site.options.images_type,
         block_migration=block_migration,
@@ -159,6 +160,7 @@ def on_source(site: Site, instance: Instance, data: LiveMigrateData, info: Block
         MigrationPreCheckError, InvalidLocalStorage, InvalidSharedStorage, InstanceNotFound; as `localdisks.translated`
     """
     told = ours(data)
+    returning.refuse_unsettled(site, site.directory(instance))
     _check_guest(site, instance, info)
     path = site.host.config.instances
     is_shared = told.filename is not None and _PROBE.fullmatch(told.filename) is not None and (path / told.filename).exists()
@@ -172,6 +174,7 @@ def on_source(site: Site, instance: Instance, data: LiveMigrateData, info: Block
     _check_sources(site, instance)
     return replace(
         told,
+        source_libvirt=sights.identity(site.connection),
         block_migration=is_block,
         is_shared_instance_path=is_shared,
         is_shared_block_storage=False,

@@ -17,7 +17,7 @@ from underlay.compute.libvirt.livemigration import addresses, checks, disks, mar
 from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.compute.libvirt.livemigration.moves import Move, Moves
 from underlay.compute.libvirt.livemigration.pace import Pace, pace_of
-from underlay.compute.libvirt.livemigration.returning import Where
+from underlay.compute.libvirt.livemigration.verdicts import Where
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import TAKEN
 from underlay.compute.livemigration import LiveMigrateData, LocalDiskMigrateData, UnderlayLiveMigrateData
@@ -57,14 +57,21 @@ def move(
 
     Raises:
         InvalidInput: the destination's name. InstanceNotFound; MigrationPreCheckError: it was not prepared. OperationFailed: it
-        is being moved already, or it cannot be found out where the guest is; then neither callback is called.
-        HypervisorUnavailable
+        is being moved already, or it cannot be found out where the guest is, after this move or an earlier one.
+        HypervisorUnavailable. Then neither callback is called.
     """
     told = checks.ours(data)
     uri = addresses.of_libvirt(site.options.moves, addresses.check(dest), told.target_connect_addr)
     was_running = site.domain(instance).state()[0] == states.RUNNING
-    mark = Mark(host=site.name, other=dest, shared=bool(told.is_shared_instance_path), address=told.target_connect_addr)
+    mark = Mark(
+        host=site.name,
+        other=dest,
+        shared=bool(told.is_shared_instance_path),
+        address=told.target_connect_addr,
+        libvirt=told.libvirt,
+    )
     directory = site.directory(instance)
+    returning.refuse_unsettled(site, directory)
     with marks.made(directory, marks.LEAVING, mark):
         with moves.begun(instance.uuid) as one:
             failure = _tried(site, instance, uri, told, one)

@@ -31,12 +31,14 @@ class Mark:
     Attributes:
         host: whose mark it is. other: the other host's name. address: at which that is reached, if it has told one.
         shared: both hosts have the same directory, so neither removes it.
+        libvirt: the UUID of the other host as its libvirt has it, as names and addresses come to be another's.
     """
 
     host: str
     other: str
     shared: bool
     address: str | None = None
+    libvirt: str | None = None
 
 
 def path_of(directory: InstanceDirectory, kind: Kind) -> Path:

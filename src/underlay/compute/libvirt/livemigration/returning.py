@@ -7,21 +7,21 @@ says so, and tries again: when the driver starts, with each pass of the image ca
 
 import logging
 import os
-import shutil
 import time
 from contextlib import suppress
-from enum import Enum
 from pathlib import Path
 
-from underlay.compute.errors import ComputeError, HypervisorUnavailable, InstanceNotFound, OperationFailed
+from underlay import locks
+from underlay.compute.errors import ComputeError, HypervisorUnavailable, InstanceNotFound, InvalidInput, OperationFailed
 from underlay.compute.libvirt import domain as domains, localdisks, networks
-from underlay.compute.libvirt.directory import InstanceDirectory
+from underlay.compute.libvirt.directory import InstanceDirectory, directory_of, rename_over_doomed
 from underlay.compute.libvirt.domain import Domain
-from underlay.compute.libvirt.livemigration import addresses, checks, marks, sights
+from underlay.compute.libvirt.livemigration import addresses, marks, sights, verdicts
 from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.compute.libvirt.livemigration.sights import Sight
+from underlay.compute.libvirt.livemigration.verdicts import Where
 from underlay.compute.libvirt.site import Site
-from underlay.files import translated
+from underlay.files import rename_no_replace, translated
 
 _LOG = logging.getLogger(__name__)
 _POLL = 0.2  # seconds between two looks at what is still open
@@ -29,20 +29,10 @@ _SETTLING = 20.0  # seconds that libvirt has to end a move
 _HELD = ".held"  # behind a directory's name, while it is looked whether anybody needs it
 
 
-class Where(Enum):
-    """Where a guest is: on this host, on the other; libvirt is at it, or one of the two cannot be asked."""
-
-    HERE = "here"
-    THERE = "there"
-    OPEN = "open"
-    UNKNOWN = "unknown"
-
-
 def settle_all(site: Site) -> None:
     """Settle every interrupted move from or to this host. What cannot be settled is logged, and stays for the next time."""
     instances = site.host.config.instances
-    checks.remove_probes(site)
-    _put_back(instances)
+    put_back(instances)
     for settle, kind in ((settle_departure, marks.LEAVING), (settle_arrival, marks.ARRIVING)):
         for directory in marks.marked(instances, kind):
             try:
@@ -70,6 +60,21 @@ def settle_departure(site: Site, directory: InstanceDirectory) -> None:
             forget(site, directory, mark)
         else:
             _LOG.warning("it is not known whether the instance %s runs here or on %s", directory.uuid, mark.other)
+
+
+def refuse_unsettled(site: Site, directory: InstanceDirectory) -> None:
+    """Settle what is left of an earlier move from here, and refuse to begin another one before that is known to have ended.
+
+    Else a guest that may run on the other host would be sent to a third one, and nobody would ever ask the other one again.
+
+    Raises:
+        OperationFailed; as `settle_departure`
+    """
+    settle_departure(site, directory)
+    mark = marks.read(directory, marks.LEAVING)
+    if mark is not None and mark.host == site.name:
+        what = f"the instance {directory.uuid} is moving to {mark.other} already, or it is not known whether it has"
+        raise OperationFailed(what, hint="see that libvirt on that host can be reached, and try again")
 
 
 def forget(site: Site, directory: InstanceDirectory, mark: Mark) -> None:
@@ -113,31 +118,20 @@ def whereabouts(site: Site, uuid: str, mark: Mark, *, patience: float) -> Where:
 
 def _whereabouts(site: Site, uuid: str, mark: Mark) -> Where:
     here = sights.look(site.connection, uuid)
-    if here is not None and here.is_settled:
+    if verdicts.is_surely_here(here):
         return Where.HERE
     if here is not None and here.sending:
         _end(site, uuid)
         return Where.OPEN  # until it has ended
     try:
-        there = sights.look_there(_uri(site, mark), uuid)
+        there = _look_there(site, uuid, mark)
     except ComputeError as error:
         _LOG.warning("host %s cannot be asked for the instance %s: %s", mark.other, uuid, error)
         return Where.UNKNOWN
-    if there is not None and there.is_settled:
-        return Where.THERE
-    if there is not None and there.active:
-        return Where.OPEN  # it is still coming, or being ended
-    return _of_stopped(site, uuid, here, there)
-
-
-def _of_stopped(site: Site, uuid: str, here: Sight | None, there: Sight | None) -> Where:
-    """The other host does not run it."""
-    if here is not None and here.active:
-        Domain(site.connection, uuid).unpause()
-        return Where.HERE
-    if here is None:
-        return Where.UNKNOWN if there is None else Where.THERE
-    return Where.HERE if there is None else Where.UNKNOWN
+    where = verdicts.where_of(here, there)
+    if where is Where.HERE and here is not None and here.active and here.moving:
+        Domain(site.connection, uuid).unpause()  # its move has left it standing
+    return where
 
 
 def _end(site: Site, uuid: str) -> None:
@@ -145,8 +139,9 @@ def _end(site: Site, uuid: str) -> None:
         sights.ask(Domain(site.connection, uuid), lambda found: found.abortJob())
 
 
-def _uri(site: Site, mark: Mark) -> str:
-    return addresses.of_libvirt(site.options.moves, mark.other, mark.address)
+def _look_there(site: Site, uuid: str, mark: Mark) -> Sight | None:
+    uri = addresses.of_libvirt(site.options.moves, mark.other, mark.address)
+    return sights.look_there(uri, uuid, libvirt=mark.libvirt, own=sights.identity(site.connection))
 
 
 # ------------------------------------------------------------------------------------------------------------ it was arriving
@@ -177,17 +172,18 @@ def settle_arrival(site: Site, directory: InstanceDirectory) -> None:
 def _settle_stopped(site: Site, directory: InstanceDirectory, mark: Mark) -> None:
     """It has come and been switched off, or it came to nothing just before its end: the other host has it then."""
     try:
-        there = sights.look_there(_uri(site, mark), directory.uuid)
+        there = _look_there(site, directory.uuid, mark)
     except ComputeError as error:
         _LOG.warning("host %s cannot be asked for the instance %s: %s", mark.other, directory.uuid, error)
         return
     if there is None:
         marks.remove(directory, marks.ARRIVING)
-    elif there.active:
+    elif there.is_settled and there.runs:
         Domain(site.connection, directory.uuid).remove()
         undo_arrival(site, directory, mark)
     else:
-        _LOG.warning("the instance %s is off both here and on %s, and which is newer is not known", directory.uuid, mark.other)
+        what = "the instance %s is off here and does not run on %s either, and which is newer is not known"
+        _LOG.warning(what, directory.uuid, mark.other)
 
 
 def _keep(site: Site, directory: InstanceDirectory) -> None:
@@ -212,7 +208,7 @@ def undo_arrival(site: Site, directory: InstanceDirectory, mark: Mark) -> None:
         return
     held = directory.path.with_name(f"{directory.uuid}{_HELD}")
     with suppress(FileNotFoundError):
-        os.rename(directory.path, held)  # crash: what `_put_back` finds
+        os.rename(directory.path, held)  # crash: what `put_back` finds
     try:
         has_come = sights.look(site.connection, directory.uuid) is not None
     except ComputeError:
@@ -222,7 +218,9 @@ def undo_arrival(site: Site, directory: InstanceDirectory, mark: Mark) -> None:
         _rename(held, directory.path)
         raise OperationFailed(f"the instance {directory.uuid} is just coming")
     networks.unplug_all(directory.uuid)
-    shutil.rmtree(held, ignore_errors=True)  # crash: the same
+    with localdisks.translated(), translated(held), suppress(FileNotFoundError):
+        rename_over_doomed(held, directory.doomed)  # crash: what goes when the next driver starts
+    directory.remove_doomed()
 
 
 def _rename(held: Path, path: Path) -> None:
@@ -230,24 +228,27 @@ def _rename(held: Path, path: Path) -> None:
         os.rename(held, path)
 
 
-def has_surely_come(site: Site, directory: InstanceDirectory, mark: Mark) -> bool:
-    """Whether the guest is here, and the other host does not say that it has it.
+def may_go(site: Site, directory: InstanceDirectory, mark: Mark) -> bool:
+    """Whether what was made for a guest may be removed: it has not come, and the other host says that it has it.
 
     Raises:
         HypervisorUnavailable, OperationFailed
     """
     here = sights.look(site.connection, directory.uuid)
-    if here is None or not here.is_settled:
-        return False
+    if here is None:
+        return True
     try:
-        return sights.look_there(_uri(site, mark), directory.uuid) is None
+        there = _look_there(site, directory.uuid, mark)
     except ComputeError:
-        return True  # nobody says otherwise
+        there = None
+    return verdicts.may_go(here, there)
 
 
-def _put_back(instances: Path) -> None:
-    """Give directories their names again whose removal was interrupted: it is begun anew."""
-    with suppress(OSError):
-        for held in instances.glob(f"*{_HELD}"):
-            with suppress(OSError):
-                os.rename(held, held.with_name(held.name.removesuffix(_HELD)))
+def put_back(instances: Path) -> None:
+    """Give directories their names again whose removal was interrupted: it is begun anew. One that goes on is left alone."""
+    for held in sorted(instances.glob(f"*{_HELD}")):
+        with suppress(InvalidInput, OSError):
+            directory = directory_of(instances, held.name.removesuffix(_HELD))
+            with locks.try_exclusive(held / marks.ARRIVING) as lock:
+                if lock is not None:
+                    rename_no_replace(held, directory.path)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from underlay.compute.errors import InstanceNotFound
+from underlay.compute.errors import InstanceNotFound, OperationFailed
 from underlay.compute.libvirt.connection import Connection
 from underlay.compute.libvirt.domain import Domain
+from underlay.compute.libvirt.guestxml import parsed
 from underlay.compute.libvirt.library import library
 
 _Answer = TypeVar("_Answer")
@@ -19,12 +20,15 @@ class Sight:
 
     Attributes:
         active: there is a QEMU. moving: it stands still for a migration, or takes part in one, so where it will be is open.
-        sending: it is being sent away, which can be ended here.
+        sending: it is being sent away, which can be ended here. runs: its processors do.
+        is_split: its memory is on two hosts, so neither can go on without the other.
     """
 
     active: bool
     moving: bool
     sending: bool
+    runs: bool = False
+    is_split: bool = False
 
     @property
     def is_settled(self) -> bool:
@@ -63,17 +67,33 @@ def look(connection: Connection, uuid: str) -> Sight | None:
         return None
 
 
-def look_there(uri: str, uuid: str) -> Sight | None:
+def look_there(uri: str, uuid: str, *, libvirt: str | None, own: str) -> Sight | None:
     """As `look`, at another host's.
+
+    Args:
+        libvirt: which it has to be, as `identity` says; None: any but this host's own, which is ``own``.
+
+    Raises:
+        HypervisorUnavailable; OperationFailed: another libvirt answers, or it fails.
+    """
+    connection = Connection(uri, timeout=_PATIENCE)
+    try:
+        found = identity(connection)
+        if found == own or libvirt not in (None, found):
+            raise OperationFailed(f"at {uri} is not the libvirt that was meant, but that of the host {found}")
+        return look(connection, uuid)
+    finally:
+        connection.close()
+
+
+def identity(connection: Connection) -> str:
+    """The UUID of a libvirt's host, which no two have that move guests to each other.
 
     Raises:
         HypervisorUnavailable, OperationFailed
     """
-    connection = Connection(uri, timeout=_PATIENCE)
-    try:
-        return look(connection, uuid)
-    finally:
-        connection.close()
+    capabilities: str = connection.ask(lambda handle: handle.getCapabilities())
+    return parsed(capabilities).findtext("host/uuid") or ""
 
 
 def _sight(domain: Any) -> Sight:
@@ -93,6 +113,9 @@ def _sight(domain: Any) -> Sight:
         active=True,
         moving=stands or sending or operation == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN,
         sending=sending,
+        runs=state in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED),
+        is_split=state == libvirt.VIR_DOMAIN_PAUSED
+        and reason in (libvirt.VIR_DOMAIN_PAUSED_POSTCOPY, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED),
     )
 
 

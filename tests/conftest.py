@@ -24,6 +24,7 @@ settings.load_profile("underlay")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRE = "UNDERLAY_REQUIRE_COMPONENTS"
+LONG = "UNDERLAY_LONG_TESTS"
 
 
 def _program(name: str, package: str) -> Callable[[], str | None]:
@@ -150,6 +151,15 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "mkfs.ntfs": _program("mkfs.ntfs", "ntfs-3g"),
     "fuse2fs": _fuse2fs,
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long and shows the like of others, unless it was asked for; pytest tells how many those are."""
+    if os.environ.get(LONG):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    items[:] = [item for item in items if item not in long]
+    config.hook.pytest_deselected(items=long)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -915,9 +915,12 @@ def test_what_nobody_may_keep_is_copied_where_no_link_can_be(site: Site, mounted
     content = site.raw(headers=NO_STORE).read_bytes()
     path = mounted("tmpfs", 32 * MIB) / "disk"
     host = site.host()
-    for reason in ("copied", "delivered"):
-        assert ("fetched", reason) == how(host.deliver(site.url, path))
-        assert (content, []) == (path.read_bytes(), site.files())
+    came, reason = how(host.deliver(site.url, path))
+    assert ("fetched", "copied", content, []) == (came, reason, path.read_bytes(), site.files())
+    # Fetched again it is another image, unless that was within the same second.
+    came, reason = how(host.deliver(site.url, path))
+    assert ("fetched", content, []) == (came, path.read_bytes(), site.files())
+    assert reason in ("copied", "delivered")
     assert ["disk"] == os.listdir(path.parent)
 
 

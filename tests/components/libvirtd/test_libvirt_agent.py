@@ -254,6 +254,7 @@ def test_a_guest_without_a_line_to_an_agent_has_none_whatever_its_image_says_now
     driver.destroy(None, instance, [])
 
 
+@pytest.mark.long
 def test_an_agent_that_is_late_leaves_nothing_frozen(linux: LinuxPlace) -> None:
     driver, image = linux.place.driver(more='timeout = "4s"'), linux.image(words=SLOW)
     try:

@@ -156,6 +156,7 @@ def test_another_image_under_the_same_name_is_not_taken_for_the_guest_s(pair: Pa
     pair.destroy(instance)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("here", "there"), [("qcow2", "flat"), ("flat", "qcow2")])
 def test_the_two_hosts_may_keep_disks_otherwise(hosts: Hosts, tmp_path: Path, here: str, there: str) -> None:
     with paired(hosts, tmp_path, there_too=f'images_type = "{there}"\n') as pair:
@@ -270,6 +271,7 @@ def test_a_move_is_ended_and_the_guest_stays(slow: Pair) -> None:
         slow.source.live_migration_abort(instance)
 
 
+@pytest.mark.long
 def test_a_move_that_takes_too_long_is_ended(hosts: Hosts, tmp_path: Path) -> None:
     with paired(hosts, tmp_path, more=SLOW + 'live_migration_completion_timeout = "1s"\n') as pair:
         instance = pair.spawn()

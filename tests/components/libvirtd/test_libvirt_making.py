@@ -144,6 +144,7 @@ def test_a_kernel_and_a_ramdisk_are_booted_in_place_of_the_disk(place: Place, dr
     assert [] == place.traces(instance)
 
 
+@pytest.mark.long
 def test_an_image_of_every_type_that_is_supported_boots(place: Place, driver: LibvirtDriver) -> None:
     supported = {name.removeprefix(IMAGE_TYPE) for name, can in driver.capabilities.items() if can and IMAGE_TYPE in name}
     assert {*QEMUS_WORDS, "iso", "aki", "ari", "ami"} == supported

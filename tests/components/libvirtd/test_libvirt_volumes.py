@@ -159,6 +159,7 @@ def test_a_volume_stays_attached_over_a_start_and_its_counters_have_its_id(
     assert path_of(volume).stat().st_size == VOLUME
 
 
+@pytest.mark.long
 def test_a_guest_that_does_not_let_go_keeps_its_volume(place: Place) -> None:
     driver = place.driver(more=QUICKLY)
     instance, volume = spawned(place, driver), place.volume()
@@ -322,6 +323,7 @@ def test_a_guest_without_a_free_socket_says_where_to_get_more(place: Place) -> N
     driver.cleanup_host("node1")
 
 
+@pytest.mark.long
 def test_an_instance_that_is_suspended_or_being_rescued_keeps_the_volumes_that_it_has(
     place: Place, driver: LibvirtDriver, instance: FakeInstance
 ) -> None:

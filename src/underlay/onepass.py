@@ -21,7 +21,7 @@ from underlay.formats import qcow2
 from underlay.formats.qcow2.convert import Conversion, converting, obstacle
 from underlay.model import Form, ImageFacts, Level
 from underlay.order import Order
-from underlay.rawform import RawForm, reading, settling, writing
+from underlay.rawform import RawForm, Settling, reading, writing
 from underlay.store.staging import Staging
 from underlay.telling import Meter, tell
 
@@ -121,22 +121,19 @@ class Follower:
         with reading(self.staging) as source, writing(self.staging) as target:
             header = qcow2.parse_header(os.pread(source, qcow2.HEADER_BYTES, 0), what=self.order.what)
             meter = Meter(self.order.what, facts.virtual_size, self.staging, self.observer)
-            size = 0
-            with (
-                settling(target, header.disk_bytes) as final,
-                converting(source, target, header, what=self.order.what) as conversion,
-            ):
+            settling, size = Settling.of(target, header.disk_bytes), 0
+            with converting(source, target, header, what=self.order.what) as conversion:
                 for size in self._arrivals():
                     if why := obstacle(header, size) or _overtaxed(conversion):
                         return why
                     for settled in self._steps(conversion, facts, size):
                         if why := _overtaxed(conversion):  # much may have arrived at once, with many tables in it
                             return why
-                        final.advance(settled)
+                        settling.advance(settled)
                         if self._has_ended and settled < header.disk_bytes:  # before that, how much has arrived is told
                             meter.advance("convert", settled)
                 conversion.finish(size)
-                raw = final.finish()
+            raw = settling.finish()
             meter.advance("convert", raw.size)
             return raw
 

@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ from underlay.order import Order
 from underlay.store.staging import Journal, Staging
 from underlay.stream import WRITEBACK_BYTES, StoredReader, stored_digest
 from underlay.telling import PROGRESS_INTERVAL, Meter, tell
-from underlay.threads import submit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +62,24 @@ def _made(order: Order, staging: Staging, journal: Journal, observer: Observer, 
 # ------------------------------------------------------------------------------------------------------------ our own converter
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class Settling:
-    """Takes what is final of a raw form: reads it for the stored digest, and has it written out early. `settling` makes one.
-
-    A thread of its own reads, because who converts would otherwise stop giving work to its threads meanwhile: measured at
-    200 MB/s, two thirds of what was left to be done after the last byte.
-    """
+    """Takes what is final of a raw form: reads it for the stored digest, and has it written out early."""
 
     fd: int
-    _pool: Executor
     _reader: StoredReader
-    _reading: "Future[None] | None" = None
     _synced: int = 0
+
+    @classmethod
+    def of(cls, fd: int, size: int) -> "Settling":
+        """Of an empty file that will have ``size`` bytes.
+
+        Raises:
+            OSError
+        """
+        # Its length first: a block that reaches beyond what is written so far reads as it will.
+        os.ftruncate(fd, size)
+        return cls(fd, StoredReader(fd))
 
     def advance(self, settled: int) -> None:
         """The bytes before ``settled`` are final.
@@ -85,9 +88,7 @@ class Settling:
             OSError
         """
         # Read again while it is in memory: plain clusters never pass through ours, and the others are not made in their order.
-        if self._reading is None or self._reading.done():
-            self._wait()
-            self._reading = submit(self._pool, self._reader.advance, settled)
+        self._reader.advance(settled)
         if settled - self._synced >= WRITEBACK_BYTES:
             start_writeback(self.fd, self._synced, settled - self._synced)
             self._synced = settled
@@ -98,40 +99,19 @@ class Settling:
         Raises:
             OSError
         """
-        self._wait()
         return RawForm(size=os.fstat(self.fd).st_size, stored=self._reader.finish())
-
-    def _wait(self) -> None:
-        if self._reading is not None:
-            self._reading.result()
-
-
-@contextmanager
-def settling(fd: int, size: int) -> Iterator[Settling]:
-    """The settling of an empty file that will have ``size`` bytes. When the context ends, its thread has.
-
-    Raises:
-        OSError
-    """
-    # Its length first: a block that reaches beyond what is written so far reads as it will.
-    os.ftruncate(fd, size)
-    with ThreadPoolExecutor(1, "underlay-settle") as pool:
-        yield Settling(fd, pool, StoredReader(fd))
 
 
 def _made_by_us(order: Order, staging: Staging, source: int, header: qcow2.Header, meter: Meter) -> RawForm:
     size = os.fstat(source).st_size
-    with (
-        writing(staging) as target,
-        settling(target, header.disk_bytes) as final,
-        converting(source, target, header, what=order.what) as conversion,
-    ):
+    with writing(staging) as target, converting(source, target, header, what=order.what) as conversion:
+        settling = Settling.of(target, header.disk_bytes)
         for settled in conversion.advance(size):
-            final.advance(settled)
+            settling.advance(settled)
             if settled < header.disk_bytes:  # that it has come to its end is told once it is known to be right
                 meter.advance("convert", settled)
         conversion.finish(size)
-        return final.finish()
+        return settling.finish()
 
 
 @contextmanager

@@ -44,31 +44,31 @@ class Domain:
     def exists(self) -> bool:
         """Whether libvirt knows it."""
         try:
-            self._do(lambda domain: domain.name())
+            self.ask(lambda domain: domain.name())
         except InstanceNotFound:
             return False
         return True
 
     def state(self) -> tuple[int, int | None]:
         """The power state, and libvirt's number of this run; None while it does not run."""
-        number, running_as = self._do(lambda domain: (domain.state()[0], domain.ID()))
+        number, running_as = self.ask(lambda domain: (domain.state()[0], domain.ID()))
         return _STATES.get(number, states.NOSTATE), running_as if running_as >= 0 else None
 
     def is_active(self) -> bool:
         """Whether there is a QEMU."""
-        return bool(self._do(lambda domain: domain.isActive()))
+        return bool(self.ask(lambda domain: domain.isActive()))
 
     def xml(self, *, inactive: bool = False, migratable: bool = False) -> str:
         """As it is, or as it starts next, with all that is secret; as another host's libvirt understands it."""
         libvirt = library()
         flags = libvirt.VIR_DOMAIN_XML_SECURE | (libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0)
         flags |= libvirt.VIR_DOMAIN_XML_MIGRATABLE if migratable else 0
-        return str(self._do(lambda domain: domain.XMLDesc(flags)))
+        return str(self.ask(lambda domain: domain.XMLDesc(flags)))
 
     def running_xml(self) -> str | None:
         """As its QEMU has it; None: it has none."""
         flags = library().VIR_DOMAIN_XML_SECURE
-        return self._do(lambda domain: str(domain.XMLDesc(flags)) if domain.isActive() else None)
+        return self.ask(lambda domain: str(domain.XMLDesc(flags)) if domain.isActive() else None)
 
     def start(self) -> None:
         """Start it, from its saved memory if there is one. One that runs goes on."""
@@ -86,19 +86,19 @@ class Domain:
 
     def pause(self) -> None:
         """Stop its CPUs."""
-        self._do(lambda domain: domain.suspend())
+        self.ask(lambda domain: domain.suspend())
 
     def unpause(self) -> None:
         """Let its CPUs go on."""
-        self._do(lambda domain: domain.resume())
+        self.ask(lambda domain: domain.resume())
 
     def save(self) -> None:
         """Write its memory to disk and end its QEMU."""
-        self._do(lambda domain: domain.managedSave(0), seconds=LONG)
+        self.ask(lambda domain: domain.managedSave(0), seconds=LONG)
 
     def is_saved(self) -> bool:
         """Whether it goes on from saved memory when it is started."""
-        return bool(self._do(lambda domain: domain.hasManagedSaveImage(0)))
+        return bool(self.ask(lambda domain: domain.hasManagedSaveImage(0)))
 
     def forget_memory(self) -> None:
         """Drop its saved memory, if there is one."""
@@ -108,21 +108,21 @@ class Domain:
         """Give it a device for good, and at once while it runs."""
         libvirt = library()
         kept, live = libvirt.VIR_DOMAIN_AFFECT_CONFIG, libvirt.VIR_DOMAIN_AFFECT_LIVE
-        self._do(lambda domain: domain.attachDeviceFlags(xml, kept | (live if domain.isActive() else 0)))
+        self.ask(lambda domain: domain.attachDeviceFlags(xml, kept | (live if domain.isActive() else 0)))
 
     def ask_for(self, xml: str) -> None:
         """Ask it, while it runs, to let go of a device; it may do so later, or never."""
         libvirt = library()
-        self._do(lambda domain: domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE))
+        self.ask(lambda domain: domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE))
 
     def forget_device(self, xml: str) -> None:
         """Have it start without a device the next time."""
         libvirt = library()
-        self._do(lambda domain: domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG))
+        self.ask(lambda domain: domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG))
 
     def interrupt(self) -> None:
         """Send its CPUs a non-maskable interrupt."""
-        self._do(lambda domain: domain.injectNMI(0))
+        self.ask(lambda domain: domain.injectNMI(0))
 
     def statistics(self, kinds: int = 0) -> Mapping[str, Any]:
         """What libvirt counts of it; little while it does not run.
@@ -151,15 +151,24 @@ class Domain:
         for _ in range(_REMOVALS):
             try:
                 self.cut()
-                self._do(lambda domain: domain.undefineFlags(_undefine_flags()))
+                self.ask(lambda domain: domain.undefineFlags(_undefine_flags()))
             except InstanceNotFound:
                 return True
         if self.exists():
             raise OperationFailed(f"libvirt does not let go of the domain {self.uuid}")
         return True
 
-    def _do(self, what: Callable[[Any], _Answer], *, seconds: float | None = None) -> _Answer:
-        return self.connection.ask(what, of=self._found, missing=InstanceNotFound(instance_id=self.uuid), seconds=seconds)
+    def ask(self, question: Callable[[Any], _Answer], *, seconds: float | None = None) -> _Answer:
+        """What a question to it answers.
+
+        Args:
+            question: called with the domain as libvirt has it, in another thread, unless its time is over by then.
+            seconds: as `Connection.ask` has them.
+
+        Raises:
+            InstanceNotFound, HypervisorUnavailable, OperationFailed
+        """
+        return self.connection.ask(question, of=self._found, missing=InstanceNotFound(instance_id=self.uuid), seconds=seconds)
 
     def _change(self, change: Callable[[Any], object], *, when: Callable[[Any], object], seconds: float | None = None) -> None:
         """Change it, if it is as it has to be for that."""

@@ -5,17 +5,15 @@ nobody waits for it any more and its file is gone, fails at once.
 """
 
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from underlay.compute.errors import ComputeError, InstanceNotFound, OperationFailed
 from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.library import library
 
-_Answer = TypeVar("_Answer")
 _POLL = 0.1  # seconds between two looks how far a copy is
 _ENDS = 10.0  # seconds that QEMU may take to end a copy
 
@@ -26,7 +24,7 @@ def capacity(domain: Domain, device: str) -> int:
     Raises:
         InstanceNotFound, OperationFailed, HypervisorUnavailable
     """
-    return int(_ask(domain, lambda found: found.blockInfo(device)[0]))
+    return int(domain.ask(lambda found: found.blockInfo(device)[0]))
 
 
 def copy(
@@ -46,7 +44,7 @@ def copy(
     xml = guestxml.backup_xml(domain.xml(), device=device, target=target, disk_format=disk_format)
     try:
         with begins_in or nullcontext():
-            _ask(domain, lambda found: found.backupBegin(xml, None, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL))
+            domain.ask(lambda found: found.backupBegin(xml, None, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL))
         while not _is_done(domain):
             time.sleep(_POLL)  # crash: QEMU copies on, until somebody ends it
     except BaseException:
@@ -64,7 +62,7 @@ def end(domain: Domain, *, into: Path) -> None:
     deadline = time.monotonic() + _ENDS
     while (target := _target(domain)) and target.parent == into and time.monotonic() < deadline:
         with suppress(OperationFailed):  # it ended by itself
-            _ask(domain, lambda found: found.abortJob())
+            domain.ask(lambda found: found.abortJob())
         time.sleep(_POLL)
 
 
@@ -81,7 +79,7 @@ def _target(domain: Domain) -> Path | None:
             return None  # none goes on, or the guest is off
 
     try:
-        xml = _ask(domain, look)
+        xml = domain.ask(look)
     except InstanceNotFound:
         return None
     return None if xml is None else guestxml.backup_target(xml)
@@ -94,15 +92,9 @@ def _is_done(domain: Domain) -> bool:
         OperationFailed: it failed, or was ended.
     """
     libvirt = library()
-    if _ask(domain, lambda found: found.jobInfo()[0]) != libvirt.VIR_DOMAIN_JOB_NONE:
+    if domain.ask(lambda found: found.jobInfo()[0]) != libvirt.VIR_DOMAIN_JOB_NONE:
         return False
-    told = _ask(domain, lambda found: found.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED))
+    told = domain.ask(lambda found: found.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED))
     if told.get("type") != libvirt.VIR_DOMAIN_JOB_COMPLETED or not told.get("success", True):
         raise OperationFailed(f"the disk of {domain.uuid} could not be copied: {told.get('errmsg') or 'the copy was ended'}")
     return True
-
-
-def _ask(domain: Domain, question: Callable[[Any], _Answer]) -> _Answer:
-    return domain.connection.ask(
-        lambda handle: question(handle.lookupByUUIDString(domain.uuid)), missing=InstanceNotFound(instance_id=domain.uuid)
-    )

@@ -13,7 +13,7 @@ from underlay.compute.errors import ComputeError, OperationFailed
 from underlay.compute.libvirt.diskplan import MIB
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.library import library
-from underlay.compute.libvirt.livemigration import addresses, checks, disks, marks, monitor, returning, sights, xml
+from underlay.compute.libvirt.livemigration import addresses, checks, disks, marks, monitor, returning, xml
 from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.compute.libvirt.livemigration.moves import Move, Moves
 from underlay.compute.libvirt.livemigration.pace import Pace, pace_of
@@ -223,7 +223,7 @@ def _run(site: Site, domain: Domain, uri: str, data: UnderlayLiveMigrateData, on
 
 
 def _send(domain: Domain, uri: str, parameters: Mapping[str, Any], flags: int) -> None:
-    sights.ask(domain, lambda found: found.migrateToURI3(uri, dict(parameters), flags), seconds=_MONTH)
+    domain.ask(lambda found: found.migrateToURI3(uri, dict(parameters), flags), seconds=_MONTH)
 
 
 def _is_small(disk: LocalDiskMigrateData) -> bool:
@@ -239,10 +239,10 @@ def _take_in(site: Site, domain: Domain, device: str, disk: LocalDiskMigrateData
     """
     if disk.base is None or not _reads_from_base(domain, device):
         return
-    sights.ask(domain, lambda found: found.blockPull(device, 0, 0))
-    while sights.ask(domain, lambda found: found.blockJobInfo(device, 0)):
+    domain.ask(lambda found: found.blockPull(device, 0, 0))
+    while domain.ask(lambda found: found.blockJobInfo(device, 0)):
         if one.abort.is_set():
-            sights.ask(domain, lambda found: found.blockJobAbort(device, 0))
+            domain.ask(lambda found: found.blockJobAbort(device, 0))
             raise OperationFailed("it was ended before it began")
         time.sleep(_POLL)
     if _reads_from_base(domain, device):

@@ -75,7 +75,7 @@ def statistics(domain: Domain) -> Mapping[str, Any] | None:
     Raises:
         InstanceNotFound, HypervisorUnavailable, OperationFailed
     """
-    return sights.ask(domain, _sending)
+    return domain.ask(_sending)
 
 
 def _sending(found: Any) -> Mapping[str, Any] | None:
@@ -90,7 +90,7 @@ def end(domain: Domain) -> None:
     Raises:
         OperationFailed: it has come too far for that. InstanceNotFound, HypervisorUnavailable
     """
-    sights.ask(domain, lambda found: found.abortJob())
+    domain.ask(lambda found: found.abortJob())
 
 
 def _complete(domain: Domain, told: Mapping[str, Any], *, permit_post_copy: bool) -> bool:
@@ -102,7 +102,7 @@ def _complete(domain: Domain, told: Mapping[str, Any], *, permit_post_copy: bool
     if not told.get("memory_total"):
         return False
     _LOG.info("the instance %s goes on at its destination, and its memory follows", domain.uuid)
-    sights.ask(domain, lambda found: found.migrateStartPostCopy(0))
+    domain.ask(lambda found: found.migrateStartPostCopy(0))
     return True
 
 
@@ -118,7 +118,7 @@ def allow(domain: Domain, milliseconds: int) -> None:
     Raises:
         InstanceNotFound, OperationFailed, HypervisorUnavailable
     """
-    sights.ask(domain, lambda found: found.migrateSetMaxDowntime(milliseconds, 0))
+    domain.ask(lambda found: found.migrateSetMaxDowntime(milliseconds, 0))
     _LOG.debug("the instance %s may stand still for %d ms", domain.uuid, milliseconds)
 
 

@@ -136,7 +136,7 @@ def _whereabouts(site: Site, uuid: str, mark: Mark) -> Where:
 
 def _end(site: Site, uuid: str) -> None:
     with suppress(InstanceNotFound, OperationFailed):  # it has just come to its end, or can no longer be ended
-        sights.ask(Domain(site.connection, uuid), lambda found: found.abortJob())
+        Domain(site.connection, uuid).ask(lambda found: found.abortJob())
 
 
 def _look_there(site: Site, uuid: str, mark: Mark) -> Sight | None:

@@ -1,16 +1,13 @@
 """What a libvirt says of a guest that is moving: this host's, or the other's."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from underlay.compute.errors import InstanceNotFound, OperationFailed
 from underlay.compute.libvirt.connection import Connection
-from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guestxml import parsed
 from underlay.compute.libvirt.library import library
 
-_Answer = TypeVar("_Answer")
 _PATIENCE = 15.0  # seconds that another host's libvirt has for an answer
 
 
@@ -34,23 +31,6 @@ class Sight:
     def is_settled(self) -> bool:
         """It is here and nowhere else, running or paused by somebody."""
         return self.active and not self.moving
-
-
-def ask(domain: Domain, question: Callable[[Any], _Answer], *, seconds: float | None = None) -> _Answer:
-    """What a question to a domain answers.
-
-    Args:
-        question: called with the domain as libvirt has it. seconds: as `Connection.ask` has them.
-
-    Raises:
-        InstanceNotFound, HypervisorUnavailable, OperationFailed
-    """
-    return domain.connection.ask(
-        question,
-        of=lambda handle: handle.lookupByUUIDString(domain.uuid),
-        missing=InstanceNotFound(instance_id=domain.uuid),
-        seconds=seconds,
-    )
 
 
 def look(connection: Connection, uuid: str) -> Sight | None:

@@ -138,7 +138,8 @@ class Place:
             return ""
 
     def await_boot(self, instance: FakeInstance) -> None:
-        wait_until(lambda: PREFIX in self.console(instance), f"{instance.name} boots")
+        """Wait for the whole of the line that its guest writes."""
+        wait_until(lambda: "\n" in self.console(instance).partition(PREFIX)[2], f"{instance.name} boots")
 
     def traces(self, instance: FakeInstance) -> list[str]:
         library = import_module("libvirt")

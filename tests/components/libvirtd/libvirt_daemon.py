@@ -4,6 +4,7 @@ It lives in a mount namespace in which that directory stands for libvirt's, beca
 /etc/libvirt whatever it is told. It can be ended and started again, as when a host's administrator does so; its guests run on.
 """
 
+import contextlib
 import grp
 import os
 import pwd
@@ -115,9 +116,10 @@ class Daemon:
         """QEMU outlives its libvirtd, so whatever a failed test left is ended before that."""
         library = quiet_library()
         connection = library.open(self.uri)
-        for domain in connection.listAllDomains(0):
-            if domain.isActive():
+        for domain in connection.listAllDomains(library.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+            with contextlib.suppress(library.libvirtError):  # it has just ended by itself
                 domain.destroy()
+        assert [] == connection.listAllDomains(library.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         connection.close()
 
     def _await(self) -> None:

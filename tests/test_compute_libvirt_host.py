@@ -155,7 +155,7 @@ def record(name: str, **fields: Any) -> Any:
 
 
 def devices(instance: FakeInstance) -> Any:
-    files = files_of(instance, None, password=None)
+    files = files_of(instance, None, password=None, devices=instance.device_metadata)
     return json.loads(files["openstack/latest/meta_data.json"]).get("devices")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from types import MappingProxyType
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -27,6 +28,7 @@ class FakeStage:
     context: Any = None
     steps: Sequence[str] = ("disks", "network", "start")
     drivers: list[FakeDriver] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=count)
 
     @property
     def driver(self) -> FakeDriver:
@@ -50,7 +52,7 @@ class FakeStage:
         return FakeImage()
 
     def network_info(self) -> list[dict[str, Any]]:
-        return [fake_vif()]
+        return [fake_vif(next(self.numbers))]
 
     def volume(self) -> ConnectionInfo:
         return {"driver_volume_type": "local", "data": {"device_path": "/dev/null"}, "serial": str(uuid4())}

@@ -109,6 +109,14 @@ def _same_name(self: FakeDriver, *arguments: Any) -> str:
     return "/dev/vda"
 
 
+def _remembering(self: FakeDriver, instance: Any, machine: FakeMachine) -> None:
+    """Writes down what comes, and not what goes."""
+    before = instance.device_metadata
+    FakeDriver._write_down(self, instance, machine)
+    if before is not None and len(machine.vifs) < len(before.devices):
+        instance.device_metadata = before
+
+
 def _misbound(self: FakeDriver, instance: Any, network_info: Any) -> None:
     machine = self.hypervisor.machines.get(getattr(instance, "uuid", ""))
     if machine is not None:
@@ -142,6 +150,8 @@ WRONG: list[tuple[str, Callable[..., Any], str]] = [
     ("swap_volume", _nowhere, "a-volume-is-put-in-another-one-s-place"),
     ("block_stats", _generous, "a-disk-has-five-counters-and-an-unknown-one-none"),
     ("attach_interface", _nowhere, "an-interface-of-an-unknown-type-is-refused"),
+    ("_write_down", _nowhere, "tagged-interfaces-are-written-down-where-the-guest-finds-them"),
+    ("_write_down", _remembering, "tagged-interfaces-are-written-down-where-the-guest-finds-them"),
     ("get_device_name_for_instance", _same_name, "devices-that-have-no-name-get-one-of-their-own"),
     ("default_root_device_name", lambda self, *arguments: "vda", "devices-that-have-no-name-get-one-of-their-own"),
     ("get_console_output", lambda self, *arguments: b"", "what-a-guest-writes-can-be-read"),

@@ -4,6 +4,7 @@ A row (a block device mapping) is an object or a mapping with ``source_type``, `
 ``device_name`` and so on; a field that is not there, or is not set, counts as None. Sizes in it are GiB, but MiB for swap.
 
 Of swap there is normally one, and of ephemerals any number. A row with ``no_device`` is none at all.
+A row with a ``tag`` has its mapping have it as well.
 """
 
 import json
@@ -120,7 +121,7 @@ def _converted(
     wanted: Callable[[BlockDeviceMapping], bool],
     made: Callable[[BlockDeviceMapping], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    return [made(row) for row in rows if not _field(row, "no_device") and wanted(row)]
+    return [made(row) | _tag(row) for row in rows if not _field(row, "no_device") and wanted(row)]
 
 
 def _is_blank(row: BlockDeviceMapping) -> bool:
@@ -172,6 +173,12 @@ def _volume(row: BlockDeviceMapping) -> dict[str, Any]:
         "mount_device": _field(row, "device_name"),
         "connection_info": _connection(_field(row, "connection_info")),
     }
+
+
+def _tag(row: BlockDeviceMapping) -> dict[str, Any]:
+    """Nova's drivers look a tag up in its rows; a mapping without one has no such key, and so is as Nova's."""
+    tag = _field(row, "tag")
+    return {"tag": tag} if tag else {}
 
 
 def _connection(text: object) -> dict[str, Any]:

@@ -122,8 +122,10 @@ def _flavor(flavor: Any) -> FlavorMeta:
 
 def field_of(record: Any, name: str) -> Any:
     """A field, or None: one of a versioned object may be there and not be set, and then it must not be asked for."""
-    is_set = getattr(record, "obj_attr_is_set", None)
-    return getattr(record, name, None) if is_set is None or is_set(name) else None
+    is_set, known = getattr(record, "obj_attr_is_set", None), getattr(record, "fields", None)
+    if is_set is None or (known is not None and name not in known):  # it answers for its own fields only
+        return getattr(record, name, None)
+    return getattr(record, name, None) if is_set(name) else None
 
 
 def _properties(meta: Any) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """A Linux guest that runs QEMU's guest agent: a kernel, a ramdisk with the agent in it, and a disk with a file system.
 
 It writes to its serial line what a test wants to know: that it is up, each number that it has written to its disk, each word
-that the agent's hook hears, the interfaces that it has, and the line of root in its shadow file.
+that the agent's hook hears, the interfaces that it has, where on PCI it finds them and its disks on virtio (those with a serial
+number by the part of that which virtio tells), and the line of root in its shadow file.
 """
 
 import gzip
@@ -17,7 +18,7 @@ from pathlib import Path
 from guest_environment import unpacked
 
 UP = "LINUX UP"
-WROTE, HOOK, LINKS, SHADOW = "WROTE", "HOOK", "LINKS", "SHADOW"
+WROTE, HOOK, LINKS, SHADOW, PLACES = "WROTE", "HOOK", "LINKS", "SHADOW", "PLACES"
 WITHOUT_AGENT, SLOW = "agent=no", "hook=slow"
 """Words of the kernel's command line: no agent is started; the hook takes its time before file systems are frozen."""
 
@@ -37,8 +38,12 @@ mount -t devtmpfs dev /dev
 for module in $(cat /modules); do insmod "/lib/modules/$module"; done
 mkdir -p /mnt /run /var/run /tmp
 mount -t ext4 /dev/vda /mnt
+place() {{
+    echo "$1=$(basename "$(dirname "$(readlink -f "$2/device")")")"
+}}
 said=
 shadow=
+placed=
 number=0
 while :; do
     number=$((number + 1))
@@ -49,6 +54,16 @@ while :; do
     links=$(ls /sys/class/net | tr '\\n' ' ')
     [ "$links" = "$said" ] || echo "{LINKS} $links"
     said=$links
+    places=$(
+        for one in /sys/class/net/eth*; do [ -e "$one" ] && place "$(cat "$one/address")" "$one"; done
+        for one in /sys/block/vd*; do
+            name=$(cat "$one/serial")
+            place "${{name:-$(basename "$one")}}" "$one"
+        done
+    )
+    places=$(echo $places)
+    [ "$places" = "$placed" ] || echo "{PLACES} $places"
+    placed=$places
     line=$(head -n 1 /etc/shadow)
     [ "$line" = "$shadow" ] || echo "{SHADOW} $line"
     shadow=$line

@@ -25,7 +25,11 @@ hardware: Any = import_module("nova.virt.hardware")
 diagnostics: Any = import_module("nova.objects.diagnostics")
 migrate_data: Any = import_module("nova.objects.migrate_data")
 trees: Any = import_module("nova.compute.provider_tree")
+network: Any = import_module("nova.network.model")
+metadata: Any = import_module("nova.api.metadata.base")
 ours: Any = import_module("underlay.compute")
+tagging: Any = import_module("underlay.compute.libvirt.tagging")
+told: Any = import_module("underlay.compute.libvirt.taggeddevices")
 CONVERTED = ("convert_swap", "convert_ephemerals", "convert_local_images", "convert_volumes", "convert_snapshots")
 CONVERSIONS = (*CONVERTED, "convert_images", "convert_blanks")
 READERS = ("root_device", "swap", "ephemerals", "mapping", "image", "encrypted_disks")
@@ -150,6 +154,34 @@ def values(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class KeptInstance(objects.Instance):  # type: ignore[misc]
+    """One whose rows are here, and in no database."""
+
+    def get_bdms(self) -> Any:
+        return objects.BlockDeviceMappingList(objects=[objects.BlockDeviceMapping(**row) for row in self.rows])
+
+
+def tag(request: dict[str, Any]) -> dict[str, Any]:
+    """What our driver writes down of an instance of Nova's, once Nova has kept and read it, as either tells it to guests."""
+    instance = KeptInstance(uuid=request["uuid"])
+    instance.rows = request["rows"]
+    instance.info_cache = objects.InstanceInfoCache(network_info=network.NetworkInfo.hydrate(request["vifs"]))
+    domain = SimpleNamespace(running_xml=lambda: request["xml"])
+    tagging.write_down_change(SimpleNamespace(domain=lambda _: domain), instance, tagging.known(instance, request["vifs"]))
+    written = instance.device_metadata
+    if written is None:
+        return {"nova": None, "ours": None, "again": None}
+    kept = json.dumps(written.obj_to_primitive())
+    instance.device_metadata = objects.InstanceDeviceMetadata.obj_from_db(None, kept)
+    guest = SimpleNamespace(instance=instance, _check_os_version=lambda *_: True)
+    tagging.write_down_change(SimpleNamespace(domain=lambda _: domain), instance, tagging.known(instance))
+    return {
+        "nova": metadata.InstanceMetadata._get_device_metadata(guest, "latest"),
+        "ours": told.devices_of(instance.device_metadata),
+        "again": kept == json.dumps(instance.device_metadata.obj_to_primitive()),
+    }
+
+
 DO = {
     "contract": contract,
     "defaults": defaults,
@@ -158,6 +190,7 @@ DO = {
     "convert": convert,
     "grow": grow,
     "values": values,
+    "tag": tag,
 }
 
 

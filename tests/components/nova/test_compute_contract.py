@@ -270,6 +270,44 @@ def test_block_devices_are_converted_as_nova_converts_them(nova: Any, rows: list
     assert answer["nova"]["encrypted_disks"] == compute.block_device_info_get_encrypted_disks(info)
 
 
+# ------------------------------------------------------------------------------------------------------------ tagged devices
+
+MAC = "52:54:00:00:00:01"
+VOLUME = "70a599e0-31e7-49b7-b260-000000000005"
+PLACE = "<address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>"
+TAGGED_DOMAIN = f"""<domain><devices>
+<disk><target dev='vda' bus='virtio'/>{PLACE}</disk>
+<disk><target dev='sda' bus='scsi'/><serial>{VOLUME}</serial>
+<address type='drive' controller='0' bus='0' target='1' unit='10'/></disk>
+<disk><target dev='sdb' bus='sata'/><serial>s1</serial><address type='drive' controller='0' bus='0' target='0' unit='1'/></disk>
+<disk><target dev='sdc' bus='usb'/><serial>u1</serial><address type='usb' bus='0' port='1.2'/></disk>
+<disk><target dev='hda' bus='ide'/><serial>i1</serial><address type='drive' controller='0' bus='1' target='0' unit='1'/></disk>
+<interface><mac address='{MAC}'/>{PLACE}</interface>
+</devices></domain>"""
+
+
+def test_tagged_devices_of_nova_s_instances_are_written_down_in_nova_s_own_records(nova: Any) -> None:
+    rows = [
+        {"volume_id": None, "device_name": "/dev/vda", "tag": "root"},
+        *({"volume_id": one, "device_name": None, "tag": f"tag of {one}"} for one in (VOLUME, "s1", "u1", "i1")),
+        {"volume_id": "v2", "device_name": "/dev/vdz", "tag": None},
+    ]
+    vif = {"id": "70a599e0-31e7-49b7-b260-000000000006", "address": MAC, "details": {"vlan": 7}, "profile": {"trusted": "true"}}
+    asked = {"uuid": "70a599e0-31e7-49b7-b260-000000000007", "xml": TAGGED_DOMAIN, "rows": rows}
+    answer = nova.ask(do="tag", vifs=[{**vif, "tag": "front"}], **asked)
+    assert answer["again"] is True  # from its own records and what Nova keeps the same is written down again
+    [root, scsi, sata, usb, ide, nic] = answer["nova"]
+    assert {"type": "disk", "path": "/dev/vda", "bus": "pci", "address": "0000:01:00.0", "tags": ["root"]} == root
+    assert ("scsi", "0:0:1:a", VOLUME) == (scsi["bus"], scsi["address"], scsi["serial"])
+    assert ("none", "none") == (sata["bus"], sata["address"])
+    assert ("usb", "none") == (usb["bus"], usb["address"])
+    assert ("ide", "1:1") == (ide["bus"], ide["address"])
+    place = {"bus": "pci", "address": "0000:01:00.0"}
+    assert {"type": "nic", "mac": MAC, "tags": ["front"], "vlan": 7, "vf_trusted": True, **place} == nic
+    assert answer["nova"] == answer["ours"]
+    assert {"nova": None, "ours": None, "again": None} == nova.ask(do="tag", vifs=[], **{**asked, "rows": []})
+
+
 # ------------------------------------------------------------------------------------------------------------ provider trees
 
 PROVIDER = st.sampled_from(["a", "b", "c", "d"])

@@ -1,6 +1,7 @@
 """An instance's files beside its disks, and the guest that all of them make."""
 
 from contextlib import ExitStack
+from typing import Any
 
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, NetworkInfo
 from underlay.compute.libvirt import configdrive, instancedata, localdisks, volumedisks
@@ -55,13 +56,19 @@ def prepare(
 
 
 def _config_files(
-    site: Site, instance: Instance, image: ImageMeta, network_info: NetworkInfo | None, *, password: str | None
+    site: Site,
+    instance: Instance,
+    image: ImageMeta,
+    network_info: NetworkInfo | None,
+    *,
+    password: str | None,
+    devices: Any = None,
 ) -> dict[str, bytes] | None:
     """The files of a config drive; None when the instance is to have none."""
     is_mandatory = properties_of(image).get("img_config_drive") == "mandatory"
     if not (instance.config_drive or is_mandatory or site.options.force_config_drive):
         return None
-    return instancedata.files_of(instance, network_info, password=password)
+    return instancedata.files_of(instance, network_info, password=password, devices=devices)
 
 
 def write_config_drive(
@@ -71,14 +78,20 @@ def write_config_drive(
     network_info: NetworkInfo | None,
     *,
     password: str | None,
+    devices: Any = None,
     suffix: str = "",
 ) -> None:
     """Write a config drive if the instance is to have one.
 
+    It has to be there before its guest is defined, and only then it is known where devices are: with those it is written again.
+
+    Args:
+        devices: what is written down of them, as `instancedata.files_of` has it.
+
     Raises:
         InvalidInput: the user data. As `underlay.compute.libvirt.localdisks.translated`
     """
-    files = _config_files(site, instance, image, network_info, password=password)
+    files = _config_files(site, instance, image, network_info, password=password, devices=devices)
     if files is None:
         return
     with localdisks.translated():

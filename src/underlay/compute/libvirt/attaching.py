@@ -14,7 +14,7 @@ from underlay.compute.errors import (
     VolumeAttachFailed,
     VolumeDriverNotFound,
 )
-from underlay.compute.libvirt import attacheddisks, devicenames, diskplan, guestxml, volumedisks, volumeplaces
+from underlay.compute.libvirt import attacheddisks, devicenames, diskplan, guestxml, tagging, volumedisks, volumeplaces
 from underlay.compute.libvirt.domaindisks import DomainDisks
 from underlay.compute.libvirt.guest import GuestDisk
 from underlay.compute.libvirt.site import Site
@@ -64,7 +64,9 @@ def attach(
         read_only=volume.read_only,
     )
     taken = {one.device for one in (*lasting, *disks.live())}
+    tags = tagging.known(instance)
     _add(disks, disk, device=_device(site, volume, name, disk.bus, taken), volume=volume, is_active=is_active)
+    tagging.write_down_change(site, instance, tags)
 
 
 def extend(site: Site, instance: Instance, connection: ConnectionInfo, size: int) -> None:

@@ -8,7 +8,7 @@ import time
 
 from underlay.compute.arguments import ConnectionInfo, Instance
 from underlay.compute.errors import DeviceDetachFailed, DiskNotFound, InstanceNotFound, OperationFailed
-from underlay.compute.libvirt import attacheddisks, attaching, volumedisks, volumeplaces
+from underlay.compute.libvirt import attacheddisks, attaching, tagging, volumedisks, volumeplaces
 from underlay.compute.libvirt.attacheddisks import AttachedDisk
 from underlay.compute.libvirt.domaindisks import DomainDisks
 from underlay.compute.libvirt.site import Site
@@ -41,10 +41,12 @@ def detach(site: Site, instance: Instance, connection: ConnectionInfo, name: str
         raise DiskNotFound(location=f"{name} of {instance.name} that is the volume {volume.name}")
     if (why := attaching.kept_by(site, instance, disks)) is not None:
         raise DeviceDetachFailed(device=found.device, reason=why)
+    tags = tagging.known(instance)
     if live is not None:
         _take_from_running(site, disks, live)
     if lasting is not None:  # crash before: the volume comes back when the guest starts, unless it is detached again
         _take_from_definition(disks, lasting)
+    tagging.write_down_change(site, instance, tags)
 
 
 def _take_from_running(site: Site, disks: DomainDisks, disk: AttachedDisk) -> None:

@@ -8,6 +8,7 @@ from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance
 from underlay.compute.blockdevices import (
     block_device_info_get_encrypted_disks,
     block_device_info_get_ephemerals,
+    block_device_info_get_image,
     block_device_info_get_root_device,
     block_device_info_get_swap,
     swap_is_usable,
@@ -28,7 +29,7 @@ class LocalDisk:
     Attributes:
         name: its file's, such as ``disk.eph0``. role: ``image``, ``ephemeral`` or ``swap``: what it is made from.
         size: bytes; None: the image's. device, bus: in the guest. boots: the guest boots from it. kind: ``disk`` or ``cdrom``.
-        file_system: of an ephemeral; None: the configuration's.
+        file_system: of an ephemeral; None: the configuration's. tag: what its owner calls it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LocalDisk:
     boots: bool = False
     kind: str = "disk"
     file_system: str | None = None
+    tag: str | None = None
 
 
 def properties_of(image: ImageMeta) -> Mapping[str, Any]:
@@ -70,7 +72,8 @@ def disks_of(
     swap = block_device_info_get_swap(info)
     if swap_is_usable(swap):
         device, sits_on = _place(swap, _taken(disks, volumes), bus, prefix)
-        disks.append(LocalDisk(name=SWAP, role="swap", size=swap["swap_size"] * MIB, device=device, bus=sits_on))
+        size, tag = swap["swap_size"] * MIB, swap.get("tag")
+        disks.append(LocalDisk(name=SWAP, role="swap", size=size, device=device, bus=sits_on, tag=tag))
     return tuple(disks)
 
 
@@ -94,7 +97,9 @@ def _root(
     bus, kind = _sits_on(image, bus, machine=machine_of(image, machine))
     asked = block_device_info_get_root_device(info) or field_of(instance, "root_device_name")
     device = devicenames.fitting(asked, bus) or devicenames.next_name(bus, (), prefix=prefix if kind == "disk" else "")
-    return LocalDisk(name=ROOT, role="image", size=root_size(instance, image), device=device, bus=bus, boots=True, kind=kind)
+    tag = next((told.get("tag") for told in block_device_info_get_image(info)), None)
+    size = root_size(instance, image)
+    return LocalDisk(name=ROOT, role="image", size=size, device=device, bus=bus, boots=True, kind=kind, tag=tag)
 
 
 def _sits_on(image: ImageMeta, bus: str, *, machine: str) -> tuple[str, str]:
@@ -163,6 +168,7 @@ def _ephemeral(ephemeral: Mapping[str, Any], number: int, taken: set[str], bus: 
         device=device,
         bus=sits_on,
         file_system=ephemeral.get("guest_format"),
+        tag=ephemeral.get("tag"),
     )
 
 

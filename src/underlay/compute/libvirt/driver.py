@@ -20,6 +20,9 @@ from underlay.host import Host
 _CAN = (
     "has_imagecache",
     "supports_attach_interface",
+    "supports_device_tagging",
+    "supports_tagged_attach_interface",
+    "supports_tagged_attach_volume",
     "supports_extend_volume",
     *(f"supports_image_type_{one}" for one in ("aki", "ami", "ari", "iso", "raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi")),
 )

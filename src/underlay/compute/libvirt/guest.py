@@ -25,6 +25,7 @@ class GuestDisk:
         attachment: what the hypervisor opens. device: its name in the guest, such as ``vda``. bus: what it sits on.
         kind: ``disk``, ``cdrom`` or ``lun``. boot_order: from 1 on; None: nothing boots from it. serial: that the guest sees.
         read_only: the guest may not write to it. backing: what it stands on, as libvirt has it; None: libvirt looks.
+        tag: what its owner calls it, which libvirt is not told.
     """
 
     attachment: Attachment
@@ -35,6 +36,7 @@ class GuestDisk:
     serial: str | None = None
     read_only: bool = False
     backing: str | None = None
+    tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

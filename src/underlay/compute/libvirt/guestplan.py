@@ -189,7 +189,14 @@ def _disks(
     machine: str,
 ) -> tuple[GuestDisk, ...]:
     found = [
-        GuestDisk(attachment=opened, device=disk.device, bus=disk.bus, kind=disk.kind, boot_order=1 if disk.boots else None)
+        GuestDisk(
+            attachment=opened,
+            device=disk.device,
+            bus=disk.bus,
+            kind=disk.kind,
+            boot_order=1 if disk.boots else None,
+            tag=disk.tag,
+        )
         for disk, opened in disks
     ]
     found.extend(volumes)

@@ -6,7 +6,7 @@ The formats are those of Nova's metadata (https://docs.openstack.org/nova/latest
 import base64
 import binascii
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from typing import Any
 
@@ -18,17 +18,19 @@ from underlay.compute.metadata import field_of
 _VERSION = "latest"
 
 
-def files_of(instance: Instance, network_info: NetworkInfo | None, *, password: str | None) -> dict[str, bytes]:
+def files_of(
+    instance: Instance, network_info: NetworkInfo | None, *, password: str | None, devices: Any = None
+) -> dict[str, bytes]:
     """The files by their paths.
 
     Args:
-        password: of the guest's administrator.
+        password: of the guest's administrator. devices: what is written down of them, as `devices_of` has it.
 
     Raises:
         InvalidInput: the user data is no base64.
     """
     files = {
-        "meta_data.json": _json(_metadata(instance, password)),
+        "meta_data.json": _json(_metadata(instance, password, devices_of(devices))),
         "network_data.json": _json(network_data(network_info or ())),
         "vendor_data.json": _json({}),
     }
@@ -49,7 +51,7 @@ def network_data(network_info: NetworkInfo) -> dict[str, Any]:
     }
 
 
-def _metadata(instance: Instance, password: str | None) -> dict[str, Any]:
+def _metadata(instance: Instance, password: str | None, devices: Sequence[Any]) -> dict[str, Any]:
     told: dict[str, Any] = {
         "uuid": instance.uuid,
         "name": instance.display_name,
@@ -66,8 +68,8 @@ def _metadata(instance: Instance, password: str | None) -> dict[str, Any]:
         name = field_of(instance, "key_name") or "key"
         told["public_keys"] = {name: instance.key_data}
         told["keys"] = [{"name": name, "type": "ssh", "data": instance.key_data}]
-    if devices := devices_of(instance):
-        told["devices"] = devices
+    if devices:
+        told["devices"] = list(devices)
     return told
 
 

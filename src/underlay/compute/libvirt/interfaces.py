@@ -18,7 +18,7 @@ from underlay.compute.errors import (
     InterfaceDetachFailed,
     OperationFailed,
 )
-from underlay.compute.libvirt import guestxml, networks
+from underlay.compute.libvirt import guestxml, networks, tagging
 from underlay.compute.libvirt.diskplan import properties_of
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guestplan import address_of, check_kind, device_of, interfaces_of
@@ -41,8 +41,10 @@ def attach(site: Site, instance: Instance, image: ImageMeta, vif: Vif) -> None:
         raise InterfaceAttachFailed(f"no interface could be attached to {instance.uuid}: {why}")
     if _interface(domain.running_xml(), vif) or _interface(domain.xml(inactive=True), vif):
         raise InterfaceAttachFailed(f"the instance {instance.uuid} has an interface {vif['address']} already")
+    tags = tagging.known(instance, [vif])
     with networks.plugged(instance, [vif]), _failing_as(InterfaceAttachFailed, instance):
         _attach(site, domain, vif, guestxml.interface_xml(interface))
+    tagging.write_down_change(site, instance, tags)
 
 
 def _attach(site: Site, domain: Domain, vif: Vif, xml: str) -> None:
@@ -76,11 +78,13 @@ def detach(site: Site, instance: Instance, vif: Vif) -> None:
         if _unplug(instance, domain, vif):
             return  # an interruption had left that much
         raise InterfaceDetachFailed(f"the instance {instance.uuid} has no interface {vif['address']}")
+    tags = tagging.known(instance)
     with _failing_as(InterfaceDetachFailed, instance):
         if live is not None:
             _take_from_guest(site, domain, vif)
         if (kept := _interface(domain.xml(inactive=True), vif)) is not None:
             domain.forget_device(kept)
+    tagging.write_down_change(site, instance, tags)
     _unplug(instance, domain, vif)  # crash before: a tap that nobody has, which the next detach removes
 
 

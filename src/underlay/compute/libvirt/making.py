@@ -19,15 +19,17 @@ from underlay.compute.errors import (
     InstanceExists,
     OperationFailed,
 )
-from underlay.compute.libvirt import claiming, domain as domains, guestxml, localdisks, networks, volumedisks
+from underlay.compute.libvirt import claiming, domain as domains, guestxml, localdisks, networks, tagging, volumedisks
 from underlay.compute.libvirt.assembling import assembled, deliver_kernel, prepare, write_config_drive
 from underlay.compute.libvirt.claiming import Maker
 from underlay.compute.libvirt.directory import InstanceDirectory, interrupted, remove_doomed
 from underlay.compute.libvirt.diskplan import disks_of, root_size
 from underlay.compute.libvirt.domain import Domain
+from underlay.compute.libvirt.guest import Guest
 from underlay.compute.libvirt.guestplan import check
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import refuse_leaving, start
+from underlay.compute.metadata import field_of
 from underlay.contracts import BackendTraits
 from underlay.errors import LockLost, SourceUnavailable
 from underlay.files import translated
@@ -73,6 +75,7 @@ def spawn(
         guest = assembled(site, instance, image, network_info, info)
         attempt.begin_defining()
         domains.define(site.connection, guestxml.to_xml(guest))
+        _tell_devices(site, instance, image, network_info, guest, password=password)
         if power_on:
             attempt.started = True
             start(site, site.domain(instance))
@@ -109,8 +112,19 @@ def rebuild(
         localdisks.make(site, instance, disks, image_id=image.id, maker=claiming.new_maker(site.name).id)
         deliver_kernel(site, instance, kernel_id=instance.kernel_id, ramdisk_id=instance.ramdisk_id)
         write_config_drive(site, instance, image, network_info, password=password)
-        domains.define(site.connection, guestxml.to_xml(assembled(site, instance, image, network_info, info)))
+        guest = assembled(site, instance, image, network_info, info)
+        domains.define(site.connection, guestxml.to_xml(guest))
+        _tell_devices(site, instance, image, network_info, guest, password=password)
         start(site, site.domain(instance))
+
+
+def _tell_devices(
+    site: Site, instance: Instance, image: ImageMeta, network_info: NetworkInfo | None, guest: Guest, *, password: str | None
+) -> None:
+    """Write down the tagged devices of a guest that is defined and not started, also on its config drive."""
+    tagging.write_down(site, instance, guest, network_info)
+    if (devices := field_of(instance, "device_metadata")) is not None:
+        write_config_drive(site, instance, image, network_info, password=password, devices=devices)
 
 
 def _give_up(site: Site, instance: Instance) -> None:

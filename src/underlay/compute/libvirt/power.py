@@ -17,7 +17,7 @@ from underlay.compute.errors import (
     InstanceRebootFailure,
     OperationFailed,
 )
-from underlay.compute.libvirt import domain as domains, guestxml, networks, volumedisks
+from underlay.compute.libvirt import domain as domains, guestxml, networks, tagging, volumedisks
 from underlay.compute.libvirt.assembling import assembled
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.site import Site
@@ -152,6 +152,7 @@ def hard_start(site: Site, instance: Instance, network_info: NetworkInfo | None,
     domain.forget_memory()
     if guest is not None:
         domains.define(site.connection, guestxml.to_xml(guest))
+        tagging.write_down(site, instance, guest, network_info)
     start(site, domain)
 
 

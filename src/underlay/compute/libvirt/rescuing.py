@@ -8,12 +8,11 @@ import logging
 
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, NetworkInfo
 from underlay.compute.errors import ComputeError, InstanceNotRescuable
-from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks, volumedisks
+from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks, tagging, volumedisks
 from underlay.compute.libvirt.assembling import assembled_of, deliver_kernel, write_config_drive
 from underlay.compute.libvirt.directory import RESCUE, RESCUED
 from underlay.compute.libvirt.diskplan import LocalDisk, disks_of, machine_of, rescue_disks
 from underlay.compute.libvirt.domain import Domain
-from underlay.compute.libvirt.guest import Guest
 from underlay.compute.libvirt.guestplan import check
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import refuse_leaving, start
@@ -63,7 +62,10 @@ def rescue(
         _remove_files_quietly(site, instance)
         raise
     try:
-        _become(site, domain, guest)
+        domains.define(site.connection, guestxml.to_xml(guest))  # crash after: it runs as itself, and would start as the rescue
+        if devices := tagging.records(site, instance, guest, network_info, is_rescue=True):
+            write_config_drive(site, instance, image, network_info, password=password, devices=devices, suffix=RESCUED)
+        _become(site, domain)
     except BaseException:
         _undo_quietly(site, instance, run=run)
         raise
@@ -92,8 +94,7 @@ def _make(
     write_config_drive(site, instance, image, network_info, password=password, suffix=RESCUED)
 
 
-def _become(site: Site, domain: Domain, guest: Guest) -> None:
-    domains.define(site.connection, guestxml.to_xml(guest))  # crash after: it runs as itself, and would start as the rescue
+def _become(site: Site, domain: Domain) -> None:
     domain.cut()  # crash after: it is off
     domain.forget_memory()
     start(site, domain)

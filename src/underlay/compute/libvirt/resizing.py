@@ -8,7 +8,7 @@ from pathlib import Path
 from underlay import errors
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, Migration, NetworkInfo
 from underlay.compute.errors import DiskNotFound, InstanceNotFound, InvalidDiskInfo, InvalidInput, OperationFailed
-from underlay.compute.libvirt import domain as domains, guestxml, kept, localdisks, networks, resizeplan
+from underlay.compute.libvirt import domain as domains, guestxml, kept, localdisks, networks, resizeplan, tagging
 from underlay.compute.libvirt.assembling import assembled, deliver_kernel, write_config_drive
 from underlay.compute.libvirt.directory import SWAP
 from underlay.compute.libvirt.diskplan import LocalDisk, disks_of
@@ -138,7 +138,9 @@ def _define(
     *,
     power_on: bool,
 ) -> None:
-    domains.define(site.connection, guestxml.to_xml(assembled(site, instance, image, network_info, info)))
+    guest = assembled(site, instance, image, network_info, info)
+    domains.define(site.connection, guestxml.to_xml(guest))
+    tagging.write_down(site, instance, guest, network_info)
     if power_on:
         start(site, site.domain(instance))
 
@@ -150,7 +152,8 @@ def _write_missing(site: Site, instance: Instance, image: ImageMeta, network_inf
     ramdisk_id = None if directory.ramdisk().exists() else instance.ramdisk_id
     deliver_kernel(site, instance, kernel_id=kernel_id, ramdisk_id=ramdisk_id)
     if not directory.config_drive().exists():
-        write_config_drive(site, instance, image, network_info, password=None)
+        devices = field_of(instance, "device_metadata")  # as where it comes from: the guest is much the same
+        write_config_drive(site, instance, image, network_info, password=None, devices=devices)
 
 
 def _refuse_missing(directory: Path, disk_info: str | None) -> None:

@@ -1,4 +1,4 @@
-"""What a guest is told of its devices, if its service has written that down: which is which, by the tags that its owner gave.
+"""What a guest is told of its devices, once that is written down: which is which, by the tags that its owner gave.
 
 The shape is that of ``devices`` in Nova's meta_data.json. What nothing is known of is left out.
 """
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from underlay.compute.arguments import Instance
 from underlay.compute.metadata import field_of
 
 # The classes of Nova's records, by their names.
@@ -17,9 +16,12 @@ _BUSES = MappingProxyType(
 _NIC, _DISK = "NetworkInterfaceMetadata", "DiskMetadata"
 
 
-def devices_of(instance: Instance) -> list[dict[str, Any]]:
-    """The devices that are written down of an instance."""
-    metadata = field_of(instance, "device_metadata")
+def devices_of(metadata: Any) -> list[dict[str, Any]]:
+    """The devices that are written down.
+
+    Args:
+        metadata: a service's, or `underlay.compute.devicemetadata.InstanceDeviceMetadata`; None: nothing is written down.
+    """
     devices = () if metadata is None else field_of(metadata, "devices") or ()
     return [{**kind, **_place(device)} for device in devices if (kind := _kind(device)) and _place(device)]
 
@@ -43,7 +45,9 @@ def _place(device: Any) -> dict[str, Any]:
     if name is None:
         return {}
     address = None if bus is None else field_of(bus, "address")
-    return {"bus": name, "address": "none" if address is None else address, **_set(device, "tags")}
+    tags = field_of(device, "tags")
+    told = {} if tags is None else {"tags": list(tags)}
+    return {"bus": name, "address": "none" if address is None else address, **told}
 
 
 def _set(device: Any, *names: str) -> dict[str, Any]:

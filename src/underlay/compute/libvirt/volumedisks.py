@@ -233,4 +233,5 @@ def _disk(planned: PlannedVolume, attachment: Attachment) -> GuestDisk:
         boot_order=planned.boot_order,
         serial=planned.volume.id,
         read_only=planned.volume.read_only,
+        tag=planned.tag,
     )

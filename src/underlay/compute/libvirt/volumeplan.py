@@ -20,6 +20,7 @@ class PlannedVolume:
 
     Attributes:
         device, bus: in the guest. kind: ``disk``, ``cdrom`` or ``lun``. boot_order: from 1 on; None: nothing boots from it.
+        tag: what its owner calls it.
     """
 
     volume: Volume
@@ -27,6 +28,7 @@ class PlannedVolume:
     bus: str
     kind: str
     boot_order: int | None
+    tag: str | None = None
 
 
 def root_volume(instance: Instance, info: BlockDeviceInfo | None) -> DriverDisk | None:
@@ -82,6 +84,7 @@ def volumes_of(
                 bus=sits_on,
                 kind=kind_of(told.get("device_type")),
                 boot_order=_boot_order(told, is_root=told is root),
+                tag=told.get("tag"),
             )
         )
     return tuple(planned)

@@ -1,10 +1,23 @@
 """Cases about volumes, interfaces and the names of devices."""
 
+from dataclasses import replace
 from typing import Any
 
 from underlay.compute import states
+from underlay.compute.arguments import Instance, Vif
 from underlay.compute.errors import ComputeError, DiskNotFound, VolumeDriverNotFound
-from underlay.testing.compute_suite.case import Case, case, expect, expect_equal, expect_state, raising, spawned
+from underlay.testing.compute_suite.case import (
+    Case,
+    case,
+    destroy,
+    expect,
+    expect_equal,
+    expect_state,
+    planned,
+    raising,
+    spawn,
+    spawned,
+)
 from underlay.testing.compute_suite.stage import Ability, Stage
 
 _DEVICE = "/dev/vdb"
@@ -127,6 +140,32 @@ def an_interface_of_an_unknown_type_is_refused(stage: Stage) -> None:
         expect_state(stage, guest, states.RUNNING)
 
 
+@case(Ability.TAGS, Ability.INTERFACES)
+def tagged_interfaces_are_written_down_where_the_guest_finds_them(stage: Stage) -> None:
+    guest = planned(stage)
+    [first, *others], [late, *_] = guest.network_info, stage.network_info()
+    guest = replace(guest, network_info=[{**first, "tag": "first"}, *others])
+    try:
+        spawn(stage, guest, power_on=False)
+        expect_equal({"first"}, set(_tagged(guest.instance, first)), "the tags of a new instance's interface")
+        stage.driver.attach_interface(stage.context, guest.instance, guest.image, {**late, "tag": "late"})
+        places = _tagged(guest.instance, first) | _tagged(guest.instance, late)
+        expect_equal({"first", "late"}, set(places), "the tags with a further interface")
+        expect_equal(2, len({*places.values()} - {None}), "how many places two tagged interfaces have")
+        stage.driver.detach_interface(stage.context, guest.instance, late)
+        expect_equal({}, _tagged(guest.instance, late), "what is written down of an interface that is gone")
+        expect_equal({"first"}, set(_tagged(guest.instance, first)), "the tags of the interface that stays")
+    finally:
+        destroy(stage.driver, stage, guest)
+
+
+def _tagged(instance: Instance, vif: Vif) -> dict[str, str | None]:
+    """Where an interface is by what is written down of it, by its tags."""
+    metadata, mac = instance.device_metadata, vif["address"].lower()
+    found = [one for one in getattr(metadata, "devices", ()) if getattr(one, "mac", "").lower() == mac]
+    return {tag: getattr(one.bus, "address", None) for one in found for tag in one.tags or ()}
+
+
 @case()
 def the_host_s_side_of_interfaces_is_made_and_removed_as_often_as_one_likes(stage: Stage) -> None:
     with spawned(stage, power_on=False) as guest:
@@ -162,6 +201,7 @@ CASES: tuple[Case, ...] = (
     the_use_of_a_volume_is_told_by_its_id,
     an_interface_is_attached_to_a_running_guest_and_detached,
     an_interface_of_an_unknown_type_is_refused,
+    tagged_interfaces_are_written_down_where_the_guest_finds_them,
     the_host_s_side_of_interfaces_is_made_and_removed_as_often_as_one_likes,
     devices_that_have_no_name_get_one_of_their_own,
 )

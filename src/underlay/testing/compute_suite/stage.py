@@ -27,6 +27,7 @@ class Ability(Enum):
     SWAP_VOLUME = "swap_volume"
     EXTEND_VOLUME = "extend_volume"
     INTERFACES = "interfaces are attached to a running guest and detached"
+    TAGS = "tagged interfaces are written down, and the stage has networks"
     CONSOLE_OUTPUT = "what the guest writes is kept"
     VNC = "a VNC console"
     SERIAL = "a serial console"

@@ -19,6 +19,8 @@ _CAN = (
     "has_imagecache",
     "supports_migrate_to_same_host",
     "supports_attach_interface",
+    "supports_device_tagging",
+    "supports_tagged_attach_interface",
     "supports_extend_volume",
     "supports_image_type_qcow2",
     "supports_image_type_raw",

@@ -69,6 +69,7 @@ class FakeLifeCycle(LifeCycle, Running):
             self._make_disks(machine, instance, image_meta, block_device_info)
             self.hypervisor.cached.add(image_meta.id)
             self._plug(machine, network_info)
+            self._write_down(instance, machine)
             if power_on:
                 self._start(machine)
             undo.pop_all()

@@ -27,6 +27,7 @@ class FakeNetworks(Networks, Running):
         if vif["id"] in machine.vifs:
             raise InterfaceAttachFailed(instance_uuid=instance.uuid)
         self._plug(machine, [vif])
+        self._write_down(instance, machine)
 
     def detach_interface(self, context: Context, instance: Instance, vif: Vif) -> None:
         """As the contract has it."""
@@ -34,6 +35,7 @@ class FakeNetworks(Networks, Running):
         if machine.vifs.pop(vif["id"], None) is None:
             raise InterfaceDetachFailed(instance_uuid=instance.uuid)
         self.unplug_vifs(instance, [vif])
+        self._write_down(instance, machine)
 
     def get_all_bw_counters(self, instances: Sequence[Instance]) -> list[dict[str, Any]]:
         """As the contract has it; nothing has been sent."""

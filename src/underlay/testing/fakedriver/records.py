@@ -85,6 +85,7 @@ class FakeInstance:
     system_metadata: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     network_info: Sequence[Mapping[str, Any]] = ()
+    bdms: Sequence[Any] = ()
     trusted_certs: Any = None
     numa_topology: Any = None
     device_metadata: Any = None
@@ -100,6 +101,10 @@ class FakeInstance:
     def get_network_info(self) -> Sequence[Mapping[str, Any]]:
         """Its interfaces."""
         return self.network_info
+
+    def get_bdms(self) -> Sequence[Any]:
+        """The service's rows of its block devices."""
+        return self.bdms
 
     def save(self, expected_task_state: Any = None) -> None:
         """Keep the changes, which are kept already.

@@ -12,6 +12,7 @@ from underlay.compute.blockdevices import (
     swap_is_usable,
 )
 from underlay.compute.contract.listening import Listening
+from underlay.compute.devicemetadata import InstanceDeviceMetadata, NetworkInterfaceMetadata, PCIDeviceBus
 from underlay.compute.errors import FlavorDiskSmallerThanImage, InternalError
 from underlay.compute.events import LifecycleEvent
 from underlay.testing.fakedriver.hypervisor import GIB, FakeDisk, FakeHypervisor, FakeMachine, FakeSite
@@ -48,6 +49,15 @@ class Running(Listening):
 
     def _tell(self, machine: FakeMachine, transition: int) -> None:
         self.emit_event(LifecycleEvent(machine.uuid, transition))
+
+    def _write_down(self, instance: Instance, machine: FakeMachine) -> None:
+        """Record the tagged interfaces of a machine, each in a slot of its own; volumes have no tags here."""
+        records = tuple(
+            NetworkInterfaceMetadata(mac=vif["address"], tags=(vif["tag"],), bus=PCIDeviceBus(address=f"0000:00:{slot:02x}.0"))
+            for slot, vif in enumerate(machine.vifs.values(), start=1)
+            if vif.get("tag")
+        )
+        instance.device_metadata = InstanceDeviceMetadata(devices=records) if records else None
 
     def _plug(self, machine: FakeMachine, network_info: NetworkInfo | None) -> None:
         with self.hypervisor.making("network"):

@@ -10,7 +10,7 @@ from test_compute_driver import NOTHING, VALUES, called, signatures
 from test_compute_values import ERRORS
 from underlay import compute
 from underlay.compute import ComputeDriver
-from underlay.compute.capabilities import TRAITS
+from underlay.compute.capabilities import IMAGE_TYPE, TRAITS
 from underlay.compute.driver import THEMES
 from underlay.compute.libvirt import LibvirtDriver
 
@@ -85,6 +85,23 @@ def test_what_the_libvirt_driver_goes_by_of_an_image_is_said() -> None:
     }
     told = {name for row in table("Property", "What it does") for name in re.findall(r"(?:hw|img|os)_[a-z_]+", row[0])}
     assert told == read - {"os_type"}
+
+
+def test_what_the_libvirt_driver_reads_of_an_instance_is_said() -> None:
+    package = Path(inspect.getfile(LibvirtDriver)).parent
+    source = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    read = {*re.findall(r"\binstance\.([a-z_]+)", source), *re.findall(r'(?:field_of|getattr)\(instance, "([a-z_]+)"', source)}
+    [[_, said]] = [row for row in table("Argument", "What is read") if row[0] == "instance"]
+    # Two are ours: an element of the domain's metadata that no service has, and what tells a versioned object.
+    assert set() == read - {"domain_metadata", "obj_attr_is_set"} - set(re.findall(r"[a-z_]+", said))
+
+
+def test_what_the_libvirt_driver_supports_is_said_and_why_it_does_not() -> None:
+    [supported] = [line for line in PAGE.splitlines() if line.startswith("The libvirt driver supports `")]
+    wanted = {name for name, can in LibvirtDriver(None).capabilities.items() if can and IMAGE_TYPE not in name}
+    assert wanted == set(re.findall(r"`(\w+)`", supported))
+    told = " ".join(row[0] for row in table("Capability", "Why not")).replace("…", "supports_ephemeral_encryption")
+    assert {name for name, can in LibvirtDriver(None).capabilities.items() if not can} == set(re.findall(r"supports_\w+", told))
 
 
 def test_every_error_has_its_row() -> None:

@@ -26,6 +26,7 @@ from underlay.compute.libvirt.guest import DirectBoot, Guest, GuestDisk, GuestIn
 from underlay.compute.libvirt.guestplan import guest_of, interfaces_of
 from underlay.compute.libvirt.hostaddress import own_address
 from underlay.compute.libvirt.instancedata import files_of, network_data
+from underlay.compute.metadata import field_of
 from underlay.config import parse_config
 from underlay.config.libvirt import LibvirtTable, libvirt_of
 from underlay.errors import CacheNotWritable, ConfigError
@@ -98,23 +99,31 @@ def test_the_image_and_the_configuration_say_what_nobody_has_named() -> None:
 
 
 class Versioned:
-    """As a versioned object of Nova: whoever asks for a field that is not set is told that it cannot be loaded."""
+    """As a versioned object of Nova: whoever asks for a field that is not set is told that it cannot be loaded, and whoever
+    asks whether one is set that it does not have, that there is none."""
 
-    def __init__(self, **fields: Any) -> None:
-        self.fields = fields
+    fields = ("id", "disk_format", "properties", "min_disk")
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
 
     def obj_attr_is_set(self, name: str) -> bool:
-        return name in self.fields
+        if name not in self.fields:
+            raise AttributeError(name)
+        return name in self.values
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.fields:
+            raise AttributeError(name)
+        if name not in self.values:
             raise NotImplementedError(f"Cannot load '{name}' in the base class")
-        return self.fields[name]
+        return self.values[name]
 
 
 def test_a_field_that_is_not_set_is_not_asked_for() -> None:
     image: Any = Versioned(id="5f1e", disk_format="qcow2", properties={})
     assert [("disk", "vda", "virtio")] == named(disks_of(FakeInstance(), image, None))
+    assert [None, None, "5f1e"] == [field_of(image, name) for name in ("min_disk", "virtual_size", "id")]
 
 
 def test_a_name_of_another_bus_is_a_wish_that_is_not_granted() -> None:
@@ -343,6 +352,14 @@ def test_a_config_drive_has_its_label_and_each_file_in_its_place_in_whatever_ord
     assert (places[0], len(image)) == (places[1], len(again))  # all but the times in it
     assert (b"CD001", b"config-2") == (image[32769:32774], image[32808:32840].rstrip())
     assert 0 == len(image) % 2048
+
+
+def test_an_instance_that_trusts_certificates_of_its_own_is_refused() -> None:
+    driver, instance = LibvirtDriver(None), FakeInstance(trusted_certs=["one"])
+    with pytest.raises(NotSupported, match="trusts certificates of its own"):
+        driver.spawn(None, instance, FakeImage(), [], None, {})
+    with pytest.raises(NotSupported, match="trusts certificates of its own"):
+        driver.rebuild(None, instance, FakeImage(), [], None, {}, [], print, print)
 
 
 def test_file_systems_are_those_of_nova_that_this_host_can_make() -> None:

@@ -44,6 +44,7 @@ def test_a_local_volume_is_raw_unless_its_owner_says_otherwise() -> None:
     assert Volume(kind="local", id="one", source="/dev/vg/volume", format="raw") == volume_of(local())
     told = volume_of(local(access_mode="ro", discard=True, format="qcow2"))
     assert (True, True, "qcow2") == (told.read_only, told.discard, told.format)
+    assert (False, True) == (told.shared, volume_of({**local(), "multiattach": True}).shared)
     nameless = {"driver_volume_type": "local", "data": {"device_path": "/v", "volume_id": "three"}}
     assert ["three", "/v"] == [volume_of(nameless).name, volume_of({**nameless, "data": {"device_path": "/v"}}).name]
 
@@ -75,7 +76,7 @@ def test_a_volume_in_a_ceph_has_its_monitors_and_who_asks_them() -> None:
         (local(access_mode="w"), InvalidInput),
         (local(format="auto"), InvalidInput),
         (local(encrypted=True), NotSupported),
-        ({**local(), "multiattach": True}, NotSupported),
+        ({**local(format="qcow2"), "multiattach": True}, NotSupported),
         (rbd(name="volumes"), InvalidInput),
         (rbd(name="volumes/one@snapshot"), InvalidInput),
         (rbd(name="volumes//one"), InvalidInput),

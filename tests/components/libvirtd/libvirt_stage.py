@@ -152,6 +152,12 @@ class Place:
         return [*found, *(name for name in os.listdir(self.instances) if name.startswith(instance.uuid))]
 
 
+def asked_of_qemu(place: Place, instance: FakeInstance, command: str, **arguments: Any) -> Any:
+    """What the QEMU of a guest answers to a command of its monitor's."""
+    with place._domain(instance) as domain:
+        return _tell_qemu(domain, command, **arguments)
+
+
 def _tell_qemu(domain: Any, command: str, **arguments: Any) -> Any:
     asked = json.dumps({"execute": command, "arguments": arguments})
     return json.loads(import_module("libvirt_qemu").qemuMonitorCommand(domain, asked, 0))["return"]

@@ -190,7 +190,7 @@ def encrypted(place: Place) -> dict[str, Any]:
 
 
 def shared(place: Place) -> dict[str, Any]:
-    return {**place.volume(), "multiattach": True}
+    return {**place.volume(format="qcow2"), "multiattach": True}
 
 
 def at(path: str, **data: Any) -> Callable[[Place], dict[str, Any]]:
@@ -200,7 +200,7 @@ def at(path: str, **data: Any) -> Callable[[Place], dict[str, Any]]:
 REFUSED: dict[str, tuple[Callable[[Place], Mapping[str, Any]], type[ComputeError], str]] = {
     "kind": (lambda place: {"driver_volume_type": "iscsi", "data": {}, "serial": "1"}, VolumeDriverNotFound, "iscsi"),
     "encrypted": (encrypted, NotSupported, "encrypted"),
-    "shared": (shared, NotSupported, "one instance"),
+    "shared": (shared, NotSupported, "several instances have is raw"),
     "nothing": (at("{root}/nothing"), VolumeAttachFailed, "nothing cannot be reached: No such file"),
     "directory": (at("{root}"), VolumeAttachFailed, "neither a block device nor a file"),
     "pipe": (at("/dev/null"), VolumeAttachFailed, "neither a block device nor a file"),

@@ -18,7 +18,7 @@ class AttachedDisk:
         format: as the driver is told. behind: the sources that it stands on, the nearest first, with libvirt's index of each.
         copied_to: where it is being copied to. commits: what is written is being merged into what is below.
         may_pivot: either is as far that the other may be written from now on.
-        xml: as libvirt has it.
+        shared: other guests may have it at the same time. xml: as libvirt has it.
     """
 
     device: str
@@ -31,6 +31,7 @@ class AttachedDisk:
     copied_to: str | None
     commits: bool
     may_pivot: bool
+    shared: bool
     xml: str
 
 
@@ -104,6 +105,7 @@ def _disk(element: Element) -> AttachedDisk:
         copied_to=_source(mirror) if mirror is not None and mirror.get("job") == "copy" else None,
         commits=_word(mirror, "job") == "active-commit",
         may_pivot=_word(mirror, "ready") == "yes",
+        shared=element.find("shareable") is not None,
         xml=tostring(element, encoding="unicode"),
     )
 

@@ -62,6 +62,7 @@ def attach(
         kind=kind_of(device_type),
         serial=volume.id,
         read_only=volume.read_only,
+        shared=volume.shared,
     )
     taken = {one.device for one in (*lasting, *disks.live())}
     tags = tagging.known(instance)

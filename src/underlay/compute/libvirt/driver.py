@@ -24,6 +24,7 @@ _CAN = (
     "supports_tagged_attach_interface",
     "supports_tagged_attach_volume",
     "supports_extend_volume",
+    "supports_multiattach",
     *(f"supports_image_type_{one}" for one in ("aki", "ami", "ari", "iso", "raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi")),
 )
 

@@ -25,7 +25,7 @@ class GuestDisk:
         attachment: what the hypervisor opens. device: its name in the guest, such as ``vda``. bus: what it sits on.
         kind: ``disk``, ``cdrom`` or ``lun``. boot_order: from 1 on; None: nothing boots from it. serial: that the guest sees.
         read_only: the guest may not write to it. backing: what it stands on, as libvirt has it; None: libvirt looks.
-        tag: what its owner calls it, which libvirt is not told.
+        tag: what its owner calls it, which libvirt is not told. shared: other guests may have it at the same time.
     """
 
     attachment: Attachment
@@ -37,6 +37,7 @@ class GuestDisk:
     read_only: bool = False
     backing: str | None = None
     tag: str | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

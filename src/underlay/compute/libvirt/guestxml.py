@@ -128,6 +128,8 @@ def _add_disk(devices: Element, disk: GuestDisk) -> None:
         SubElement(element, "boot", order=str(disk.boot_order))
     if disk.kind == "cdrom" or disk.read_only:
         SubElement(element, "readonly")
+    if disk.shared:
+        SubElement(element, "shareable")
 
 
 def _add_source(element: Element, opened: Attachment) -> None:

@@ -78,9 +78,13 @@ def swap(site: Site, instance: Instance, old: ConnectionInfo, new: ConnectionInf
 
     Raises:
         DiskNotFound: the old one is not attached. InstanceNotRunning, InstanceNotFound, VolumeDriverNotFound
+        NotSupported: one of them is shared: what others write meanwhile would be lost.
         VolumeAttachFailed, InvalidInput, NotSupported: the new one. OperationFailed: it has not the room, or the copy failed.
     """
     before, after = volumedisks.read(site, old), volumedisks.read(site, new)
+    for volume in (before, after):
+        if volume.shared:
+            raise NotSupported(f"volume {volume.name} cannot be swapped: other instances may have it")
     disks = DomainDisks(site.domain(instance))
     if not disks.domain.is_active():
         raise InstanceNotRunning(instance_id=instance.uuid)

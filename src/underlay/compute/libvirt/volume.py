@@ -29,6 +29,7 @@ class Volume:
         kind: ``local`` or ``rbd``. id: what its owner calls it, if that is known.
         source: the path of a local one, ``pool/image`` of one in Ceph. format: raw or qcow2.
         read_only: the guest may not write to it. discard: what the guest gives up is given back.
+        shared: other instances may have it at the same time.
         servers: Ceph's monitors with their ports; none: as the host is configured. user, secret: who asks, and the UUID of
             libvirt's secret that has the key.
     """
@@ -39,6 +40,7 @@ class Volume:
     format: str = "raw"
     read_only: bool = False
     discard: bool = False
+    shared: bool = False
     servers: tuple[tuple[str, int], ...] = ()
     user: str | None = None
     secret: str | None = None
@@ -56,7 +58,7 @@ def volume_of(connection: ConnectionInfo, *, own: Mapping[str, Any] | None = Non
         own: ``user`` and ``secret`` of this host's own Ceph, for a connection that names a user and no secret.
 
     Raises:
-        VolumeDriverNotFound: another kind. NotSupported: it is encrypted, or shared by several instances.
+        VolumeDriverNotFound: another kind. NotSupported: it is encrypted, or shared and not raw.
         InvalidInput: something is missing, or cannot be meant.
     """
     if not (_is_mapping(connection) and _is_mapping(connection.get("data") or {})):
@@ -67,15 +69,16 @@ def volume_of(connection: ConnectionInfo, *, own: Mapping[str, Any] | None = Non
     told: Mapping[str, Any] = connection.get("data") or {}
     if told.get("encrypted"):
         raise NotSupported("encrypted volumes are not attached here: nothing decrypts them")
-    if connection.get("multiattach"):
-        raise NotSupported("a volume is attached to one instance at a time here")
-    told_id = connection.get("serial") or told.get("volume_id")
+    told_id, shared = connection.get("serial") or told.get("volume_id"), bool(connection.get("multiattach"))
     where = _local(told) if kind == LOCAL else _rbd(told, own or {})
+    if shared and where.get("format", "raw") != "raw":  # whoever writes changes what the others remember of its tables
+        raise NotSupported("a volume that several instances have is raw: no other format can be written by several")
     return Volume(
         kind=kind,
         id=None if told_id is None else str(told_id),
         read_only=_chosen(told, "access_mode", _MODES, "rw"),
         discard=told.get("discard") is True,
+        shared=shared,
         **where,
     )
 

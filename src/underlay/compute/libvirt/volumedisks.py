@@ -158,12 +158,13 @@ def opened(site: Site, volume: Volume) -> Attachment:
             secret=volume.secret,
         )
     is_device = _is_device(site, volume)
-    # Around the host's cache, as with any storage that another host may have next; a file's file system may know no such way.
+    # Around the host's cache, as with any storage that another host may have next; a file's file system may know no such way,
+    # and then it cannot be shared: who has the volume on another host would not see what is only in this one's memory.
     return Attachment(
         type="block" if is_device else "file",
         source=volume.source,
         format=volume.format,
-        cache="none" if is_device else None,
+        cache="none" if is_device or volume.shared else None,
         discard=discard,
     )
 
@@ -233,5 +234,6 @@ def _disk(planned: PlannedVolume, attachment: Attachment) -> GuestDisk:
         boot_order=planned.boot_order,
         serial=planned.volume.id,
         read_only=planned.volume.read_only,
+        shared=planned.volume.shared,
         tag=planned.tag,
     )

@@ -85,6 +85,8 @@ def is_own(name: str) -> bool:
 def refuse_others(site: Site, instance: Instance, volume: Volume) -> None:
     """Refuse a volume that another instance of this host has, running or not: both would write to it.
 
+    Unless both are told that others have it: then it is up to what is in them, as a file system for clusters.
+
     Raises:
         VolumeAttachFailed
     """
@@ -96,7 +98,7 @@ def refuse_others(site: Site, instance: Instance, volume: Volume) -> None:
             found = attacheddisks.reading(volume, (*disks.lasting(), *disks.live()))
         except InstanceNotFound:  # gone meanwhile
             continue
-        if found is not None:
+        if found is not None and not (volume.shared and found.shared):
             raise failed(volume, f"the instance {uuid} has it, as {found.device}")
 
 

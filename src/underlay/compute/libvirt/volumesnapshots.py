@@ -17,6 +17,7 @@ from underlay.compute.errors import (
     InstanceNotRunning,
     InstanceQuiesceFailed,
     InternalError,
+    NotSupported,
     OperationFailed,
     QemuGuestAgentNotEnabled,
 )
@@ -41,6 +42,7 @@ def create(site: Site, instance: Instance, volume_id: str, wanted: Mapping[str, 
 
     Raises:
         InternalError: another type, no id, no name of a file, or a volume that is none or no file. InstanceNotRunning
+        NotSupported: it is shared: others would go on writing to the file below.
         QemuGuestAgentNotEnabled, InstanceQuiesceFailed: its image requires that it is quiesced. OperationFailed
     """
     _check_type(wanted)
@@ -49,6 +51,8 @@ def create(site: Site, instance: Instance, volume_id: str, wanted: Mapping[str, 
     disks = _running(site, instance)
     live = disks.live()
     disk = _disk(disks, volume_id, live)
+    if disk.shared:
+        raise NotSupported(f"volume {volume_id} has no snapshots: other instances may have it")
     new = _beside(site, disk, wanted.get("new_file"))
     if disk.source == new:
         return  # it is: who asked was killed before it heard so

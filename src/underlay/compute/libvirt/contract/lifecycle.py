@@ -33,6 +33,7 @@ from underlay.compute.libvirt.contract.located import Located
 from underlay.compute.libvirt.hostaddress import own_address
 from underlay.compute.libvirt.livemigration import checks, leaving, returning
 from underlay.compute.libvirt.livemigration.moves import Moves
+from underlay.compute.metadata import field_of
 from underlay.compute.states import InstanceInfo
 from underlay.host import Host
 
@@ -105,6 +106,7 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
             InstanceExists, FlavorDiskSmallerThanImage, ImageNotFound, VirtualInterfacePlugException, Invalid, OperationFailed
         """
         _refuse_injection(injected_files, accel_info)
+        _refuse_certificates(instance)
         making.spawn(
             self.site,
             instance,
@@ -144,6 +146,7 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
         if preserve_ephemeral:
             raise PreserveEphemeralNotSupported
         _refuse_injection(injected_files, accel_uuids)
+        _refuse_certificates(instance)
         making.rebuild(self.site, instance, image_meta, network_info, block_device_info, password=admin_password)
 
     def destroy(
@@ -198,3 +201,10 @@ def _refuse_injection(files: Sequence[Any] | None, accelerators: Sequence[Any] |
         raise NotSupported("no files are injected into a guest's disk", hint="give the instance a config drive")
     if accelerators:
         raise NotSupported("no accelerators are given to guests")
+
+
+def _refuse_certificates(instance: Instance) -> None:
+    """An image that is here was verified by the host's certificates, if at all: who is to be trusted is not each instance's."""
+    if field_of(instance, "trusted_certs"):
+        what = f"the instance {instance.uuid} trusts certificates of its own, by which no image is verified here"
+        raise NotSupported(what, hint="verify_signatures in [sources.glance] has every image verified")

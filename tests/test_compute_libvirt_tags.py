@@ -79,7 +79,11 @@ def test_only_what_is_tagged_or_has_a_vlan_is_written_down() -> None:
     )
     assert records_of(xml, Tags()) is None
     assert records_of(xml, Tags(disks={"vdb": "a volume has its id"}, volumes={"v2": "another"})) is None
-    vifs = [{"address": MAC, "tag": "front"}, {"address": "52:54:00:00:00:ab", "details": {"vlan": "7"}}, {"address": "x"}]
+    vifs: list[dict[str, Any]] = [
+        {"address": MAC, "tag": "front"},
+        {"address": "52:54:00:00:00:ab", "details": {"vlan": "7"}},
+        {"address": "x"},
+    ]
     found = records_of(xml, Tags(volumes={"v1": "data"}) | tags_of_vifs(vifs))
     assert found == InstanceDeviceMetadata(
         devices=(

@@ -69,7 +69,7 @@ def written(instance: FakeInstance) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for one in metadata.devices:
         assert isinstance(one, NetworkInterfaceMetadata | DiskMetadata)
-        found[(one.tags or ("",))[0]] = one.bus and one.bus.address
+        found[(one.tags or ("",))[0]] = None if one.bus is None else one.bus.address
     return found
 
 
@@ -110,8 +110,7 @@ def test_what_is_tagged_is_written_down_again_by_a_rebuild_and_a_hard_reboot(
 ) -> None:
     instance, image, vifs, info = tagged
     instance.device_metadata = None
-    arguments = (None, instance, image, [], "n3w", {}, [], print, print)
-    driver.rebuild(*arguments, network_info=vifs, block_device_info=info)
+    driver.rebuild(None, instance, image, [], "n3w", {}, [], print, print, network_info=vifs, block_device_info=info)
     where = addresses(driver, instance)
     expected = {"root": where["vda"], "data": where["vdb"], "front": where[MACS[0]]}
     assert expected == written(instance)

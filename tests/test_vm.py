@@ -18,7 +18,7 @@ from underlay.inventory import libvirt as inventory
 from underlay.vm import consoles, instances, wanted
 from underlay.vm.neighbours import seen_addresses
 from underlay.vm.plaintext import PlainText
-from underlay.vm.record import NAMESPACE, TAG, VmEphemeral, VmInterface, VmRecord, kept_as, record_of
+from underlay.vm.record import NAMESPACE, TAG, VmEphemeral, VmInterface, VmRecord, is_ours, kept_as, record_of
 
 UUID = "6f1b3c0e-3f8e-4a41-9b1e-1c2d3e4f5a6b"
 INTERFACE = VmInterface(id=UUID, address="52:54:00:00:00:01", bridge="br0", network="lab")
@@ -57,7 +57,8 @@ def test_no_text_of_a_record_is_markup(image: str | None, name: str) -> None:
 
 
 def test_a_domain_without_a_record_is_somebody_elses() -> None:
-    assert record_of(fromstring("<domain><metadata><vm/></metadata></domain>"), "web") is None
+    assert not is_ours(fromstring("<domain><metadata><vm/></metadata></domain>"))
+    assert is_ours(domain_with("whatever is in it"))
 
 
 def edited(old: str, new: str) -> str:

@@ -18,7 +18,7 @@ from underlay.units import parse_duration
 
 if TYPE_CHECKING:
     from underlay.vm import instances, life, machines, wanted
-    from underlay.vm.machines import Vm
+    from underlay.vm.machines import UnreadableVm, Vm
 else:
     instances, life = later.module("underlay.vm.instances"), later.module("underlay.vm.life")
     machines, wanted = later.module("underlay.vm.machines"), later.module("underlay.vm.wanted")
@@ -162,15 +162,17 @@ def _check_together(
 @json_option
 @click.pass_obj
 def list_vms(session: Session, wide: bool, as_json: bool) -> None:  # noqa: FBT001
-    """List the virtual machines that 'underlay vm create' made."""
+    """List the virtual machines that 'underlay vm create' made; also those of which libvirt's metadata say so, and no more."""
     with session.host() as host:
         with machines.connected(host) as connection:
             found = machines.everyone(connection)
-        with_disks = [(one, life.disks_of(host, one)) for one in found]
+        readable = [(one, life.disks_of(host, one)) for one in found if isinstance(one, machines.Vm)]
+    unreadable = [one for one in found if isinstance(one, machines.UnreadableVm)]
     if as_json:
-        answer({"vms": [render.vm_json(*one) for one in with_disks]})
+        told = [render.unreadable_vm_json(one) for one in unreadable]
+        answer({"vms": [render.vm_json(*one) for one in readable], "problems": told})
     else:
-        show(render.vm_table(with_disks), wide=wide)
+        show(render.vm_table(readable, unreadable), *map(render.unreadable_vm_text, unreadable), wide=wide)
 
 
 @vm.command("show", short_help="Show a virtual machine.")
@@ -273,7 +275,7 @@ def delete(session: Session, name: str, yes: bool, as_json: bool) -> None:  # no
     """
     with session.host() as host:
         with machines.connected(host) as connection:
-            found = machines.find(connection, name)
+            found = machines.find_any(connection, name)
         if not yes:
             _confirm(found)
         removed = life.delete(host, found.uuid)
@@ -283,7 +285,7 @@ def delete(session: Session, name: str, yes: bool, as_json: bool) -> None:  # no
         show(f"deleted {printable(removed.name)}")
 
 
-def _confirm(machine: "Vm") -> None:
+def _confirm(machine: "Vm | UnreadableVm") -> None:
     if not sys.stdin.isatty():
         raise click.UsageError(f"{printable(machine.name)} and what is on its disks would be gone: say --yes")
     click.confirm(f"Remove {printable(machine.name)} ({machine.state}) and all that is on its disks?", abort=True, err=True)

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         precached_table,
         verdict_json,
     )
-    from underlay.render.vms import vm_facts, vm_json, vm_line, vm_table
+    from underlay.render.vms import unreadable_vm_json, unreadable_vm_text, vm_facts, vm_json, vm_line, vm_table
 
 __all__ = [
     "Display",
@@ -104,6 +104,8 @@ __all__ = [
     "scrub_plan_tables",
     "scrub_tables",
     "short_name",
+    "unreadable_vm_json",
+    "unreadable_vm_text",
     "utc_now",
     "verdict_json",
     "vm_facts",
@@ -167,6 +169,6 @@ __getattr__, __dir__ = later.exports(
             "precached_table",
             "verdict_json",
         ),
-        "underlay.render.vms": ("vm_facts", "vm_json", "vm_line", "vm_table"),
+        "underlay.render.vms": ("unreadable_vm_json", "unreadable_vm_text", "vm_facts", "vm_json", "vm_line", "vm_table"),
     },
 )

@@ -18,10 +18,11 @@ from underlay.render.tables import Fitted, facts_table, table
 from underlay.units import format_size
 
 if TYPE_CHECKING:
-    from underlay.vm.machines import Vm
+    from underlay.vm.machines import UnreadableVm, Vm
     from underlay.vm.record import VmInterface
 
 _MIB, _GIB = 1 << 20, 1 << 30
+_UNREADABLE = "vm-unreadable"
 _STYLES = {"running": "green", "paused": "yellow", "crashed": "red"}
 
 
@@ -51,6 +52,17 @@ def vm_json(vm: Vm, disks: Sequence[InstanceDisk]) -> dict[str, Any]:
     }
 
 
+def unreadable_vm_json(vm: UnreadableVm) -> dict[str, Any]:
+    """One whose record cannot be read, for programs."""
+    return {"code": _UNREADABLE, "name": vm.name, "uuid": vm.uuid, "state": vm.state, "detail": vm.why}
+
+
+def unreadable_vm_text(vm: UnreadableVm) -> Text:
+    """The same in one line, with what to do about it."""
+    what = printable(f"{vm.why} ({vm.hint}, or 'underlay vm delete {vm.name}')")
+    return Text.assemble(("problem ", "red"), f"{_UNREADABLE}: {what}")
+
+
 def vm_line(vm: Vm) -> str:
     """One machine in a sentence."""
     record = vm.record
@@ -59,9 +71,9 @@ def vm_line(vm: Vm) -> str:
     return printable(f"{vm.name} ({vm.state}, {processors}, {format_size(record.memory_mib * _MIB)}{where})")
 
 
-def vm_table(vms: Sequence[tuple[Vm, Sequence[InstanceDisk]]]) -> RenderableType:
-    """Machines, one a row."""
-    if not vms:
+def vm_table(vms: Sequence[tuple[Vm, Sequence[InstanceDisk]]], unreadable: Sequence[UnreadableVm] = ()) -> RenderableType:
+    """Machines, one a row; below them those of which no more is known than that they are there."""
+    if not vms and not unreadable:
         return Text("No virtual machines.", style="dim")
     numbers = ("VCPUS", "MEMORY", "DISK")
     made = table("NAME", "STATE", numbers=numbers, last=("NETWORK", "IMAGE"), flexible=("NAME", "NETWORK", "IMAGE"))
@@ -70,13 +82,15 @@ def vm_table(vms: Sequence[tuple[Vm, Sequence[InstanceDisk]]]) -> RenderableType
         addresses = [address for one in record.interfaces for address in vm.addresses.get(one.address, ())]
         made.add_row(
             Fitted(printable(vm.name)),
-            Text(vm.state, style=_STYLES.get(vm.state, "dim")),
+            _state(vm),
             str(record.vcpus),
             format_size(record.memory_mib * _MIB),
             _root_size(disks),
             Fitted(printable(", ".join(addresses or map(_network, record.interfaces)) or "-")),
             Fitted(printable(record.image or "-"), keep_end=True),
         )
+    for one in unreadable:
+        made.add_row(Fitted(printable(one.name)), _state(one), "?", "?", "?", "?", "?")
     return made
 
 
@@ -101,6 +115,10 @@ def vm_facts(vm: Vm, disks: Sequence[InstanceDisk], *, now: datetime) -> Rendera
         known = ", ".join(vm.addresses.get(one.address, ()))
         devices.add(Text(printable(f"{one.address} in {_network(one)}{f': {known}' if known else ''}"), overflow="fold"))
     return Group(Text(printable(vm.name), style="bold"), facts_table(facts), devices)
+
+
+def _state(vm: Vm | UnreadableVm) -> Text:
+    return Text(vm.state, style=_STYLES.get(vm.state, "dim"))
 
 
 def _some(number: int, noun: str) -> str:

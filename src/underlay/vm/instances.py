@@ -127,6 +127,16 @@ def instance_of(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmRemains:
+    """What the removal of a machine reads of it, for one whose record nobody can read."""
+
+    uuid: str
+    name: str
+    host: str
+    task_state: str | None = None
+
+
 def interfaces_of(record: VmRecord) -> list[dict[str, Any]]:
     """Its interfaces; whoever answers on the bridge gives their addresses."""
     return [_vif(one) for one in record.interfaces]

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +22,8 @@ from underlay.values import replace
 from underlay.vm import networks
 from underlay.vm.driving import driving, plainly, with_libvirt
 from underlay.vm.images import image_of
-from underlay.vm.instances import VmInstance, block_devices_of, instance_of, interfaces_of
-from underlay.vm.machines import Vm, connected, find
+from underlay.vm.instances import VmInstance, VmRemains, block_devices_of, instance_of, interfaces_of
+from underlay.vm.machines import UnreadableVm, Vm, connected, find, find_any
 from underlay.vm.record import VmInterface, VmRecord
 from underlay.vm.wanted import Wanted, new_interface, recorded
 
@@ -189,16 +189,19 @@ def _check_target(target: Path) -> None:
         raise InvalidName(f"there is no directory {target.parent}", hint="make it, or name another file")
 
 
-def delete(host: Host, name: str) -> Vm:
+def delete(host: Host, name: str) -> Vm | UnreadableVm:
     """Cut a machine's power and remove it, its disks and its directory; its base image stays. The machine as it was.
+
+    All of that is found by its UUID, so one whose record nobody can read goes like any other.
 
     Raises:
         InstanceNotFound; OperationFailed: it does not go, or not all of it. HypervisorUnavailable, ExtraMissing
     """
-    with _known(host, name) as known:
-        record = known.vm.record
-        known.driver.destroy(None, known.instance, interfaces_of(record), block_devices_of(record))
-        return known.vm
+    with connected(host) as connection:
+        vm = find_any(connection, name)
+    with _driving_as(host, vm.virt_type) as driver:
+        driver.destroy(None, VmRemains(uuid=vm.uuid, name=vm.name, host=host.config.host), [])
+    return vm
 
 
 def output(host: Host, name: str) -> bytes:
@@ -236,8 +239,12 @@ class _Known:
 
 @contextmanager
 def _known(host: Host, name: str) -> Iterator[_Known]:
-    """What it runs under was found out when it was made, so no guest is started to find that out again."""
     with connected(host) as connection:
         vm = find(connection, name)
-    with driving(with_libvirt(host, replace(host.config.libvirt, virt_type=vm.virt_type))) as driver:
+    with _driving_as(host, vm.virt_type) as driver:
         yield _Known(driver=driver, vm=vm, instance=instance_of(vm.record, uuid=vm.uuid, name=vm.name, host=host.config.host))
+
+
+def _driving_as(host: Host, virt_type: str) -> AbstractContextManager[LibvirtDriver]:
+    """What a machine runs under was found out when it was made, so no guest is started to find that out again."""
+    return driving(with_libvirt(host, replace(host.config.libvirt, virt_type=virt_type)))

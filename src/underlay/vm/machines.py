@@ -8,7 +8,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from underlay.compute import states
-from underlay.compute.errors import InstanceNotFound
+from underlay.compute.errors import InstanceNotFound, OperationFailed
 from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.connection import Connection
 from underlay.compute.libvirt.domain import Domain
@@ -16,7 +16,7 @@ from underlay.compute.libvirt.eventloop import EventLoop
 from underlay.compute.libvirt.library import library
 from underlay.host import Host
 from underlay.vm.neighbours import seen_addresses
-from underlay.vm.record import VmRecord, record_of
+from underlay.vm.record import VmRecord, is_ours, record_of
 from underlay.vm.wanted import is_utf8, is_uuid
 
 
@@ -43,6 +43,22 @@ class Vm:
         return self.state in (states.STATE_MAP[states.RUNNING], states.STATE_MAP[states.PAUSED])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadableVm:
+    """A machine whose record somebody has changed to what makes no sense. It can be removed, and nothing else.
+
+    Attributes:
+        name to virt_type: as of a `Vm`. why, hint: what is wrong with its record, and what to do about it.
+    """
+
+    name: str
+    uuid: str
+    state: str
+    virt_type: str
+    why: str
+    hint: str
+
+
 @contextmanager
 def connected(host: Host, *, seconds: float | None = None) -> Iterator[Connection]:
     """libvirt, for who only looks.
@@ -64,20 +80,16 @@ def connected(host: Host, *, seconds: float | None = None) -> Iterator[Connectio
         loop.stop()
 
 
-def everyone(connection: Connection) -> list[Vm]:
+def everyone(connection: Connection) -> list[Vm | UnreadableVm]:
     """All machines, by name; one that goes away meanwhile is gone.
 
     Raises:
-        HypervisorUnavailable, ExtraMissing; OperationFailed: the metadata of one makes no sense.
+        HypervisorUnavailable, ExtraMissing
     """
     flags = _inactive()
     found = connection.ask(lambda handle: [_description(one, flags) for one in handle.listAllDomains(0)])
-    machines = []
-    for name, text in sorted(one for one in found if one is not None):
-        tree = guestxml.parsed(text)
-        if (record := record_of(tree, name)) is not None and (vm := _vm(connection, tree, record)) is not None:
-            machines.append(vm)
-    return machines
+    trees = (guestxml.parsed(text) for _, text in sorted(one for one in found if one is not None))
+    return [vm for tree in trees if is_ours(tree) and (vm := _read(connection, tree)) is not None]
 
 
 def names(connection: Connection) -> list[str]:
@@ -89,6 +101,18 @@ def find(connection: Connection, name: str) -> Vm:
     """The machine of a name or a UUID.
 
     Raises:
+        OperationFailed: its record makes no sense. As `find_any`
+    """
+    found = find_any(connection, name)
+    if isinstance(found, UnreadableVm):
+        raise OperationFailed(found.why, hint=found.hint)
+    return found
+
+
+def find_any(connection: Connection, name: str) -> Vm | UnreadableVm:
+    """The machine of a name or a UUID, whatever its record is like.
+
+    Raises:
         InstanceNotFound: none, or one that ``underlay vm`` did not make. As `everyone`
     """
     missing = InstanceNotFound(f"there is no virtual machine {name!r}", hint="'underlay vm list' shows those there are")
@@ -97,10 +121,9 @@ def find(connection: Connection, name: str) -> Vm:
         raise missing
     text = connection.ask(lambda handle: _looked_up(handle, name).XMLDesc(flags), missing=missing)
     tree = guestxml.parsed(text)
-    record = record_of(tree, name)
-    if record is None:
+    if not is_ours(tree):
         raise InstanceNotFound(f"'underlay vm' did not make the domain {name!r}", hint="see 'virsh dominfo', or who made it")
-    vm = _vm(connection, tree, record)
+    vm = _read(connection, tree)
     if vm is None:
         raise missing
     return vm
@@ -132,19 +155,24 @@ def _description(domain: Any, flags: int) -> tuple[str, str] | None:
         raise
 
 
-def _vm(connection: Connection, tree: Element, record: VmRecord) -> Vm | None:
-    uuid = tree.findtext("uuid", "")
-    domain = Domain(connection, uuid)
+def _read(connection: Connection, tree: Element) -> Vm | UnreadableVm | None:
+    """A machine of ours from its domain; None: it has gone away."""
+    name, uuid, virt_type = tree.findtext("name", ""), tree.findtext("uuid", ""), tree.get("type", "")
     try:
-        state, running_as = domain.state()
+        state, running_as = Domain(connection, uuid).state()
     except InstanceNotFound:
         return None
+    word = states.STATE_MAP[state]
+    try:
+        record = record_of(tree, name)
+    except OperationFailed as error:
+        return UnreadableVm(name=name, uuid=uuid, state=word, virt_type=virt_type, why=error.message, hint=error.hint or "")
     log = tree.find("devices/serial/log")
     return Vm(
-        name=tree.findtext("name", ""),
+        name=name,
         uuid=uuid,
-        state=states.STATE_MAP[state],
-        virt_type=tree.get("type", ""),
+        state=word,
+        virt_type=virt_type,
         console_log=None if log is None else Path(log.get("file", "")),
         record=record,
         addresses={} if running_as is None or not record.interfaces else seen_addresses(),

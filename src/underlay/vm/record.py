@@ -75,21 +75,22 @@ def text_of(record: VmRecord) -> str:
     return json.dumps(msgspec.to_builtins(record))
 
 
-def record_of(domain: Element, name: str) -> VmRecord | None:
-    """The record in a domain's XML; None of a domain that ``underlay vm`` did not make.
+def is_ours(domain: Element) -> bool:
+    """Whether ``underlay vm`` made a domain, by its XML: there is a record in it, whether it can be read or not."""
+    return domain.find(f"metadata/{TAG}") is not None
+
+
+def record_of(domain: Element, name: str) -> VmRecord:
+    """The record in the XML of a domain that is ours.
 
     Raises:
         OperationFailed: somebody has changed it to what makes no sense.
     """
-    element = domain.find(f"metadata/{TAG}")
-    if element is None:
-        return None
     try:
-        record = msgspec.json.decode(element.text or "", type=VmRecord)
+        return msgspec.json.decode(domain.findtext(f"metadata/{TAG}", ""), type=VmRecord)
     except msgspec.DecodeError as error:
         what = f"the metadata of the domain {name} is no record of a virtual machine: {error}"
         raise OperationFailed(what, hint=f"put right what 'virsh metadata {name} {NAMESPACE}' shows") from error
-    return record
 
 
 def kept_as(record: VmRecord) -> dict[str, str]:

@@ -610,15 +610,40 @@ def test_names_that_are_not_utf8_are_told_in_one_line(machine: Machine, daemon: 
 def test_metadata_that_somebody_has_changed_is_told(machine: Machine, daemon: Daemon) -> None:
     more = f"<metadata><x:vm xmlns:x='{NAMESPACE}'>{{}}</x:vm></metadata>"
     with foreign(daemon, "web", more):
-        for arguments in (["list"], ["show", "web"]):
-            ended = machine.call("vm", *arguments, "--json")
-            assert (96, "operation-failed") == (ended.status, ended.error["code"])
-            assert "the metadata of the domain web is no record" in str(ended.error["message"])
+        ended = machine.call("vm", "show", "web", "--json")
+        assert (96, "operation-failed") == (ended.status, ended.error["code"])
+        assert "the metadata of the domain web is no record" in str(ended.error["message"])
         config = machine.config.read_text()
         machine.config.write_text(config.replace("[instances]\n", f'[instances]\ninventory = "libvirt:{daemon.uri}"\n'))
         told = machine.call("prune", "--json").json
         assert ["invalid-inventory"] == [problem["code"] for problem in told["problems"]]
         machine.config.write_text(config)
+
+
+def test_a_machine_whose_record_nobody_can_read_is_listed_with_the_others_and_goes(
+    machine: Machine, daemon: Daemon, image: str
+) -> None:
+    made, other = create(machine, "web", image, "--swap", "1MiB"), create(machine, "other", image)
+    connection = quiet_library().open(daemon.uri)
+    domain = connection.lookupByName("web")
+    domain.setMetadata(quiet_library().VIR_DOMAIN_METADATA_ELEMENT, "<vm>nothing</vm>", "x", NAMESPACE, 2)
+    connection.close()
+
+    listed = answered(machine, "vm-list", "list")
+    assert ["other"] == [vm["name"] for vm in listed["vms"]]
+    [problem] = listed["problems"]
+    assert ("vm-unreadable", "web", made["uuid"], "running") == tuple(problem[key] for key in ("code", "name", "uuid", "state"))
+    told = machine.call("vm", "list")
+    assert 0 == told.status
+    assert re.search(r"^web +running +[?]", told.out, re.MULTILINE)
+    assert "'underlay vm delete web'" in told.out
+
+    for arguments in (["show"], ["start"], ["stop"], ["reboot"], ["snapshot"]):
+        assert 96 == machine.call("vm", *arguments, "web").status
+    assert 2 == machine.call("vm", "delete", "web").status  # nobody is there who could be asked
+    deleted = answered(machine, "vm-delete", "delete", "web", "--yes")["deleted"]
+    assert {"name": "web", "uuid": made["uuid"]} == deleted
+    assert (["other"], [other["uuid"]]) == (domains(daemon), [name for name in left(machine) if not name.startswith(".")])
 
 
 def test_a_machine_is_not_started_without_its_bridge(machine: Machine, image: str) -> None:

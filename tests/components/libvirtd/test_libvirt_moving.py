@@ -188,6 +188,7 @@ def test_a_prune_on_either_host_keeps_the_bases_of_an_instance_on_its_way(hosts:
     assert bases == prune()
     hosts.one.confirm()
     assert bases == prune()
+    hosts.one.instance.host = "node2"
     hosts.there.destroy(None, hosts.one.instance, [])
     wait_until(lambda: set() == prune(), "nobody needs them any more")
 
@@ -210,6 +211,33 @@ def test_a_guest_that_runs_on_the_other_host_keeps_its_disks(hosts: Hosts) -> No
     hosts.there.power_off(hosts.one.instance)
     hosts.one.revert()
     assert ([OLD, OLD], False) == (hosts.one.read(), hosts.one.kept.exists())
+
+
+def test_the_host_that_an_instance_has_left_removes_none_of_it(hosts: Hosts) -> None:
+    one = hosts.one
+    hosts.move()
+    hosts.there.power_off(one.instance)
+    hosts.here.destroy(None, one.instance, [])
+    assert not hosts.here.delete_instance_files(one.instance)
+    assert not hosts.here.instance_exists(one.instance)
+    assert ([OLD, OLD], True) == (one.read(), one.kept.is_dir())
+    hosts.there.power_on(None, one.instance, [])
+    hosts.place.await_boot(one.instance)
+
+    one.confirm()
+    one.instance.deleted = True
+    hosts.there.destroy(None, one.instance, [], destroy_disks=False)
+    assert hosts.here.delete_instance_files(one.instance)
+
+
+def test_files_that_no_other_host_has_go_whoever_has_the_instance(place: Place) -> None:
+    driver = driver_of(place, place.daemon, "node1", HERE, shared="")
+    one = resized(place, driver)
+    one.spawn()
+    one.instance.host = "node2"  # it was evacuated, say
+    driver.destroy(None, one.instance, [])
+    assert ([], False) == (place.traces(one.instance), driver.instance_exists(one.instance))
+    driver.cleanup_host("node1")
 
 
 def test_each_host_ends_its_own_side_of_a_move_only(hosts: Hosts) -> None:

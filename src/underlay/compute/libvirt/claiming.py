@@ -146,3 +146,14 @@ def signed_by(directory: InstanceDirectory) -> Maker | None:
     """
     host, _, id_ = directory.making.read_text(encoding="utf-8", errors="replace").partition("\n")
     return Maker(host=host, id=id_) if host and len(id_) == 2 * _ID_BYTES else None
+
+
+def is_half_made(directory: InstanceDirectory) -> bool:
+    """Whether somebody makes the instance, or was killed as he did.
+
+    Raises:
+        OperationFailed
+    """
+    with localdisks.translated(), translated(directory.making), suppress(FileNotFoundError, NotADirectoryError):
+        return signed_by(directory) is not None
+    return False

@@ -5,7 +5,7 @@ import os
 
 from underlay.compute.arguments import Instance
 from underlay.compute.errors import ComputeError, OperationFailed
-from underlay.compute.libvirt import claiming, localdisks, swapping
+from underlay.compute.libvirt import claiming, localdisks, sharing, swapping
 from underlay.compute.libvirt.directory import InstanceDirectory
 from underlay.compute.libvirt.site import Site
 from underlay.compute.metadata import field_of
@@ -28,12 +28,16 @@ def destroy(site: Site, instance: Instance) -> None:
 def remove_disks(site: Site, instance: Instance) -> None:
     """Remove the local disks, and all else in the instance's directory.
 
-    What a resize keeps stays, as a reversal of that needs it, unless the instance is deleted for good.
+    What a resize keeps stays, as a reversal of that needs it, unless the instance is deleted for good. All of it stays where
+    another host has it, as after a cold migration: that its guest is off there, nobody can see from the disks.
 
     Raises:
         OperationFailed: a disk is still needed, its storage does not answer, or the instance is being made.
     """
     directory = site.directory(instance)
+    if _is_anothers(site, instance):
+        _LOG.warning("the files of the instance %s stay: it is %s that has it, which shares them", instance.uuid, instance.host)
+        return
     with claiming.alone(directory) as is_there:
         _let_go_of_volumes(directory)
         localdisks.remove_all(site.host, instance.uuid)  # crash: a directory without disks, which the next removal removes
@@ -41,6 +45,17 @@ def remove_disks(site: Site, instance: Instance) -> None:
             raise OperationFailed(f"{directory.path} cannot be removed whole", hint="see what is left of it, and remove it")
         if field_of(instance, "task_state") == _DELETING and not directory.remove_both():
             raise OperationFailed(f"{directory.kept} cannot be removed whole", hint="see what is left of it, and remove it")
+
+
+def _is_anothers(site: Site, instance: Instance) -> bool:
+    """Whether the files of an instance are another host's: its service says so, and several hosts have their instances here.
+
+    A deleted one is nobody's, and its service asks every host that had a part in its last move. Nor has anybody one that is
+    half made: when its host is gone for good, another removes that.
+    """
+    if field_of(instance, "host") in (None, "", site.name) or field_of(instance, "deleted"):
+        return False
+    return sharing.has_others(site.host) and not claiming.is_half_made(site.directory(instance))
 
 
 def _let_go_of_volumes(directory: InstanceDirectory) -> None:
@@ -51,8 +66,10 @@ def _let_go_of_volumes(directory: InstanceDirectory) -> None:
 
 
 def delete_files(site: Site, instance: Instance) -> bool:
-    """As `remove_disks`; whether nothing is left. What is busy is no error."""
+    """As `remove_disks`; whether nothing is left. What is busy is no error, and neither is what is another host's."""
     try:
+        if _is_anothers(site, instance):
+            return False
         remove_disks(site, instance)
     except ComputeError as error:
         _LOG.warning("files of the instance %s cannot be removed yet: %s", instance.uuid, error)

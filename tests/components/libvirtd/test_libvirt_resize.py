@@ -4,14 +4,16 @@ import json
 import os
 import resource
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from libvirt_daemon import quiet_library
+from libvirt_daemon import Daemon, quiet_library
 from libvirt_stage import Place, command
 from resized import AT, GIB, LARGE, MIB, NEW, OLD, SMALL, Resized, resized, sector
 
@@ -31,6 +33,8 @@ from underlay.compute.errors import (
 )
 from underlay.compute.libvirt import LibvirtDriver
 from underlay.compute.libvirt.guestxml import parsed
+from underlay.filesystems import free_bytes
+from underlay.testing.disk_suite import guest_writes
 from underlay.testing.fakedriver import FakeFlavor, fake_vif
 
 pytest_plugins = ["libvirt_fixtures"]
@@ -310,6 +314,56 @@ def test_a_guest_whose_disks_cannot_be_copied_runs_again(place: Place) -> None:
         assert "resizing" not in os.listdir(one.directory)
         one.driver.power_off(one.instance)
         one.finish(one.begin(SMALL), grows=False, power_on=False)
+
+
+@pytest.fixture
+def small_place() -> Iterator[Place]:
+    """On a small file system, with a libvirtd that sees it: one has its own mounts since it began."""
+    root = Path(tempfile.mkdtemp(prefix="ul-"))
+    command("mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", os.fspath(root))
+    daemon = Daemon(root / "d", host_uuid=str(uuid4()))
+    daemon.directory.mkdir()
+    daemon.prepare()
+    try:
+        daemon.start()
+        yield Place(root, daemon)
+        daemon.destroy_guests()
+    finally:
+        daemon.stop()
+        command("umount", os.fspath(root))
+        root.rmdir()
+
+
+@contextmanager
+def leaving_free(root: Path, size: int) -> Iterator[None]:
+    """Somebody else takes all of a file system but so many bytes."""
+    taken = root / "taken"
+    with taken.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free_bytes(root) - size)
+    yield
+    taken.unlink()
+
+
+def test_a_resize_that_has_no_room_is_refused_while_the_guest_runs_on(small_place: Place) -> None:
+    root = small_place.root
+    with at_place(small_place) as one:
+        one.spawn()
+        guest_writes(one.disk("disk"), AT, b"x" * 48 * MIB)
+        one.driver.power_on(None, one.instance, [])
+        before = one.driver.get_info(one.instance)
+        unneeded = root / "unneeded.raw"
+        unneeded.write_bytes(os.urandom(24 * MIB))
+        image = one.driver.site.host.ensure(unneeded.as_uri())
+        with leaving_free(root, 16 * MIB), pytest.raises(InstanceFaultRollback, match="has no room") as caught:
+            one.begin(SMALL)
+        assert isinstance(caught.value.inner_exception, OperationFailed)
+        assert (before, False) == (one.driver.get_info(one.instance), one.kept.exists())
+        assert image.path.exists()
+
+        with leaving_free(root, 40 * MIB):  # with what the image takes, that is enough
+            one.finish(one.begin(SMALL), grows=False, power_on=False)
+        assert not image.path.exists()
+        one.confirm()
 
 
 def test_nobody_resizes_or_reverts_what_somebody_else_resizes(place: Place) -> None:

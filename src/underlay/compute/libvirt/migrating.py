@@ -16,7 +16,17 @@ from underlay import diskinfo, filedisk, instances
 from underlay.compute import states
 from underlay.compute.arguments import BlockDeviceInfo, Flavor, Instance, NetworkInfo
 from underlay.compute.errors import ComputeError, InstanceFaultRollback, InstanceNotFound, MigrationPreCheckError, ResizeError
-from underlay.compute.libvirt import kept, localdisks, networks, power, resizeplan, sharing, swapping, volumedisks
+from underlay.compute.libvirt import (
+    kept,
+    localdisks,
+    networks,
+    power,
+    resizeplan,
+    resizeroom,
+    sharing,
+    swapping,
+    volumedisks,
+)
 from underlay.compute.libvirt.directory import RESCUED, ROOT, SWAP, InstanceDirectory
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import refuse_leaving, start
@@ -64,6 +74,7 @@ def begin(
             _check(site, instance, dest, here=here)
             _check_disks(site, instance, disks)
             _check_size(instance, flavor, info, disks)
+            resizeroom.make(site, disks)
             was_on = domain.is_active()
         with _or_as_it_was(site, instance, network_info, was_on=was_on):
             power.power_off(site, instance, timeout=timeout, retry_interval=retry_interval)

@@ -222,6 +222,21 @@ def test_a_busy_lock_is_not_waited_for_when_only_tried(lock_file: Path) -> None:
     assert not locks.is_held(lock_file)
 
 
+def test_one_file_is_many_locks_by_their_numbers(lock_file: Path) -> None:
+    last = (1 << 63) - 2
+    with locks.try_exclusive(lock_file, number=0) as first, locks.try_exclusive(lock_file, number=last) as second:
+        assert None not in (first, second)
+        for number in (0, last):
+            with locks.try_exclusive(lock_file, number=number) as taken:
+                assert taken is None
+        with locks.try_exclusive(lock_file, number=1) as free:
+            assert free is not None
+    with locks.try_exclusive(lock_file) as whole, locks.try_exclusive(lock_file, number=last) as taken:
+        assert whole is not None
+        assert taken is None
+    assert 0 == lock_file.stat().st_size
+
+
 def test_threads_of_one_process_exclude_each_other(lock_file: Path) -> None:
     inside: list[int] = []
     most: list[int] = []

@@ -97,13 +97,17 @@ def shared(path: Path, *, timeout: float) -> Iterator[Lock]:
 
 
 @contextmanager
-def try_exclusive(path: Path) -> Iterator[Lock | None]:
+def try_exclusive(path: Path, *, number: int | None = None) -> Iterator[Lock | None]:
     """Hold a lock alone if nobody has it now, else yield None.
+
+    Args:
+        number: of one of many locks that one file is for, each of them a byte of it that need not be there, below 2**63 - 1;
+            None: the file is for one.
 
     Raises:
         OSError
     """
-    lock = _try(path, _EXCLUSIVE)
+    lock = _try(path, _EXCLUSIVE, _WHOLE_FILE if number is None else (number, 1))
     try:
         yield lock
     finally:
@@ -191,12 +195,12 @@ def _acquire(path: Path, kind: int, timeout: float) -> Lock:
     return lock
 
 
-def _try(path: Path, kind: int) -> Lock | None:
+def _try(path: Path, kind: int, byte_range: tuple[int, int] = _WHOLE_FILE) -> Lock | None:
     with _forking:
         fd = _open(path, kind)
         _held.add(fd)
     try:
-        if _set(fd, kind):
+        if _set(fd, kind, byte_range):
             if _is_current(path, fd):
                 return Lock(path, fd, os.getpid())
             _set(fd, _UNLOCKED)  # somebody removed the file between our open and our lock: the next try opens the new one

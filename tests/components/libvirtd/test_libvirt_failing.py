@@ -83,7 +83,7 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing(
     with pytest.raises(error, match=said) as caught:
         spawn(driver, wanted, image, **more)
     assert "\n" not in str(caught.value)
-    assert ([], []) == ([*{*os.listdir(place.instances)} - {"_base", "locks"}], driver.site.host.disks())
+    assert ([], []) == ([*{*os.listdir(place.instances)} - {"_base", "locks", ".underlay-claims"}], driver.site.host.disks())
     assert wanted.uuid not in driver.list_instance_uuids()
 
 

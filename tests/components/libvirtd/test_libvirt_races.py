@@ -11,8 +11,8 @@ from guest_kernel import kernel_image
 from libvirt_stage import MESSAGE, Place
 
 from underlay.compute import states
-from underlay.compute.errors import InstanceNotFound, OperationFailed
-from underlay.compute.libvirt import LibvirtDriver
+from underlay.compute.errors import InstanceExists, InstanceNotFound, OperationFailed
+from underlay.compute.libvirt import LibvirtDriver, claiming
 from underlay.testing.bootimage import boot_line, write_qcow2
 from underlay.testing.fakedriver import FakeImage, FakeInstance
 from underlay.testing.httpserver import Served, Server, serving
@@ -81,6 +81,22 @@ def test_an_instance_that_is_being_made_is_not_destroyed_until_it_is(place: Plac
     assert ["disk"] == [disk.name for disk in driver.site.host.disks()]
     driver.destroy(None, instance, [])
     assert [] == place.traces(instance)
+
+
+def test_an_instance_without_a_directory_is_not_made_while_it_is_removed(place: Place, driver: LibvirtDriver) -> None:
+    image = place.image()
+    instance = place.instance(image)
+    with claiming.alone(driver.site.directory(instance)) as is_there:
+        assert not is_there
+        with pytest.raises(InstanceExists):
+            spawn(driver, instance, image, power_on=False)
+        for refused in (driver.destroy, driver.cleanup):
+            with pytest.raises(OperationFailed, match="is being made or removed"):
+                refused(None, instance, [])
+        assert not driver.delete_instance_files(instance)
+    assert [] == place.traces(instance)
+    spawn(driver, instance, image, power_on=False)
+    driver.destroy(None, instance, [])
 
 
 def test_an_instance_whose_claim_was_taken_away_is_not_made(place: Place, driver: LibvirtDriver, slow: Server) -> None:

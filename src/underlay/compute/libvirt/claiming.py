@@ -1,7 +1,9 @@
-"""The claim on an instance: the file that says that somebody makes it, or removes it, and is locked for as long as that takes.
+"""The claim on an instance: that somebody makes it, or removes it, and nobody else does meanwhile.
 
-Who makes it writes himself into the file once he is sure that nobody else has the instance. A claim without a lock is what is
-left of who was killed: one that names its maker of an instance that is half made, an empty one of nothing.
+It is a lock by the instance's UUID, which needs no directory of the instance: that comes and goes under it. In the directory a
+file says the same, locked as well, for as long as that takes. Who makes the instance writes himself into the file once he is
+sure that nobody else has it. A file without a lock is what is left of who was killed: one that names its maker of an instance
+that is half made, an empty one of nothing.
 """
 
 import os
@@ -10,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
+from uuid import UUID
 
 from underlay import locks
 from underlay.compute.errors import InstanceExists, OperationFailed
@@ -20,6 +23,8 @@ from underlay.files import sync_directory, translated
 from underlay.locks import Lock
 
 _ID_BYTES = 16
+_LOCKS = ".underlay-claims"  # a file in the directory of all instances, with a lock for each UUID
+_NUMBERS = 1 << 62  # two UUIDs of one number only keep each other waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,8 @@ def claimed(directory: InstanceDirectory, *, name: str) -> Iterator[Lock]:
         InstanceExists: somebody makes it, or has files there. OperationFailed: there is no room, for example.
     """
     with ExitStack() as holding:
+        if not holding.enter_context(ours(directory)):
+            raise InstanceExists(name=name)
         with localdisks.translated(), translated(directory.making):
             is_new = directory.make()
             try:
@@ -69,6 +76,26 @@ def claimed(directory: InstanceDirectory, *, name: str) -> Iterator[Lock]:
         yield lock
 
 
+@contextmanager
+def ours(directory: InstanceDirectory) -> Iterator[bool]:
+    """Nobody makes or removes an instance while the block lasts, whether it has a directory or not; False: somebody does.
+
+    Raises:
+        OperationFailed
+    """
+    path = directory.instances / _LOCKS
+    with ExitStack() as holding:
+        is_ours = True
+        with (
+            localdisks.translated(),
+            translated(path),
+            suppress(FileNotFoundError),
+        ):  # without a place for any, nobody makes one
+            number = UUID(directory.uuid).int % _NUMBERS
+            is_ours = holding.enter_context(locks.try_exclusive(path, number=number)) is not None
+        yield is_ours
+
+
 def _refuse_files(directory: InstanceDirectory, *, but: Path | None = None) -> None:
     if any(directory.path / name != but for name in os.listdir(directory.path)):
         raise InstanceExists(
@@ -83,15 +110,22 @@ def alone(directory: InstanceDirectory) -> Iterator[bool]:
     Raises:
         OperationFailed: somebody does.
     """
+    busy = OperationFailed(f"the instance {directory.uuid} is being made or removed", hint="try again when that is done")
     with ExitStack() as holding:
+        if not holding.enter_context(ours(directory)):
+            raise busy
         with localdisks.translated(), translated(directory.making):
             try:
                 lock = holding.enter_context(locks.try_exclusive(directory.making))
-            except FileNotFoundError:  # without a directory nobody makes it
-                yield False
-                return
+            except FileNotFoundError:
+                lock, is_there = None, False
+            else:
+                is_there = True
+        if not is_there:
+            yield False
+            return
         if lock is None:
-            raise OperationFailed(f"the instance {directory.uuid} is being made or removed", hint="try again when that is done")
+            raise busy
         try:
             yield True  # crash: an empty claim, which says nothing
         finally:

@@ -164,8 +164,8 @@ def undo_interrupted(site: Site, directory: InstanceDirectory) -> None:
     with localdisks.translated(), translated(directory.making):
         if not directory.is_claimed():
             return
-        with suppress(FileNotFoundError), locks.try_exclusive(directory.making) as lock:
-            if lock is not None:
+        with claiming.ours(directory) as is_ours, suppress(FileNotFoundError), locks.try_exclusive(directory.making) as lock:
+            if is_ours and lock is not None:
                 _undo_left(site, directory, lock)
 
 

@@ -34,16 +34,19 @@ def remove_disks(site: Site, instance: Instance) -> None:
     Raises:
         OperationFailed: a disk is still needed, its storage does not answer, or the instance is being made.
     """
-    directory = site.directory(instance)
     if _is_anothers(site, instance):
         _LOG.warning("the files of the instance %s stay: it is %s that has it, which shares them", instance.uuid, instance.host)
         return
+    _remove(site, site.directory(instance), kept_as_well=field_of(instance, "task_state") == _DELETING)
+
+
+def _remove(site: Site, directory: InstanceDirectory, *, kept_as_well: bool) -> None:
     with claiming.alone(directory) as is_there:
         _let_go_of_volumes(directory)
-        localdisks.remove_all(site.host, instance.uuid)  # crash: a directory without disks, which the next removal removes
+        localdisks.remove_all(site.host, directory.uuid)  # crash: a directory without disks, which the next removal removes
         if not (directory.remove() if is_there else directory.remove_doomed()):  # crash: one that the next driver removes
             raise OperationFailed(f"{directory.path} cannot be removed whole", hint="see what is left of it, and remove it")
-        if field_of(instance, "task_state") == _DELETING and not directory.remove_both():
+        if kept_as_well and not directory.remove_both():
             raise OperationFailed(f"{directory.kept} cannot be removed whole", hint="see what is left of it, and remove it")
 
 
@@ -70,11 +73,11 @@ def delete_files(site: Site, instance: Instance) -> bool:
     try:
         if _is_anothers(site, instance):
             return False
-        remove_disks(site, instance)
+        _remove(site, site.directory(instance), kept_as_well=True)
     except ComputeError as error:
         _LOG.warning("files of the instance %s cannot be removed yet: %s", instance.uuid, error)
         return False
-    return site.directory(instance).remove_both()
+    return True
 
 
 def is_on_disk(site: Site, instance: Instance) -> bool:

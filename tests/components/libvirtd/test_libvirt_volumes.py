@@ -712,6 +712,61 @@ def test_a_swap_whose_maker_is_killed_behind_the_pivot_is_done_to_its_end(
     driver.detach_volume(None, new, instance, "/dev/vdb")
 
 
+def test_a_guest_starts_on_the_volume_that_its_service_does_not_know_of_yet(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service is killed behind the swap and before it stores the new connection."""
+    old, new = place.volume(content=b"old"), place.volume()
+    attach(driver, instance, old)
+    with called(place, instance, "swap_volume", old, new, "INSTANCE", "/dev/vdb", 0) as swapper:
+        assert 0 == swapper.wait(60)
+    stale = info_of(instance, old, device_name="/dev/vdb")
+    bad = list[str]()
+
+    later = place.driver()
+    later.reboot(None, instance, [], "HARD", stale, bad_volumes_callback=bad.extend)
+    assert [(str(path_of(new)), "raw", new["serial"])] * 2 == [found["vdb"] for found in both(driver, instance)]
+    assert "of which its service does not know" in caplog.text
+    path_of(old).unlink()
+    later.reboot(None, instance, [], "HARD", stale, bad_volumes_callback=bad.extend)
+    later.power_off(instance)
+    later.power_on(None, instance, [], stale)
+    assert (str(path_of(new)), []) == (disks(driver, instance)["vdb"][0], bad)
+    with pytest.raises(InstanceFaultRollback, match="does not know yet"):
+        later.migrate_disk_and_power_off(None, instance, later.get_host_ip_addr(), instance.flavor, [], stale)
+    later.cleanup_host("node1")
+
+
+def test_a_service_that_knows_of_a_swap_has_its_word(place: Place, driver: LibvirtDriver, instance: FakeInstance) -> None:
+    old, new = place.volume(content=b"old"), place.volume()
+    attach(driver, instance, old)
+    driver.swap_volume(None, old, new, instance, "/dev/vdb", 0)
+    driver.reboot(None, instance, [], "HARD", info_of(instance, new, device_name="/dev/vdb"))
+    assert str(path_of(new)) == disks(driver, instance)["vdb"][0]
+
+    driver.swap_volume(None, new, old, instance, "/dev/vdb", 0)
+    driver.reboot(None, instance, [], "HARD", info_of(instance, old, device_name="/dev/vdb"))
+    assert str(path_of(old)) == disks(driver, instance)["vdb"][0]
+
+    driver.swap_volume(None, old, new, instance, "/dev/vdb", 0)
+    driver.power_off(instance)
+    driver.detach_volume(None, new, instance, "/dev/vdb")
+    attach(driver, instance, old)
+    driver.reboot(None, instance, [], "HARD", info_of(instance, old, device_name="/dev/vdb"))
+    assert str(path_of(old)) == disks(driver, instance)["vdb"][0]
+
+
+def test_an_instance_of_which_nobody_knows_what_was_swapped_is_not_defined_anew(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    volume = place.volume()
+    attach(driver, instance, volume)
+    (place.instances / instance.uuid / "swapped").write_text("[{}]")
+    with pytest.raises(InstanceRebootFailure, match="were swapped"):
+        driver.reboot(None, instance, [], "HARD", info_of(instance, volume, device_name="/dev/vdb"))
+    assert str(path_of(volume)) == disks(driver, instance)["vdb"][0]
+
+
 # ------------------------------------------------------------------------------------------------------- snapshots of volumes
 
 

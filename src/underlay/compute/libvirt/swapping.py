@@ -8,15 +8,16 @@ QEMU copies only between disks of one size. A volume that is larger is written a
 the rest when it starts next; a file can be told to be that size for the while, and then the guest sees all of it at once.
 """
 
-import json
 import logging
 import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, tostring
+
+import msgspec
 
 from underlay import locks
 from underlay.compute.arguments import ConnectionInfo, Instance
@@ -35,6 +36,7 @@ from underlay.compute.libvirt import (
     domain as domains,
     guestxml,
     localdisks,
+    swapped,
     volumedisks,
     volumeplaces,
 )
@@ -45,6 +47,7 @@ from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.domaindisks import DomainDisks
 from underlay.compute.libvirt.guest import GuestDisk
 from underlay.compute.libvirt.site import Site
+from underlay.compute.libvirt.swapped import Swapped
 from underlay.compute.libvirt.volume import Volume
 from underlay.files import sync_directory, translated
 from underlay.model import Attachment
@@ -61,6 +64,7 @@ class Swap:
         device: whose volume is replaced. source, id: of the new volume.
         copied: bytes that are copied, of a volume that has more; None: all of it.
         file_size: bytes that the new volume's file really has; None: it is copied to as it is.
+        volumes: the two.
     """
 
     device: str
@@ -68,6 +72,7 @@ class Swap:
     id: str | None
     copied: int | None = None
     file_size: int | None = None
+    volumes: Swapped | None = None
 
 
 def swap(site: Site, instance: Instance, old: ConnectionInfo, new: ConnectionInfo, name: str, *, resize_to: int) -> None:
@@ -99,6 +104,7 @@ def swap(site: Site, instance: Instance, old: ConnectionInfo, new: ConnectionInf
             volumeplaces.refuse_others(site, instance, after)  # all of it is about to be written over
             volumeplaces.refuse_open(after)
             wanted = _planned(disks, disk, after, resize_to=resize_to)
+            wanted = replace(wanted, volumes=Swapped(old=before, new=after))
             _replace(disks, record, wanted, volumedisks.opened(site, after), disk)
         if resize_to:
             _grow(disks, after, resize_to * GIB)
@@ -128,7 +134,7 @@ def forget(directory: InstanceDirectory) -> None:
     """
     path = _record(directory)
     with localdisks.translated(), translated(path):
-        told = path.read_text(encoding="utf-8") if path.exists() else ""
+        told = path.read_bytes() if path.exists() else b""
     if told and (wanted := _read(told)) is not None:
         with localdisks.translated(), translated(Path(wanted.source)):
             _restore_size(wanted)
@@ -182,7 +188,7 @@ def _planned(disks: DomainDisks, disk: AttachedDisk, after: Volume, *, resize_to
 
 def _replace(disks: DomainDisks, record: Path, wanted: Swap, target: Attachment, disk: AttachedDisk) -> None:
     with localdisks.translated(), translated(record):
-        _write(record, json.dumps(asdict(wanted)))
+        _write(record, msgspec.json.encode(wanted))
     try:
         _copy(disks, wanted, _target_xml(wanted, target, disk))
     except ComputeError as error:
@@ -273,21 +279,23 @@ def _settle_left(disks: DomainDisks, path: Path) -> None:
 def _settle(disks: DomainDisks, record: Path) -> None:
     """What the record says is undone, or done to its end. The caller holds its lock."""
     with localdisks.translated(), translated(record):
-        told = record.read_text(encoding="utf-8")
+        told = record.read_bytes()
     if not told:
         return
     if (wanted := _read(told)) is not None:
-        _settle_swap(disks, wanted)
+        _settle_swap(disks, wanted, directory=InstanceDirectory(record.parent.parent, disks.domain.uuid))
     with localdisks.translated(), translated(record):
-        _write(record, "")  # crash before: all of it is done once more, and finds nothing to do
+        _write(record, b"")  # crash before: all of it is done once more, and finds nothing to do
 
 
-def _settle_swap(disks: DomainDisks, wanted: Swap) -> None:
+def _settle_swap(disks: DomainDisks, wanted: Swap, *, directory: InstanceDirectory) -> None:
     disk = attacheddisks.at(wanted.device, disks.live())
     if disk is not None and disk.copied_to == wanted.source:
         _end_copy(disks, wanted.device)
     lasting = attacheddisks.at(wanted.device, disks.lasting())
     if lasting is not None and lasting.source == wanted.source:
+        if wanted.volumes is not None:
+            swapped.note(directory, wanted.volumes)  # crash: all of this is done once more
         _finish_definition(disks, wanted)
     with localdisks.translated(), translated(Path(wanted.source)):
         _restore_size(wanted)
@@ -347,25 +355,25 @@ def _record(directory: InstanceDirectory) -> Path:
     return directory.path / "swapping"
 
 
-def _read(told: str) -> Swap | None:
+def _read(told: bytes) -> Swap | None:
     """The record; None of half a one, whose maker had begun nothing yet.
 
     Raises:
         OperationFailed
     """
     try:
-        return Swap(**json.loads(told))
-    except ValueError:
-        return None
-    except TypeError as error:
+        return msgspec.json.decode(told, type=Swap)
+    except msgspec.ValidationError as error:
         raise OperationFailed(f"the record of a swap makes no sense: {error}", hint="remove the file 'swapping'") from error
+    except msgspec.DecodeError:
+        return None
 
 
-def _write(record: Path, text: str) -> None:
+def _write(record: Path, content: bytes) -> None:
     """In place: its lock is on the file itself."""
     with record.open("r+b") as file:
         file.truncate()
-        file.write(text.encode())
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     sync_directory(record.parent)

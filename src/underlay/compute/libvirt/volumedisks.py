@@ -7,17 +7,19 @@ Underlay's own.
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from underlay.compute.arguments import BlockDeviceInfo, DriverDisk, ImageMeta, Instance
 from underlay.compute.blockdevices import block_device_info_get_mapping
 from underlay.compute.errors import ComputeError, InvalidInput
-from underlay.compute.libvirt import attacheddisks, devicenames, diskplan, volumeplaces
+from underlay.compute.libvirt import attacheddisks, devicenames, diskplan, swapped, volumeplaces
 from underlay.compute.libvirt.attacheddisks import AttachedDisk
 from underlay.compute.libvirt.domaindisks import DomainDisks
 from underlay.compute.libvirt.guest import GuestDisk
 from underlay.compute.libvirt.site import Site
+from underlay.compute.libvirt.swapped import Swapped
 from underlay.compute.libvirt.volume import RBD, Volume, volume_of
 from underlay.compute.libvirt.volumeplaces import failed
 from underlay.compute.libvirt.volumeplan import PlannedVolume, root_volume, volumes_of
@@ -57,9 +59,10 @@ def without_bad(site: Site, instance: Instance, info: BlockDeviceInfo | None) ->
             the volume is written
     """
     bad: list[DriverDisk] = []
+    swaps = unknown_swaps(site, instance, info)
     for told in block_device_info_get_mapping(info):
         try:
-            opened(site, read(site, told["connection_info"]))
+            opened(site, swapped.meant(read(site, told["connection_info"]), swaps))
         except ComputeError as error:
             if told is root_volume(instance, info) or _has_snapshots(site, instance, told):
                 raise
@@ -69,6 +72,23 @@ def without_bad(site: Site, instance: Instance, info: BlockDeviceInfo | None) ->
         return info, []
     good = [told for told in block_device_info_get_mapping(info) if told not in bad]
     return {**info, "block_device_mapping": good}, [str(told.get("mount_device")) for told in bad]
+
+
+def unknown_swaps(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> list[Swapped]:
+    """Swaps of volumes of which only this host knows; what its service cannot say is none of its volumes.
+
+    Raises:
+        OperationFailed
+    """
+    named = list[Volume]()
+    for told in block_device_info_get_mapping(info):
+        with suppress(ComputeError):
+            named.append(read(site, told["connection_info"]))
+    return _unknown_swaps(site, instance, named)
+
+
+def _unknown_swaps(site: Site, instance: Instance, named: Sequence[Volume]) -> list[Swapped]:
+    return swapped.unknown(site.directory(instance), named, _now(site, instance)) if named else []
 
 
 def with_snapshots(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> list[str]:
@@ -118,9 +138,19 @@ def disks_of(
         prefix=site.options.disk_prefix,
         own=site.host.config.disks.get("rbd"),
     )
+    planned = _as_swapped(site, instance, planned)
     _refuse_twice([one.volume for one in planned])
     now = _now(site, instance) if planned else ()
     return tuple(_as_it_is(one.volume, _disk(one, opened(site, one.volume)), now) for one in planned)
+
+
+def _as_swapped(site: Site, instance: Instance, planned: tuple[PlannedVolume, ...]) -> tuple[PlannedVolume, ...]:
+    """With the volume that the guest has in the place of each that its service still names."""
+    swaps = _unknown_swaps(site, instance, [one.volume for one in planned])
+    for one in swaps:
+        what = "the instance %s has the volume %s in the place of %s since a swap of which its service does not know"
+        _LOG.warning(what, instance.uuid, one.new.name, one.old.name)
+    return tuple(replace(one, volume=swapped.meant(one.volume, swaps)) for one in planned)
 
 
 def behind(site: Site, instance: Instance, info: BlockDeviceInfo | None, *, taken: Collection[str]) -> tuple[GuestDisk, ...]:

@@ -181,7 +181,16 @@ class ImageReceiver(Protocol):
             disk_format: of the file, as ``qemu-img`` calls it. token: as for `check_waits`.
 
         Raises:
-            ImageNotFound: also when it was deleted meanwhile. As `check_waits`
+            ImageNotFound: also when it was deleted meanwhile. SourceUnavailable: it broke off, or an upload before goes on; it
+            can be tried again. As `check_waits`
+        """
+        ...
+
+    def has(self, ref: ImageRef, path: Path, *, token: str | None = None) -> bool:
+        """Whether an image has all of a file as its data, as after an upload of whose end nobody heard.
+
+        Raises:
+            ImageNotFound, NotAuthorized, SourceUnavailable, ConfigError
         """
         ...
 

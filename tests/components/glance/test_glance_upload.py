@@ -171,3 +171,30 @@ def test_an_upload_of_which_only_the_answer_is_lost_is_one(alice: Person, cloud:
             send(source, cloud, none, file)
     assert ("active", file.stat().st_size) == (shown(alice, whole)["status"], shown(alice, whole)["size"])
     assert "queued" == shown(alice, none)["status"]
+
+
+def test_whether_an_image_has_a_file_is_told_by_its_digest(alice: Person, cloud: Cloud, file: Path, tmp_path: Path) -> None:
+    image, source = queued(alice), GlanceSource(cloud="alice")
+    ref, other = parse_ref(image), tmp_path / "other"
+    other.write_bytes(file.read_bytes()[:-1] + b"!")
+    assert not source.has(ref, file)
+    send(source, cloud, image, file)
+    assert (True, False) == (source.has(ref, file), source.has(ref, other))
+    other.write_bytes(b"")
+    assert not source.has(ref, other)
+    alice.delete(image)
+    with pytest.raises(ImageNotFound):
+        source.has(ref, file)
+
+
+def test_an_upload_waits_for_one_before(alice: Person, cloud: Cloud, file: Path, tmp_path: Path) -> None:
+    image, large = queued(alice), tmp_path / "large"
+    with large.open("wb") as content:
+        content.truncate(512 << 20)
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(upload, image, os.fspath(large))
+        while shown(alice, image)["status"] != "saving":
+            assert not sent.done()
+        with pytest.raises(SourceUnavailable, match="still takes the data of an earlier upload"):
+            upload(image, os.fspath(file))
+        sent.result()

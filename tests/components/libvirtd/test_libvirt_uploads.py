@@ -15,6 +15,7 @@ from underlay.compute.errors import ImageNotFound, OperationFailed
 from underlay.compute.libvirt import LibvirtDriver
 from underlay.testing.bootimage import boot_line
 from underlay.testing.fakedriver import FakeImage, FakeInstance
+from underlay.testing.relay import Fault, relaying
 
 pytest_plugins = ["libvirt_fixtures", "glance_fixtures"]
 pytestmark = [
@@ -23,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::ResourceWarning"),
 ]
 
+IMPATIENT = '[transfer]\nattempts = 3\nfirst_wait = "0s"\nlongest_wait = "0s"\n'
 GLANCE = '\n[sources.glance]\ncloud = "alice"\n'
 
 
@@ -79,6 +81,32 @@ def test_a_snapshot_of_an_image_of_glances_is_uploaded_and_boots(
     place.await_boot(again)
     assert boot_line(MESSAGE) in place.console(again)
     driver.destroy(None, again, [])
+
+
+@pytest.mark.parametrize(("fault", "sent"), [(Fault(reset=True, times=1), 2), (Fault(status=503, times=2), 3)])
+def test_an_upload_that_breaks_off_is_begun_anew(
+    place: Place, cloud: Cloud, alice: Person, instance: FakeInstance, fault: Fault, sent: int
+) -> None:
+    image = queued(alice)
+    with relaying(cloud.glance) as relay, cloud.changing():
+        relay.misbehave("/v2/images/*/file", fault)
+        driver = place.driver(more=f'{GLANCE}endpoints = ["{relay.base}"]\n{IMPATIENT}')
+        driver.snapshot(None, instance, image, nothing)
+        assert sent == relay.ledger.count("PUT", f"/v2/images/{image}/file")
+        driver.cleanup_host("node1")
+    assert ("active", "qcow2") == (shown(alice, image)["status"], shown(alice, image)["disk_format"])
+
+
+def test_an_upload_is_not_begun_anew_for_ever(place: Place, cloud: Cloud, alice: Person, instance: FakeInstance) -> None:
+    image = queued(alice)
+    with relaying(cloud.glance) as relay:
+        relay.misbehave("/v2/images/*/file", Fault(status=503))
+        driver = place.driver(more=f'{GLANCE}endpoints = ["{relay.base}"]\n{IMPATIENT}')
+        with pytest.raises(OperationFailed, match="503"):
+            driver.snapshot(None, instance, image, nothing)
+        assert 3 == relay.ledger.count("PUT", f"/v2/images/{image}/file")
+        driver.cleanup_host("node1")
+    assert "queued" == shown(alice, image)["status"]
 
 
 def test_who_asks_for_a_snapshot_uploads_it(

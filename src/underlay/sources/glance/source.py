@@ -100,6 +100,14 @@ class GlanceSource:
         """
         upload.upload(self._api_for(token), ref, path, disk_format=disk_format)
 
+    def has(self, ref: ImageRef, path: Path, *, token: str | None = None) -> bool:
+        """As `underlay.contracts.ImageReceiver` has it, by the size and the digest that Glance tells.
+
+        Raises:
+            as `check_waits`
+        """
+        return upload.has(self._api_for(token), ref, path)
+
     def _api_for(self, token: str | None) -> Api:
         if token is None:
             return self._api

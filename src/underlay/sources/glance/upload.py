@@ -69,12 +69,30 @@ def check_waits(api: Api, ref: ImageRef) -> str:
     Raises:
         ImageNotFound; SourceRefused: it has its data. As `Api.image`
     """
-    image, endpoint = api.image(ref)
-    if image.status in GONE:
-        raise ImageNotFound(f"{ref} is gone: it is {image.status}")
+    image, endpoint = _there(api, ref)
     if image.status != "queued":
         raise SourceRefused(f"{ref} waits for no data: it is {image.status}", hint="upload to an image that is queued")
     return endpoint
+
+
+def has(api: Api, ref: ImageRef, path: Path) -> bool:
+    """Whether an image has all of a file.
+
+    Raises:
+        ImageNotFound; as `Api.image`
+    """
+    image, _ = _there(api, ref)
+    with translated(path), path.open("rb", buffering=0) as file:
+        if image.status != "active" or image.size != path.stat().st_size or image.os_hash_algo != _DIGEST:
+            return False
+        return image.os_hash_value == hashlib.file_digest(file, _DIGEST).hexdigest()
+
+
+def _there(api: Api, ref: ImageRef) -> tuple[Image, str]:
+    image, endpoint = api.image(ref)
+    if image.status in GONE:
+        raise ImageNotFound(f"{ref} is gone: it is {image.status}")
+    return image, endpoint
 
 
 def upload(api: Api, ref: ImageRef, path: Path, *, disk_format: str) -> None:
@@ -83,6 +101,7 @@ def upload(api: Api, ref: ImageRef, path: Path, *, disk_format: str) -> None:
     Raises:
         NotAuthorized: who asks may not. SourceUnavailable: Glance broke off, and has no data, or none yet. As `check_waits`
     """
+    _refuse_while_saving(api, ref)
     endpoint = check_waits(api, ref)
     said = {"disk_format": disk_format, "container_format": _CONTAINER}
     patch = json.dumps([{"op": "add", "path": f"/{name}", "value": value} for name, value in said.items()]).encode()
@@ -99,6 +118,12 @@ def upload(api: Api, ref: ImageRef, path: Path, *, disk_format: str) -> None:
             if api.image(ref)[0].status != "active":
                 raise  # else only its answer was lost, and what it has tells whether that is all
     _check(ref, api.image(ref)[0], size=size, digest=pieces.digest.hexdigest())
+
+
+def _refuse_while_saving(api: Api, ref: ImageRef) -> None:
+    """Glance takes a moment to see that a sender is gone, and another to have what it was sent."""
+    if api.image(ref)[0].status == "saving":
+        raise SourceUnavailable(f"{ref}: Glance still takes the data of an earlier upload", hint="try again")
 
 
 def _make(api: Api, change: _Change) -> None:

@@ -1,9 +1,9 @@
 """An instance's directory: what lies in it, and under which names. They are those of Nova's libvirt driver."""
 
-import errno
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from uuid import UUID
 
 from underlay.compute.errors import InvalidInput
 from underlay.errors import CacheMissing, UnderlayError
-from underlay.files import make_directory, sync_directory, translated
+from underlay.files import make_directory, rename_no_replace, sync_directory, translated
 
 _LOG = logging.getLogger(__name__)
 
@@ -200,19 +200,28 @@ def _is_claimed(directory: InstanceDirectory) -> bool:
         return False
 
 
+def rename_durably(source: Path, target: Path) -> None:
+    """Give an instance's directory another name; what is there already stays, and even an empty directory is somebody's.
+
+    Raises:
+        FileExistsError, OSError
+    """
+    sys.audit("os.rename", source, target, -1, -1)  # whoever hears of renames hears of this one
+    rename_no_replace(source, target)  # crash: one of the two names, with all that is in it; who comes next goes by which
+    sync_directory(target.parent)  # so that what is done under the new name is never found under the old one
+
+
 def rename_over_doomed(source: Path, target: Path) -> None:
-    """Rename a directory to what is on its way out, in place of what an earlier removal left there.
+    """As `rename_durably`, to what is on its way out, in place of what an earlier removal left there.
 
     Raises:
         OSError
     """
     try:
-        os.rename(source, target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
+        rename_durably(source, target)
+    except FileExistsError:
         shutil.rmtree(target, ignore_errors=True)  # an earlier removal that got no further
-        os.rename(source, target)
+        rename_durably(source, target)
 
 
 def remove_doomed(instances: Path) -> None:

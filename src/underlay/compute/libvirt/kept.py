@@ -16,11 +16,11 @@ from pathlib import Path
 
 from underlay import locks
 from underlay.compute.errors import ComputeError, InvalidInput, OperationFailed
-from underlay.compute.libvirt.directory import KEPT, InstanceDirectory, directory_of, rename_over_doomed
+from underlay.compute.libvirt.directory import KEPT, InstanceDirectory, directory_of, rename_durably, rename_over_doomed
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.localdisks import translated
 from underlay.compute.libvirt.site import Site
-from underlay.files import rename_no_replace, sync_directory, translated as translated_at
+from underlay.files import sync_directory, translated as translated_at
 
 _LOG = logging.getLogger(__name__)
 _MARK = "resizing"
@@ -92,7 +92,7 @@ def keep(directory: InstanceDirectory) -> None:
         OperationFailed: something is kept already, among others.
     """
     with _at(directory.kept):
-        rename_no_replace(directory.path, directory.kept)  # crash: the mark is in what is kept, which is put back
+        rename_durably(directory.path, directory.kept)  # crash: the mark is in what is kept, which is put back
         directory.make()  # crash: the same
 
 
@@ -109,8 +109,9 @@ def put_back(directory: InstanceDirectory) -> None:
             return
         with suppress(FileNotFoundError):
             rename_over_doomed(directory.path, directory.doomed)  # crash: what is kept is all, and this can be repeated
-        os.rename(directory.kept, directory.path)  # crash: the old directory, and one that goes when the next driver starts
-        sync_directory(directory.instances)
+        rename_durably(
+            directory.kept, directory.path
+        )  # crash: the old directory, and one that goes when the next driver starts
         _unmark(directory.path)
     shutil.rmtree(directory.doomed, ignore_errors=True)
 
@@ -126,7 +127,6 @@ def drop(directory: InstanceDirectory) -> None:
             return
         _refuse_dropping(directory)
         rename_over_doomed(directory.kept, directory.doomed)  # crash: what goes when the next driver starts
-        sync_directory(directory.instances)
     shutil.rmtree(directory.doomed, ignore_errors=True)
 
 

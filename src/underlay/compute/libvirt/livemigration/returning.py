@@ -6,7 +6,6 @@ says so, and tries again: when the driver starts, with each pass of the image ca
 """
 
 import logging
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,14 +13,14 @@ from pathlib import Path
 from underlay import locks
 from underlay.compute.errors import ComputeError, HypervisorUnavailable, InstanceNotFound, InvalidInput, OperationFailed
 from underlay.compute.libvirt import domain as domains, localdisks, networks
-from underlay.compute.libvirt.directory import InstanceDirectory, directory_of, rename_over_doomed
+from underlay.compute.libvirt.directory import InstanceDirectory, directory_of, rename_durably, rename_over_doomed
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.livemigration import addresses, marks, sights, verdicts
 from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.compute.libvirt.livemigration.sights import Sight
 from underlay.compute.libvirt.livemigration.verdicts import Where
 from underlay.compute.libvirt.site import Site
-from underlay.files import rename_no_replace, translated
+from underlay.files import translated
 
 _LOG = logging.getLogger(__name__)
 _POLL = 0.2  # seconds between two looks at what is still open
@@ -208,7 +207,7 @@ def undo_arrival(site: Site, directory: InstanceDirectory, mark: Mark) -> None:
         return
     held = directory.path.with_name(f"{directory.uuid}{_HELD}")
     with suppress(FileNotFoundError):
-        os.rename(directory.path, held)  # crash: what `put_back` finds
+        rename_durably(directory.path, held)  # crash: what `put_back` finds
     try:
         has_come = sights.look(site.connection, directory.uuid) is not None
     except ComputeError:
@@ -225,7 +224,7 @@ def undo_arrival(site: Site, directory: InstanceDirectory, mark: Mark) -> None:
 
 def _rename(held: Path, path: Path) -> None:
     with localdisks.translated(), translated(path), suppress(FileNotFoundError):
-        os.rename(held, path)
+        rename_durably(held, path)
 
 
 def may_go(site: Site, directory: InstanceDirectory, mark: Mark) -> bool:
@@ -251,4 +250,4 @@ def put_back(instances: Path) -> None:
             directory = directory_of(instances, held.name.removesuffix(_HELD))
             with locks.try_exclusive(held / marks.ARRIVING) as lock:
                 if lock is not None:
-                    rename_no_replace(held, directory.path)
+                    rename_durably(held, directory.path)

@@ -7,23 +7,36 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree.ElementTree import tostring
 
 import pytest
 
 from underlay import locks
-from underlay.compute.errors import InvalidInput, MigrationPreCheckError, OperationFailed
+from underlay.compute.errors import (
+    InvalidInput,
+    InvalidLocalStorage,
+    InvalidSharedStorage,
+    MigrationPreCheckError,
+    OperationFailed,
+)
 from underlay.compute.libvirt.directory import InstanceDirectory
 from underlay.compute.libvirt.guestxml import parsed
-from underlay.compute.libvirt.livemigration import addresses, arriving, checks, marks, returning, xml
+from underlay.compute.libvirt.livemigration import addresses, arriving, checks, disks, marks, returning, xml
 from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.compute.libvirt.livemigration.moves import Moves
 from underlay.compute.libvirt.livemigration.pace import pace_of
 from underlay.compute.libvirt.livemigration.sights import Sight
 from underlay.compute.libvirt.livemigration.verdicts import Where, is_surely_here, may_go, where_of
-from underlay.compute.livemigration import InterfaceMigrateData, LocalDiskMigrateData, UnderlayLiveMigrateData
+from underlay.compute.livemigration import (
+    InterfaceMigrateData,
+    LocalDiskMigrateData,
+    UnderlayLiveMigrateData,
+    VolumeMigrateData,
+)
 from underlay.config import parse_config
 from underlay.config.libvirt import LibvirtTable, Moves as Options, libvirt_of
 from underlay.errors import ConfigError
+from underlay.model import Attachment
 from underlay.values import replace as with_changes
 
 GIB = 1 << 30
@@ -137,6 +150,103 @@ def test_disks_that_are_copied_are_named_by_their_devices() -> None:
     assert [True, False] == [xml.has_backing(DOMAIN, device) for device in ("vda", "sda")]
 
 
+# ------------------------------------------------------------------------------------------- volumes, and disks in a storage
+
+VOLUMES = """
+<domain type="qemu"><devices>
+<disk type="network" device="disk"><driver name="qemu" type="raw"/><source protocol="rbd" name="vms/u_disk"/>
+<target dev="vda"/></disk>
+<disk type="block" device="disk"><driver name="qemu" type="raw" cache="none" io="native"/><source dev="/dev/a" index="3"/>
+<backingStore/><target dev="vdb"/><serial>v1</serial></disk>
+<disk type="network" device="disk"><driver name="qemu" type="raw" cache="none"/><source protocol="rbd" name="vols/v2">
+<host name="192.0.2.1" port="6789"/><auth username="a"><secret type="ceph" uuid="s1"/></auth></source><target dev="vdc"/></disk>
+<disk type="file" device="disk"><driver name="qemu" type="qcow2"/><source file="/a/s1"/><backingStore type="file">
+<format type="raw"/><source file="/a/v3"/></backingStore><target dev="vdd"/></disk>
+</devices></domain>
+"""
+CEPH = Attachment(
+    type="network",
+    source="vols/v2",
+    format="raw",
+    cache="none",
+    discard="unmap",
+    protocol="rbd",
+    servers=(("192.0.2.9", 3300), ("192.0.2.8", 3300)),
+    user="b",
+    secret="s2",
+)
+
+
+def volume(device: str, source: str, there: Attachment | None, **more: Any) -> VolumeMigrateData:
+    return VolumeMigrateData(
+        device=device, bus="virtio", id=None, kind="local", source=source, format="raw", there=there, **more
+    )
+
+
+def test_volumes_are_as_the_destination_opens_them_and_disks_in_a_storage_as_they_were() -> None:
+    file = Attachment(type="file", source="/b/v1", format="raw")
+    above = Attachment(type="file", source="/a/s1", format="qcow2")
+    moved = (
+        volume("vdb", "/dev/a", file),
+        volume("vdc", "vols/v2", CEPH),
+        volume("vdd", "/a/s1", above, is_written_above=True),
+    )
+    data = UnderlayLiveMigrateData(directory="/a/U", directory_there="/b/U", volumes=moved)
+    assert {} == xml.copied_devices(VOLUMES, data)
+    before = parsed(VOLUMES).findall("devices/disk")
+    root, first, second, third = parsed(xml.moved(VOLUMES, xml.there_of(data))).findall("devices/disk")
+    assert [tostring(before[0]).strip(), tostring(before[3]).strip()] == [tostring(one).strip() for one in (root, third)]
+    assert ("file", "v1") == (first.get("type"), first.findtext("serial"))
+    assert [{"file": "/b/v1"}] == [one.attrib for one in first.iterfind("source")]
+    assert [{"name": "qemu", "type": "raw"}] == [one.attrib for one in first.iterfind("driver")]
+    assert None is first.find("backingStore")
+    assert ["192.0.2.9", "192.0.2.8"] == [one.get("name") for one in second.iterfind("source/host")]
+    assert ["b", "s2"] == [second.find("source/auth").get("username"), second.find("source/auth/secret").get("uuid")]  # type: ignore[union-attr]
+    assert [{"name": "qemu", "type": "raw", "cache": "none", "discard": "unmap"}] == [
+        one.attrib for one in second.iterfind("driver")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_shared", "has_own", "expected"),
+    [
+        (None, False, True, True),
+        (None, True, True, False),
+        (None, True, False, False),
+        (None, False, False, False),  # nothing but volumes, or all in a Ceph
+        (True, False, True, True),
+        (False, True, True, False),
+        (False, False, False, False),
+        (True, True, True, InvalidLocalStorage),
+        (True, False, False, InvalidLocalStorage),
+        (False, False, True, InvalidSharedStorage),
+    ],
+)
+def test_what_one_host_alone_has_is_copied_and_nothing_else(
+    *, wanted: bool | None, expected: bool | type[Exception], is_shared: bool, has_own: bool
+) -> None:
+    told = UnderlayLiveMigrateData(host="node2", block_migration=wanted)
+    if isinstance(expected, bool):
+        assert expected is checks.copies(told, Path("/i"), here="node1", is_shared=is_shared, has_own=has_own)
+    else:
+        with pytest.raises(expected):
+            checks.copies(told, Path("/i"), here="node1", is_shared=is_shared, has_own=has_own)
+
+
+def test_disks_in_a_storage_go_to_hosts_that_keep_theirs_there() -> None:
+    opened = {"disk": Attachment(type="network", source="vms/u_disk", format="raw"), "disk.swap": file_of("/a/U/disk.swap")}
+    shared = disks.in_storage(opened)
+    assert {"disk": "vms/u_disk"} == shared
+    checks.check_storage(replace(DATA, image_type="rbd"), shared, images_type="rbd")
+    checks.check_storage(replace(DATA, image_type="qcow2"), {}, images_type="rbd")
+    with pytest.raises(MigrationPreCheckError, match="vms/u_disk is not reached"):
+        checks.check_storage(replace(DATA, image_type="qcow2"), shared, images_type="rbd")
+
+
+def file_of(path: str) -> Attachment:
+    return Attachment(type="file", source=path, format="raw")
+
+
 # ------------------------------------------------------------------------------------------------------------ config drives
 
 
@@ -183,15 +293,36 @@ def test_a_mark_is_left_when_nobody_is_at_work(directory: InstanceDirectory) -> 
         assert MARK == left
     with marks.left(directory, marks.LEAVING, "node2") as left:
         assert left is None  # another host's, in a directory that both have
-    assert [directory] == marks.marked(directory.instances, marks.LEAVING)
-    marks.remove(directory, marks.LEAVING)
-    marks.remove(directory, marks.LEAVING)
-    assert None is marks.read(directory, marks.LEAVING)
+    assert [directory] == marks.marked(directory.instances, marks.LEAVING, "node1")
+    assert [] == marks.marked(directory.instances, marks.LEAVING, "node2")
+    marks.remove(directory, marks.LEAVING, "node2")
+    assert MARK == marks.read(directory, marks.LEAVING, "node1")
+    marks.remove(directory, marks.LEAVING, "node1")
+    marks.remove(directory, marks.LEAVING, "node1")
+    assert None is marks.read(directory, marks.LEAVING, "node1")
+
+
+def test_two_hosts_put_their_marks_into_one_directory_beside_each_other(directory: InstanceDirectory) -> None:
+    other = Mark(host="node2", other="node1", shared=True)
+    with marks.made(directory, marks.LEAVING, MARK), marks.made(directory, marks.LEAVING, other):
+        assert ["leaving.node1", "leaving.node2"] == sorted(os.listdir(directory.path))
+    with marks.left(directory, marks.LEAVING, "node1") as left, marks.left(directory, marks.LEAVING, "node2") as second:
+        assert (MARK, other) == (left, second)
+    taken = marks.path_of(directory, marks.LEAVING, "node2").replace(marks.path_of(directory, marks.LEAVING, "node3"))
+    assert None is marks.read(directory, marks.LEAVING, "node3")  # whoever has copied it there: it is another host's
+    assert taken.exists()
+
+
+@pytest.mark.parametrize("host", ["../node1", "a/b", "..", "a\0b", "n\u00f6de"])
+def test_no_name_of_a_host_leads_a_mark_out_of_its_directory(directory: InstanceDirectory, host: str) -> None:
+    with marks.made(directory, marks.ARRIVING, Mark(host=host, other="node2", shared=False)):
+        assert [marks.name_of(marks.ARRIVING, host)] == os.listdir(directory.path)
+    assert [directory] == marks.marked(directory.instances, marks.ARRIVING, host)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": "node1"}'])
 def test_a_mark_that_nobody_came_to_write_means_nothing_and_goes(directory: InstanceDirectory, content: bytes) -> None:
-    path = marks.path_of(directory, marks.ARRIVING)
+    path = marks.path_of(directory, marks.ARRIVING, "node1")
     path.write_bytes(content)
     with locks.try_exclusive(path) as lock, marks.left(directory, marks.ARRIVING, "node1") as left:
         assert lock is not None
@@ -276,11 +407,11 @@ def test_only_what_an_interrupted_removal_left_is_put_back(directory: InstanceDi
     (instances / "notes.held").write_text("new")
     (instances / "notes").write_text("old")
     directory.path.rename(held)
-    with locks.try_exclusive(held / "arriving") as lock:
+    with locks.try_exclusive(held / "arriving.node1") as lock:
         assert lock is not None
-        returning.put_back(instances)
+        returning.put_back(instances, "node1")
         assert held.is_dir()  # somebody is removing it
-    returning.put_back(instances)
+    returning.put_back(instances, "node1")
     assert [UUID, "notes", "notes.held"] == sorted(os.listdir(instances))
     assert "old" == (instances / "notes").read_text()
 
@@ -289,7 +420,7 @@ def test_disks_are_not_copied_onto_themselves() -> None:
     data = replace(DATA, block_migration=True, is_shared_instance_path=True)
     nothing: Any = SimpleNamespace()
     with pytest.raises(MigrationPreCheckError, match="onto themselves"):
-        arriving.prepare(nothing, Moves(), nothing, None, data)
+        arriving.prepare(nothing, Moves(), nothing, None, None, data)
 
 
 # ----------------------------------------------------------------------------------------------------------- configuration

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from underlay.model import Attachment
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VIFMigrateData:
@@ -135,13 +137,37 @@ class InterfaceMigrateData:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeMigrateData:
+    """One volume, as the guest has it on the source and as the destination opens it.
+
+    Attributes:
+        device, bus: in the guest. id: what its owner calls it, if that is known. kind: ``local`` or ``rbd``.
+        source, format: what the source's QEMU has open, which is another file than the volume since a snapshot of it.
+        size: bytes of a raw one that is a file or a device; None: they are not compared.
+        is_written_above: the guest writes to a file that stands on the volume.
+        there: how the destination opens it; None: it has not said yet.
+    """
+
+    device: str
+    bus: str
+    id: str | None
+    kind: str
+    source: str
+    format: str
+    size: int | None = None
+    is_written_above: bool = False
+    there: Attachment | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnderlayLiveMigrateData(LibvirtLiveMigrateData):
     """What two of Underlay's libvirt drivers say besides.
 
     Attributes:
         host: the destination's name. libvirt, source_libvirt: the UUIDs of the two hosts as their libvirts have them.
         directory, directory_there: the instance's directory on the source and the destination.
-        local_disks: each local disk. interfaces: each interface on the destination.
+        local_disks: each local disk that is copied. shared_disks: the source of each that both hosts reach, by its name.
+        volumes: each volume. interfaces: each interface on the destination.
         config_drive: the content of the config drive, compressed (RFC 1950) and as base64; it may hold a password.
     """
 
@@ -151,5 +177,7 @@ class UnderlayLiveMigrateData(LibvirtLiveMigrateData):
     directory: str | None = None
     directory_there: str | None = None
     local_disks: tuple[LocalDiskMigrateData, ...] = ()
+    shared_disks: Mapping[str, str] = field(default_factory=dict)
+    volumes: tuple[VolumeMigrateData, ...] = ()
     interfaces: tuple[InterfaceMigrateData, ...] = ()
     config_drive: str | None = field(default=None, repr=False)

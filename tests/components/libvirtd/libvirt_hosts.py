@@ -22,7 +22,7 @@ class Hosts:
     """Both: node1 is near, node2 is far.
 
     Attributes:
-        directory: in which each is found by its name.
+        directory: in which each is found by its name. wire: the near end of what is between them.
     """
 
     near: Daemon
@@ -30,6 +30,17 @@ class Hosts:
     directory: Path
     near_address: str
     far_address: str
+    wire: str
+
+    @contextmanager
+    def narrow(self) -> Iterator[None]:
+        """Of what is sent over the wire to the far host no more than 32 KiB come in a second."""
+        qdisc = ("dev", self.wire, "root", "tbf", "rate", "256kbit", "burst", "4kb", "latency", "2s")
+        command("tc", "qdisc", "add", *qdisc)
+        try:
+            yield
+        finally:
+            command("tc", "qdisc", "del", "dev", self.wire, "root")
 
     def options(self, address: str) -> str:
         """Of the driver of the host with this address."""
@@ -45,13 +56,14 @@ def two_hosts(near: Daemon, bridge: str) -> Iterator[Hosts]:
     directory = Path(tempfile.mkdtemp(prefix="ulh-"))
     network = f"uln{os.getpid()}-{directory.name[-4:]}"
     far = Daemon(directory / "far", host_uuid=str(uuid4()), network=network)
-    with _wire(network, bridge) as (near_address, far_address):
+    with _wire(network, bridge) as (near_address, far_address, wire):
         far.prepare()
         for name, daemon in (("node1", near), ("node2", far)):
             (directory / name).symlink_to(daemon.directory)
         try:
             far.start()
-            yield Hosts(near=near, far=far, directory=directory, near_address=near_address, far_address=far_address)
+            addresses = {"near_address": near_address, "far_address": far_address}
+            yield Hosts(near=near, far=far, directory=directory, wire=wire, **addresses)
             far.destroy_guests()
         finally:
             far.stop()
@@ -59,8 +71,8 @@ def two_hosts(near: Daemon, bridge: str) -> Iterator[Hosts]:
 
 
 @contextmanager
-def _wire(network: str, bridge: str) -> Iterator[tuple[str, str]]:
-    """A network namespace with a bridge, and the addresses of a wire's two ends: 169.254.0.0/16 is for such (RFC 3927)."""
+def _wire(network: str, bridge: str) -> Iterator[tuple[str, str, str]]:
+    """A network namespace with a bridge, the addresses of a wire's two ends, and its near one: 169.254.0.0/16 (RFC 3927)."""
     number = int.from_bytes(os.urandom(2), "big") % 16000
     third, fourth = 1 + number // 64, number % 64 * 4
     near, far = (f"169.254.{third}.{fourth + end}" for end in (1, 2))
@@ -75,6 +87,6 @@ def _wire(network: str, bridge: str) -> Iterator[tuple[str, str]]:
         for device in ("lo", there):
             command(*inside, "link", "set", device, "up")
         command(*inside, "link", "add", "name", bridge, "type", "bridge")
-        yield near, far
+        yield near, far, here
     finally:
         command("ip", "netns", "delete", network)

@@ -19,7 +19,10 @@ def main() -> None:
     if told["step"] == "pre_live_migration":
         driver.pre_live_migration(None, told["instance"], told["info"], [], None, told["data"])
     else:
-        driver.live_migration(None, told["instance"], "node2", moved, print, block_migration=True, migrate_data=told["data"])
+        block = bool(told["data"].block_migration)
+        driver.live_migration(
+            None, told["instance"], told["dest"], moved, print, block_migration=block, migrate_data=told["data"]
+        )
     say("done")
     threading.Event().wait()
 

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from libvirt_stage import Place, record, wait_until
 
 from underlay.compute import Event
 from underlay.compute.libvirt import LibvirtDriver
+from underlay.compute.libvirt.guestxml import devices_by_path
 from underlay.testing.bootimage import SMALLEST
 from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance
 
@@ -35,7 +36,9 @@ class Pair:
     """Both hosts, with their drivers.
 
     Attributes:
+        info: block devices, as the service has them. there_info: as it has them for the destination, if otherwise.
         image: the ref of another image than the one that is a file here.
+        volumes: that were attached, each as either host reaches it.
         ended: how the last move ended, and what the service was told then. heard: by host.
     """
 
@@ -45,13 +48,28 @@ class Pair:
     source: LibvirtDriver
     destination: LibvirtDriver
     info: Mapping[str, Any] | None = None
+    there_info: Mapping[str, Any] | None = None
     image: str | None = None
     network_info: list[dict[str, Any]] = field(default_factory=list)
+    volumes: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=list)
     ended: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     heard: dict[str, list[Event]] = field(default_factory=lambda: {"node1": [], "node2": []})
 
+    @property
+    def info_there(self) -> Mapping[str, Any] | None:
+        return self.info if self.there_info is None else self.there_info
+
+    def back(self) -> "Pair":
+        """The same two hosts for a move in the other direction."""
+        turned = replace(
+            self, here=self.there, there=self.here, source=self.destination, destination=self.source, info=self.info_there
+        )
+        turned.there_info = self.info
+        turned.volumes = [(there, here) for here, there in self.volumes]
+        return turned
+
     def spawn(self, **more: Any) -> FakeInstance:
-        ref = self.image or f"file://{self.here.images}/counting.raw"
+        ref = self.image or f"file://{self.here.images}/counting.raw" if self.image != "" else ""
         image = FakeImage(id=ref, disk_format="raw", properties=more.pop("properties", {}))
         instance = record(image, flavor=FakeFlavor(memory_mb=32, root_gb=0), **more)
         self.source.spawn(None, instance, image, [], "secret", {}, network_info=self.network_info, block_device_info=self.info)
@@ -71,7 +89,7 @@ class Pair:
     def prepare(self, instance: FakeInstance, *, block: bool | None = True) -> Any:
         data = self.check(instance, block=block)
         disks = self.source.get_instance_disk_info(instance, self.info) if data.block_migration else None
-        return self.destination.pre_live_migration(None, instance, self.info, self.network_info, disks, data)
+        return self.destination.pre_live_migration(None, instance, self.info_there, self.network_info, disks, data)
 
     def move(self, instance: FakeInstance, data: Any, *, dest: str | None = None) -> str:
         """How it ended: moved or stayed."""
@@ -101,25 +119,50 @@ class Pair:
         if data.is_shared_instance_path:
             self.source.post_live_migration_at_source(None, instance, self.network_info)
         else:
-            self.source.cleanup(None, instance, self.network_info, self.info, destroy_disks=True, migrate_data=data)
+            destroys = not data.is_shared_block_storage
+            self.source.cleanup(None, instance, self.network_info, self.info, destroy_disks=destroys, migrate_data=data)
         self.destination.post_live_migration_at_destination(
-            None, instance, self.network_info, bool(data.block_migration), self.info
+            None, instance, self.network_info, bool(data.block_migration), self.info_there
         )
         instance.host = self.destination.site.name
 
     def roll_back(self, instance: FakeInstance, data: Any) -> None:
         self.source.rollback_live_migration_at_source(None, instance, data)
         self.destination.rollback_live_migration_at_destination(
-            None, instance, self.network_info, self.info, destroy_disks=not data.is_shared_instance_path, migrate_data=data
+            None,
+            instance,
+            self.network_info,
+            self.info_there,
+            destroy_disks=not data.is_shared_block_storage,
+            migrate_data=data,
         )
 
     def restart_source(self) -> None:
-        self.source.cleanup_host("node1")
-        self.source.init_host("node1")
+        self.source.cleanup_host(self.here.name)
+        self.source.init_host(self.here.name)
 
     def restart_destination(self) -> None:
-        self.destination.cleanup_host("node2")
-        self.destination.init_host("node2")
+        self.destination.cleanup_host(self.there.name)
+        self.destination.init_host(self.there.name)
+
+    def attach(self, instance: FakeInstance, volume: Mapping[str, Any], *, there: Mapping[str, Any] | None = None) -> None:
+        """Attach a volume here, and have the service say how it is reached, on the destination too."""
+        device = f"/dev/vd{'bcdefg'[len((self.info or {}).get('block_device_mapping', ()))]}"
+        self.source.attach_volume(None, volume, instance, device)
+        self.there_info = with_volume(self.info_there, device, there or volume)
+        self.info = with_volume(self.info, device, volume)
+        self.volumes.append((volume, there or volume))
+
+    def holders(self, instance: FakeInstance, *volumes: Mapping[str, Any]) -> list[str]:
+        """The hosts whose libvirt has these volumes in a guest, now and for its next start."""
+        found, paths = list[str](), {volume["data"]["device_path"] for volume in volumes}
+        for place, driver in ((self.here, self.source), (self.there, self.destination)):
+            domain = driver.site.domain(instance)
+            if domain.exists():
+                both = [{*devices_by_path(domain.xml(inactive=one))} for one in (False, True)]
+                found += [place.name] * any(paths <= one for one in both)
+                assert all(paths <= one for one in both) or not any(paths & one for one in both)
+        return found
 
     def goes_on(self, place: Place, instance: FakeInstance) -> bool:
         """Whether the guest counts on this host, from now on."""
@@ -137,6 +180,11 @@ class Pair:
                 continue
             found += b"qemu-system" in words[0] and instance.uuid.encode() in words
         return found
+
+    def marks(self, place: Place, instance: FakeInstance) -> list[str]:
+        """Of a move that has not come to its end."""
+        names = sorted(os.listdir(place.instances / instance.uuid))
+        return [name for name in names if name.startswith(("arriving", "leaving"))]
 
     def destroy(self, instance: FakeInstance) -> None:
         for driver in (self.source, self.destination):
@@ -179,6 +227,13 @@ def paired(
     finally:
         source.cleanup_host("node1")
         destination.cleanup_host("node2")
+
+
+def with_volume(info: Mapping[str, Any] | None, device: str, volume: Mapping[str, Any]) -> dict[str, Any]:
+    """What a service says of block devices, and one volume more."""
+    told = dict(info or {"root_device_name": "/dev/vda", "swap": None, "ephemerals": [], "block_device_mapping": []})
+    row = {"connection_info": dict(volume), "mount_device": device, "boot_index": None, "device_type": None, "disk_bus": None}
+    return {**told, "block_device_mapping": [*told["block_device_mapping"], row]}
 
 
 def facts_of(pair: Pair, instance: FakeInstance) -> dict[str, dict[str, str]]:

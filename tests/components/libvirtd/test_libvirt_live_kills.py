@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -62,9 +63,10 @@ def slow(own_hosts: Hosts, tmp_path: Path) -> Iterator[Pair]:
 def doing(pair: Pair, step: str, instance: FakeInstance, data: Any, *, more: str = "") -> Iterator["subprocess.Popen[str]"]:
     """A driver in a process of its own at one step; killed when the block ends."""
     hosts, is_source = pair.hosts, step == "live_migration"
-    place, address = (pair.here, hosts.near_address) if is_source else (pair.there, hosts.far_address)
+    place = pair.here if is_source else pair.there
+    address = hosts.near_address if place.name == "node1" else hosts.far_address
     told: dict[str, Any] = {"config": place.config(more=hosts.options(address) + more), "host": place.name, "step": step}
-    told |= {"instance": instance, "data": data, "info": pair.info}
+    told |= {"instance": instance, "data": data, "info": pair.info_there, "dest": pair.there.name}
     path = pair.here.root / "step"
     path.write_bytes(pickle.dumps(told))
     script = Path(__file__).parent / "libvirt_mover.py"
@@ -87,7 +89,8 @@ def stays(pair: Pair, instance: FakeInstance) -> None:
     """The guest goes on where it was, and nothing of it is on the other host."""
     assert pair.goes_on(pair.here, instance)
     assert ([], 1) == (pair.there.traces(instance), pair.machines(instance))
-    assert not {"arriving", "leaving"} & {*os.listdir(pair.here.instances / instance.uuid)}
+    assert [] == pair.marks(pair.here, instance)
+    assert [pair.here.name] == pair.holders(instance, *(here for here, _ in pair.volumes))
     pair.destroy(instance)
 
 
@@ -95,12 +98,24 @@ def has_moved(pair: Pair, instance: FakeInstance) -> None:
     """The guest goes on at its destination, and nothing of it is where it was."""
     assert pair.goes_on(pair.there, instance)
     assert ([], 1) == (pair.here.traces(instance), pair.machines(instance))
-    assert not {"arriving", "leaving"} & {*os.listdir(pair.there.instances / instance.uuid)}
+    assert [] == pair.marks(pair.there, instance)
+    assert [pair.there.name] == pair.holders(instance, *(there for _, there in pair.volumes))
     domain = pair.destination.site.domain(instance)
     assert domain.connection.ask(lambda handle: handle.lookupByUUIDString(instance.uuid).isPersistent())
     pair.destination.power_off(instance)
     assert PAYLOAD == pair.content(pair.there, instance)[1 << 16 :][: len(PAYLOAD)]
     pair.destroy(instance)
+
+
+def with_volume(pair: Pair, instance: FakeInstance) -> FakeInstance:
+    """The guest with a volume that has another name on the other host."""
+    volume = pair.here.volume(content=PAYLOAD)
+    path = Path(volume["data"]["device_path"])
+    there = pair.there.root / path.name
+    there.parent.mkdir(exist_ok=True)
+    os.link(path, there)
+    pair.attach(instance, volume, there={**volume, "data": {**volume["data"], "device_path": os.fspath(there)}})
+    return instance
 
 
 def is_copying(pair: Pair, instance: FakeInstance) -> bool:
@@ -125,17 +140,17 @@ def test_a_driver_is_killed_while_it_fetches_the_image(own_hosts: Hosts, tmp_pat
                 server.wait_until_sent("/guest.raw", sent + (1 << 16))
                 process.kill()
                 process.wait()
-        assert ["arriving"] == os.listdir(pair.there.instances / instance.uuid)
+        assert ["arriving.node2"] == os.listdir(pair.there.instances / instance.uuid)
         pair.restart_destination()
         stays(pair, instance)
 
 
 def test_a_driver_is_killed_once_it_is_ready(pair: Pair) -> None:
-    instance = pair.spawn()
+    instance = with_volume(pair, pair.spawn())
     data = pair.check(instance)
     with doing(pair, "pre_live_migration", instance, data) as process:
         says(process, "done")
-    assert {"arriving", "disk"} <= {*os.listdir(pair.there.instances / instance.uuid)}
+    assert {"arriving.node2", "disk"} <= {*os.listdir(pair.there.instances / instance.uuid)}
     pair.restart_destination()
     assert [] == pair.there.traces(instance)
     again = pair.prepare(instance)  # and the same instance can come after all
@@ -168,7 +183,7 @@ def test_a_destination_s_driver_is_restarted_while_the_guest_comes(slow: Pair) -
 
 
 def test_a_destination_s_driver_is_killed_once_the_guest_has_come(pair: Pair) -> None:
-    instance = pair.spawn()
+    instance = with_volume(pair, pair.spawn())
     data = pair.prepare(instance)
     assert "moved" == pair.move(instance, data)
     pair.restart_destination()
@@ -182,7 +197,7 @@ def test_a_destination_s_driver_is_killed_once_the_guest_has_come(pair: Pair) ->
 
 
 def test_a_source_s_driver_is_killed_while_memory_is_copied(slow: Pair) -> None:
-    instance = slow.spawn()
+    instance = with_volume(slow, slow.spawn())
     data = slow.prepare(instance)
     with doing(slow, "live_migration", instance, data, more=SLOW):
         wait_until(lambda: is_copying(slow, instance), "its memory is copied")
@@ -200,7 +215,7 @@ def test_a_source_s_driver_is_killed_as_it_begins(pair: Pair) -> None:
     instance = pair.spawn()
     data = pair.prepare(instance)
     with doing(pair, "live_migration", instance, data):
-        wait_until(lambda: (pair.here.instances / instance.uuid / "leaving").exists(), "it begins")
+        wait_until(lambda: (pair.here.instances / instance.uuid / "leaving.node1").exists(), "it begins")
     pair.restart_source()
     wait_until(lambda: not pair.destination.instance_exists(instance) or pair.machines(instance) == 1, "libvirt is done")
     pair.restart_source()
@@ -212,11 +227,11 @@ def test_a_source_s_driver_is_killed_as_it_begins(pair: Pair) -> None:
 
 
 def test_a_source_s_driver_is_killed_once_the_guest_has_gone(pair: Pair) -> None:
-    instance = pair.spawn()
+    instance = with_volume(pair, pair.spawn())
     data = pair.prepare(instance)
     with doing(pair, "live_migration", instance, data) as process:
         says(process, "moved")
-    assert "leaving" in os.listdir(pair.here.instances / instance.uuid)
+    assert "leaving.node1" in os.listdir(pair.here.instances / instance.uuid)
     pair.restart_source()
     pair.restart_destination()
     has_moved(pair, instance)
@@ -230,7 +245,7 @@ def test_files_stay_while_the_other_host_cannot_be_asked(own_hosts: Hosts, tmp_p
         name = own_hosts.directory / "node2"
         name.rename(name.with_name("away"))
         pair.restart_source()
-        assert {"disk", "leaving"} <= {*os.listdir(pair.here.instances / instance.uuid)}
+        assert {"disk", "leaving.node1"} <= {*os.listdir(pair.here.instances / instance.uuid)}
         name.with_name("away").rename(name)
         pair.restart_source()
         pair.restart_destination()
@@ -283,13 +298,13 @@ def test_a_guest_is_not_sent_on_while_it_may_run_elsewhere(pair: Pair) -> None:
         pair.move(instance, data)
     with pytest.raises(OperationFailed, match="node3"):
         pair.source.check_can_live_migrate_source(None, instance, data)
-    assert ([], "node3") == (pair.ended, getattr(marks.read(directory, marks.LEAVING), "other", None))
+    assert ([], "node3") == (pair.ended, getattr(marks.read(directory, marks.LEAVING, "node1"), "other", None))
     for other, libvirt in (("node2", str(uuid4())), ("node1", None)):  # names come to be another host's, or this one's own
-        marks.remove(directory, marks.LEAVING)
+        marks.remove(directory, marks.LEAVING, "node1")
         with marks.made(directory, marks.LEAVING, Mark(host="node1", other=other, shared=False, libvirt=libvirt)):
             """As an earlier move left it, to a host that had this name."""
         pair.restart_source()
-        assert marks.read(directory, marks.LEAVING) is not None
+        assert marks.read(directory, marks.LEAVING, "node1") is not None
     with marks.made(directory, marks.LEAVING, Mark(host="node1", other="node2", shared=False, libvirt=data.libvirt)):
         """As if it had been this one, which has nothing of it."""
     assert "moved" == pair.move(instance, data)
@@ -316,7 +331,7 @@ def test_a_guest_that_is_expected_is_expected_until_it_is_settled(pair: Pair) ->
 @pytest.mark.parametrize("end", ["near", "far"])
 def test_a_libvirt_is_killed_while_memory_is_copied(slow: Pair, end: str) -> None:
     daemon: Daemon = getattr(slow.hosts, end)
-    instance = slow.spawn()
+    instance = with_volume(slow, slow.spawn())
     data = slow.prepare(instance)
     with slow.moving(instance, data) as answers:
         wait_until(lambda: is_copying(slow, instance), "its memory is copied")
@@ -367,3 +382,55 @@ def _expect_neither(slow: Pair) -> None:
     wait_until(lambda: not slow.destination.instance_exists(instance), "the destination gives it up")
     slow.restart_destination()
     stays(slow, instance)
+
+
+# --------------------------------------------------------------------------------------------------------- forth and back
+
+
+def interrupted(pair: Pair, instance: FakeInstance, point: str) -> Pair:
+    """A move at which a driver is killed, and the hosts as the guest would move next. Nobody rolls anything back."""
+    if point == "ready":
+        with doing(pair, "pre_live_migration", instance, pair.check(instance, block=None)) as process:
+            says(process, "done")
+        return pair
+    data = pair.prepare(instance, block=None)
+    if point == "come":  # nobody tells the destination that it has
+        assert "moved" == pair.move(instance, data)
+    else:
+        slowly = SLOW if point == "copying" else ""
+        with doing(pair, "live_migration", instance, data, more=slowly) as process:
+            says(process, "moved") if point == "gone" else wait_until(lambda: is_copying(pair, instance), "it is copied")
+    if point == "copying":
+        pair.restart_source()  # until then libvirt goes on
+        wait_until(lambda: not pair.destination.instance_exists(instance), "the destination gives it up")
+        return pair
+    instance.host = pair.there.name
+    return pair.back()
+
+
+POINTS = ("ready", "copying", "gone", "come")
+SHORT = (("gone", "gone"), ("copying", "come"))
+
+
+@pytest.mark.parametrize(
+    ("forth", "back"),
+    [pytest.param(*both, marks=[] if both in SHORT else [pytest.mark.long]) for both in product(POINTS, repeat=2)],
+)
+def test_two_moves_on_shared_storage_that_are_interrupted_end_whole(
+    own_hosts: Hosts, tmp_path: Path, forth: str, back: str
+) -> None:
+    with paired(own_hosts, tmp_path, shared=True) as pair:
+        instance = with_volume(pair, pair.spawn())
+        pair = interrupted(pair, instance, forth)
+        pair = interrupted(pair, instance, back)
+        assert 1 == pair.machines(instance)
+        data = pair.prepare(instance, block=None)
+        assert "moved" == pair.move(instance, data)
+        pair.finish(instance, data)
+        assert pair.goes_on(pair.there, instance)
+        pair.restart_source()
+        pair.restart_destination()
+        assert [] == pair.marks(pair.there, instance)
+        assert (1, [pair.there.name]) == (pair.machines(instance), pair.holders(instance, pair.volumes[0][1]))
+        assert not pair.source.instance_exists(instance)
+        pair.back().destroy(instance)

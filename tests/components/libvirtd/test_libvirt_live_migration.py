@@ -196,7 +196,7 @@ def test_a_guest_on_shared_storage_moves_there_and_back(shared: Pair) -> None:
         with pytest.raises(OperationFailed, match="is open"):
             pair.source.cleanup(None, instance, [], destroy_disks=True)  # whoever does not know of that
         assert 1 == pair.machines(instance)
-        assert not {"arriving", "leaving"} & {path.name for path in (pair.here.instances / instance.uuid).iterdir()}
+        assert [] == pair.marks(pair.here, instance)
         pair = replace(
             pair, here=pair.there, there=pair.here, source=pair.destination, destination=pair.source, ended=pair.ended
         )
@@ -317,8 +317,8 @@ def off(pair: Pair, instance: FakeInstance) -> None:
 
 
 def with_volume(pair: Pair, instance: FakeInstance) -> None:
-    volume = {"mount_device": "/dev/vdb", "connection_info": {"driver_volume_type": "local", "data": {}}}
-    pair.info = {"block_device_mapping": [volume]}
+    """One that the service knows, and the guest does not."""
+    pair.info = {"block_device_mapping": [{"mount_device": "/dev/vdb", "connection_info": pair.here.volume()}]}
 
 
 def attached(pair: Pair, instance: FakeInstance) -> None:
@@ -336,8 +336,8 @@ def with_disk(pair: Pair, instance: FakeInstance) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Pair, FakeInstance], None], bool | None, type[ComputeError], str]] = {
     "off": (off, True, MigrationPreCheckError, "does not run"),
-    "volume": (with_volume, True, MigrationPreCheckError, "volumes"),
-    "attached": (attached, True, MigrationPreCheckError, "volumes"),
+    "volume": (with_volume, True, MigrationPreCheckError, "is not attached to the instance"),
+    "attached": (attached, True, MigrationPreCheckError, "no volume of which its service says"),
     "disk": (with_disk, True, MigrationPreCheckError, "other.raw open, which is no disk"),
     "not-shared": (lambda pair, instance: None, False, InvalidSharedStorage, "is another than on node1"),
 }

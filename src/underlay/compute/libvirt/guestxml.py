@@ -101,6 +101,19 @@ def disk_xml(disk: GuestDisk) -> str:
     return tostring(devices[0], encoding="unicode")
 
 
+def reopen(disk: Element, opened: Attachment) -> None:
+    """Have the same disk of a guest opened otherwise."""
+    disk.set("type", opened.type)
+    driver = disk.find("driver")
+    if driver is not None:
+        for name, value in (("type", opened.format), ("cache", opened.cache), ("io", opened.io), ("discard", opened.discard)):
+            driver.attrib.pop(name, None)
+            driver.attrib.update(_some(**{name: value}))
+    for source in disk.findall("source"):
+        disk.remove(source)
+    _add_source(disk, opened)
+
+
 def scsi_controller_xml() -> str:
     """What disks on SCSI sit on."""
     return tostring(Element("controller", dict(_SCSI)), encoding="unicode")

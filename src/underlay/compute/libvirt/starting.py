@@ -38,8 +38,8 @@ def refuse_leaving(site: Site, uuid: str) -> None:
     Raises:
         OperationFailed
     """
-    mark = marks.read(directory_of(site.host.config.instances, uuid), marks.LEAVING)
-    if mark is not None and mark.host == site.name:
+    mark = marks.read(directory_of(site.host.config.instances, uuid), marks.LEAVING, site.name)
+    if mark is not None:
         what = f"the instance {uuid} was to move to {mark.other}, and it is not known yet whether it has"
         raise OperationFailed(what, hint="see that libvirt on that host can be reached, and start this driver again")
 

@@ -178,6 +178,8 @@ class LibvirtLifeCycle(LifeCycle, Listening, Located):
         """As the contract has it; libvirt has taken its own interfaces away with the guest. Another host's files stay."""
         if leaving.has_let_go(self.site, instance, migrate_data):
             leaving.let_go(self.site, instance)
+        elif migrate_data is not None and (destroy_disks or leaving.leaves_directory(migrate_data)):
+            leaving.remove_files(self.site, instance)
         elif destroy_disks:
             removing.remove_disks(self.site, instance)
         if destroy_vifs:

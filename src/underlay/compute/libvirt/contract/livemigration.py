@@ -10,10 +10,15 @@ from underlay.compute.libvirt.contract.located import Located
 from underlay.compute.libvirt.livemigration import arriving, checks, leaving
 from underlay.compute.libvirt.livemigration.leaving import Callbacks
 from underlay.compute.libvirt.livemigration.moves import Moves
+from underlay.compute.metadata import field_of
 
 
 class LibvirtLiveMigration(LiveMigration, Located):
-    """Live migrations between two libvirts, with disks on shared storage or copied beside what their base images have."""
+    """Live migrations between two libvirts, with disks on shared storage or copied beside what their base images have.
+
+    The data of a migration are what `check_can_live_migrate_destination` began, or Nova's own object to which a service has
+    written that (`underlay.compute.versioneddata`): then each step answers with the same object.
+    """
 
     moves: Moves
 
@@ -44,11 +49,12 @@ class LibvirtLiveMigration(LiveMigration, Located):
         block_device_info: BlockDeviceInfo | None = None,
     ) -> MigrateData:
         """As the contract has it."""
-        return checks.on_source(self.site, instance, dest_check_data, block_device_info)
+        told = checks.on_source(self.site, instance, dest_check_data, block_device_info)
+        return checks.answer(told, dest_check_data)
 
     def cleanup_live_migration_destination_check(self, context: Context, dest_check_data: MigrateData) -> None:
         """As the contract has it: the probe is removed."""
-        checks.remove_probe(self.site, dest_check_data.filename)
+        checks.remove_probe(self.site, field_of(dest_check_data, "filename"))
 
     def pre_live_migration(
         self,
@@ -64,7 +70,8 @@ class LibvirtLiveMigration(LiveMigration, Located):
         Raises:
             InstanceExists, MigrationPreCheckError, VirtualInterfacePlugException, ImageNotFound, OperationFailed
         """
-        return arriving.prepare(self.site, self.moves, instance, network_info, migrate_data)
+        told = arriving.prepare(self.site, self.moves, instance, network_info, block_device_info, migrate_data)
+        return checks.answer(told, migrate_data)
 
     def live_migration(
         self,

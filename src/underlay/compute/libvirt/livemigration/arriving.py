@@ -7,19 +7,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from underlay.compute.arguments import BlockDeviceInfo, Instance, NetworkInfo, Vif
+from underlay.compute.arguments import BlockDeviceInfo, Instance, MigrateData, NetworkInfo, Vif
 from underlay.compute.errors import ComputeError, InstanceExists, InstanceNotFound, MigrationPreCheckError, OperationFailed
-from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks
+from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks, volumedisks
 from underlay.compute.libvirt.assembling import assembled, deliver_kernel
 from underlay.compute.libvirt.diskplan import properties_of
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guestplan import interfaces_of
-from underlay.compute.libvirt.livemigration import checks, disks, marks, returning
+from underlay.compute.libvirt.livemigration import checks, disks, marks, returning, sights, volumes
 from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.compute.libvirt.livemigration.moves import Moves
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import free_port
-from underlay.compute.livemigration import InterfaceMigrateData, LiveMigrateData, UnderlayLiveMigrateData, VIFMigrateData
+from underlay.compute.livemigration import InterfaceMigrateData, UnderlayLiveMigrateData, VIFMigrateData
 from underlay.files import translated, write_durably
 
 _LOG = logging.getLogger(__name__)
@@ -27,25 +27,37 @@ _MODE = 0o600  # a config drive may hold a password
 
 
 def prepare(
-    site: Site, moves: Moves, instance: Instance, network_info: NetworkInfo | None, data: LiveMigrateData
+    site: Site,
+    moves: Moves,
+    instance: Instance,
+    network_info: NetworkInfo | None,
+    info: BlockDeviceInfo | None,
+    data: MigrateData,
 ) -> UnderlayLiveMigrateData:
     """Make this host ready for a guest: its directory, disks, files, and what it is plugged into. Whole, or nothing is left.
+
+    Args:
+        info: with the connections of volumes as they are reached from here.
 
     It is expected from then on, until it has come, is given up, or this process ends.
 
     Raises:
         MigrationPreCheckError: the sources did not say enough. InstanceExists: something of it is here already.
-        VirtualInterfacePlugException; as `localdisks.translated`
+        VirtualInterfacePlugException; as `volumes.on_destination` and `localdisks.translated`
     """
     told = checks.ours(data)
     if told.directory is None or told.block_migration is None:
         raise MigrationPreCheckError(reason="the source has not been asked yet whether the instance can leave")
     if told.block_migration and told.is_shared_instance_path:
         raise MigrationPreCheckError(reason="disks that both hosts have are not to be copied, onto themselves")
+    told = volumes.on_destination(site, instance, told, info)
     there = _vifs(network_info, told.vifs or ())
     with networks.plugged(instance, there), _claimed(site, moves, instance, told):
+        if told.shared_disks:
+            disks.check_in_storage(site, instance, told.shared_disks)
         if told.block_migration:
             told = replace(told, local_disks=disks.make(site, instance, told.local_disks))
+        if not told.is_shared_instance_path:
             deliver_kernel(site, instance, kernel_id=instance.kernel_id, ramdisk_id=instance.ramdisk_id)
             _write_config_drive(site, instance, told.config_drive)
         return _with_addresses(site, instance, told, there)
@@ -68,7 +80,6 @@ def _with_addresses(
         ),
         serial_listen_ports=ports,
         target_connect_addr=options.moves.inbound_addr or None,
-        bdms=(),
         supported_perf_events=(),
         wait_for_vif_plugged=False,
     )
@@ -96,6 +107,8 @@ def _vif(vif: Vif, other: VIFMigrateData | None) -> Vif:
 def _claimed(site: Site, moves: Moves, instance: Instance, told: UnderlayLiveMigrateData) -> Iterator[None]:
     """The guest is expected here; when the block fails, nothing is left of what was made for it."""
     directory, shared = site.directory(instance), bool(told.is_shared_instance_path)
+    if sights.look(site.connection, instance.uuid) is None:
+        moves.settled(instance.uuid)  # whoever expected it from here has been told nothing more since, or its source was killed
     if directory.path.exists():
         returning.settle_departure(site, directory)  # it may have left from here before, and not all of it has gone
     if directory.path.exists():
@@ -103,7 +116,7 @@ def _claimed(site: Site, moves: Moves, instance: Instance, told: UnderlayLiveMig
     if shared and not directory.path.is_dir():
         raise MigrationPreCheckError(reason=f"the directory {directory.path} is said to be shared, and is not here")
     if not shared:
-        _make_directory(site, instance)
+        _make_directory(site, instance, told)
     mark = Mark(host=site.name, other=instance.host, shared=shared, libvirt=told.source_libvirt)
     with ExitStack() as holding:
         holding.enter_context(marks.made(directory, marks.ARRIVING, mark))
@@ -115,11 +128,12 @@ def _claimed(site: Site, moves: Moves, instance: Instance, told: UnderlayLiveMig
         moves.expect(instance.uuid, holding.pop_all())
 
 
-def _make_directory(site: Site, instance: Instance) -> None:
+def _make_directory(site: Site, instance: Instance, told: UnderlayLiveMigrateData) -> None:
     directory = site.directory(instance)
     with localdisks.translated():
         is_new = directory.make()
-    if not is_new and (os.listdir(directory.path) or localdisks.names_of(site.host, instance.uuid)):
+    others = [name for name in localdisks.names_of(site.host, instance.uuid) if name not in told.shared_disks]
+    if not is_new and (os.listdir(directory.path) or others):
         what = f"files of an instance {instance.uuid} are there: {directory.path}"
         raise InstanceExists(what, hint="delete_instance_files removes them")
 
@@ -147,8 +161,8 @@ def give_up(site: Site, moves: Moves, instance: Instance) -> None:
         HypervisorUnavailable; as `localdisks.translated`
     """
     directory = site.directory(instance)
-    mark = marks.read(directory, marks.ARRIVING)
-    if mark is None or mark.host != site.name:
+    mark = marks.read(directory, marks.ARRIVING, site.name)
+    if mark is None:
         _LOG.info("nothing was prepared for the instance %s on %s, or it has arrived", instance.uuid, site.name)
         return
     if not returning.may_go(site, directory, mark):
@@ -169,8 +183,12 @@ def make_last(
     domain = site.domain(instance)
     if not domain.is_active():
         raise InstanceNotFound(instance_id=instance.uuid)
-    guest = assembled(site, instance, instance.image_meta, network_info, info) if info is not None else None
+    guest = None
+    if info is not None and not volumedisks.may_differ(
+        site, instance, info
+    ):  # of volumes the source has said all that is known
+        guest = assembled(site, instance, instance.image_meta, network_info, info)
     xml = guestxml.to_xml(guest) if guest is not None else domain.xml(inactive=True)
     domains.define(site.connection, xml)
-    marks.remove(site.directory(instance), marks.ARRIVING)
+    marks.remove(site.directory(instance), marks.ARRIVING, site.name)
     moves.settled(instance.uuid)

@@ -14,20 +14,21 @@ from typing import Any
 from uuid import uuid4
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from underlay.compute import states
-from underlay.compute.arguments import BlockDeviceInfo, Instance
-from underlay.compute.blockdevices import block_device_info_get_mapping
+from underlay.compute import states, versioneddata
+from underlay.compute.arguments import BlockDeviceInfo, Instance, MigrateData
 from underlay.compute.errors import (
     InvalidLocalStorage,
     InvalidSharedStorage,
     MigrationPreCheckError,
     UnableToMigrateToSelf,
 )
-from underlay.compute.libvirt import guestxml, localdisks, volumedisks
+from underlay.compute.libvirt import localdisks
+from underlay.compute.libvirt.directory import directory_of
 from underlay.compute.libvirt.library import library
-from underlay.compute.libvirt.livemigration import disks, returning, sights
+from underlay.compute.libvirt.livemigration import disks, returning, sights, volumes
 from underlay.compute.libvirt.site import Site
-from underlay.compute.livemigration import LiveMigrateData, LocalDiskMigrateData, UnderlayLiveMigrateData
+from underlay.compute.libvirt.volumeplan import root_volume
+from underlay.compute.livemigration import LocalDiskMigrateData, UnderlayLiveMigrateData
 from underlay.files import translated
 from underlay.filesystems import free_bytes
 
@@ -153,51 +154,107 @@ def remove_probes(site: Site) -> None:
 # ------------------------------------------------------------------------------------------------------------ on the source
 
 
-def on_source(site: Site, instance: Instance, data: LiveMigrateData, info: BlockDeviceInfo | None) -> UnderlayLiveMigrateData:
+def on_source(site: Site, instance: Instance, data: MigrateData, info: BlockDeviceInfo | None) -> UnderlayLiveMigrateData:
     """Whether the instance can leave for where this comes from; that, with what the destination has to know.
 
     Raises:
-        MigrationPreCheckError, InvalidLocalStorage, InvalidSharedStorage, InstanceNotFound; as `localdisks.translated`
+        MigrationPreCheckError, InvalidLocalStorage, InvalidSharedStorage, InstanceNotFound; as `volumes.on_source` and
+        `localdisks.translated`
     """
     told = ours(data)
     returning.refuse_unsettled(site, site.directory(instance))
-    _check_guest(site, instance, info)
-    path = site.host.config.instances
+    _check_guest(site, instance)
+    path, opened = site.host.config.instances, disks.attachments(site, instance.uuid)
     is_shared = told.filename is not None and _PROBE.fullmatch(told.filename) is not None and (path / told.filename).exists()
-    is_block = not is_shared if told.block_migration is None else told.block_migration
-    if is_block and is_shared:
-        raise InvalidLocalStorage(path=str(path), reason=f"it is the same on {site.name} and on {told.host}")
-    if not is_block and not is_shared:
-        raise InvalidSharedStorage(path=str(path), reason=f"on {told.host} it is another than on {site.name}")
-    local = disks.on_source(site, instance) if is_block else disks.none_of_host(site, instance)
-    _check_room(told, local)
-    _check_sources(site, instance)
+    local = () if is_shared else disks.on_source(site, instance, opened)
+    is_block = copies(told, path, here=site.name, is_shared=is_shared, has_own=bool(local))
+    if is_block:
+        _check_room(told, local)
+    else:
+        disks.refuse_of_host(site, instance, opened)
+    shared = disks.in_storage(opened)
+    check_storage(told, shared, images_type=site.options.images_type)
+    drive = site.directory(instance).config_drive()
     return replace(
         told,
         source_libvirt=sights.identity(site.connection),
         block_migration=is_block,
         is_shared_instance_path=is_shared,
-        is_shared_block_storage=False,
-        is_volume_backed=False,
+        is_shared_block_storage=not local,
+        is_volume_backed=_is_volume_backed(told, instance, info),
         instance_relative_path=instance.uuid,
         directory=str(site.directory(instance).path),
         local_disks=local,
-        config_drive=_packed(site.directory(instance).config_drive()) if is_block else None,
+        shared_disks=shared,
+        volumes=volumes.on_source(site, instance, info, own=own_sources(site, instance.uuid)),
+        config_drive=None if is_shared else _packed(drive),
     )
 
 
-def ours(data: LiveMigrateData | None) -> UnderlayLiveMigrateData:
-    """What a destination said, as a driver of ours does.
+def copies(told: UnderlayLiveMigrateData, path: Path, *, here: str, is_shared: bool, has_own: bool) -> bool:
+    """Whether disks are copied, as was asked for, or as it has to be.
+
+    Args:
+        path: that of instances. is_shared: both hosts have the same one. has_own: a disk is on no storage that both reach.
+
+    Raises:
+        InvalidLocalStorage, InvalidSharedStorage
+    """
+    is_everywhere = is_shared or not has_own
+    is_block = not is_everywhere if told.block_migration is None else told.block_migration
+    if is_block and is_shared:
+        raise InvalidLocalStorage(path=str(path), reason=f"it is the same on {here} and on {told.host}")
+    if is_block and is_everywhere:
+        raise InvalidLocalStorage(path=str(path), reason=f"no disk of the instance is on {here} alone, so none can be copied")
+    if not is_block and not is_everywhere:
+        raise InvalidSharedStorage(path=str(path), reason=f"on {told.host} it is another than on {here}")
+    return is_block
+
+
+def check_storage(told: UnderlayLiveMigrateData, shared: Mapping[str, str], *, images_type: str) -> None:
+    """Refuse to move disks in a storage to a host that does not keep its own so.
+
+    Raises:
+        MigrationPreCheckError
+    """
+    if shared and told.image_type != images_type:
+        reason = f"the disk {min(shared.values())} is not reached from host {told.host}, which keeps disks as {told.image_type}"
+        raise MigrationPreCheckError(reason=reason)
+
+
+def own_sources(site: Site, uuid: str) -> frozenset[str]:
+    """What the hypervisor opens of the instance's own disks.
+
+    Raises:
+        as `localdisks.translated`
+    """
+    drive = directory_of(site.host.config.instances, uuid).config_drive()
+    return frozenset({str(drive), *(one.source for one in disks.attachments(site, uuid).values())})
+
+
+def _is_volume_backed(told: UnderlayLiveMigrateData, instance: Instance, info: BlockDeviceInfo | None) -> bool:
+    return root_volume(instance, info) is not None if told.is_volume_backed is None else told.is_volume_backed
+
+
+def ours(data: MigrateData | None) -> UnderlayLiveMigrateData:
+    """What a destination said, as a driver of ours does, perhaps in one of Nova's own objects.
 
     Raises:
         MigrationPreCheckError: another driver said it, or it was lost on the way.
     """
+    if versioneddata.is_versioned(data) and (told := versioneddata.read(data)).host is not None:
+        return told
     if isinstance(data, UnderlayLiveMigrateData):
         return data
     raise MigrationPreCheckError(reason="the other host's driver does not say what Underlay's needs to know")
 
 
-def _check_guest(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> None:
+def answer(told: UnderlayLiveMigrateData, data: MigrateData) -> MigrateData:
+    """The same for who gave us this: in the same object, if it is one of Nova's, as a service writes to that as well."""
+    return versioneddata.write(told, data) if versioneddata.is_versioned(data) else told
+
+
+def _check_guest(site: Site, instance: Instance) -> None:
     state, _ = site.domain(instance).state()
     if state not in (states.RUNNING, states.PAUSED):
         raise MigrationPreCheckError(reason=f"the instance {instance.uuid} does not run")
@@ -205,23 +262,6 @@ def _check_guest(site: Site, instance: Instance, info: BlockDeviceInfo | None) -
         raise MigrationPreCheckError(reason=f"the instance {instance.uuid} is being rescued")
     if site.directory(instance).kept.exists():
         raise MigrationPreCheckError(reason=f"a resize of the instance {instance.uuid} is neither confirmed nor reverted")
-    if block_device_info_get_mapping(info) or volumedisks.has_some(site, instance):
-        raise MigrationPreCheckError(reason=f"the instance {instance.uuid} has volumes, which do not move yet")
-
-
-def _check_sources(site: Site, instance: Instance) -> None:
-    """Refuse a guest with a disk that is none of the instance's: it would have what the other host calls so, or nothing.
-
-    Nobody has to have told of it: libvirt takes each disk that is not copied for one that both hosts have.
-    """
-    with localdisks.translated():
-        names = localdisks.names_of(site.host, instance.uuid)
-        own = {site.host.attachment(instance.uuid, name=name).source for name in names}
-    own.add(str(site.directory(instance).config_drive()))
-    for source in guestxml.devices_by_path(site.domain(instance).xml()):
-        if source not in own:
-            reason = f"the guest of {instance.uuid} has {source or 'something'} open, which is no disk of the instance"
-            raise MigrationPreCheckError(reason=reason)
 
 
 def _check_room(told: UnderlayLiveMigrateData, local: tuple[LocalDiskMigrateData, ...]) -> None:

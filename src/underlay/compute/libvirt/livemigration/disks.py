@@ -8,7 +8,7 @@ base cannot be had there becomes a raw file that stands alone.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from underlay.compute.libvirt.site import Site
 from underlay.compute.livemigration import LocalDiskMigrateData
 from underlay.contracts import BackendTraits
 from underlay.files import open_regular, read_attribute, translated, write_attribute
-from underlay.model import BaseImage, InstanceDisk
+from underlay.model import Attachment, BaseImage, InstanceDisk
 from underlay.naming import plain_name
 from underlay.values import replace as with_changes
 
@@ -31,6 +31,7 @@ _LOG = logging.getLogger(__name__)
 GENERATED = "generated:"
 """How the refs of images begin that are made on each host: swap space and empty file systems."""
 
+_FORMATS = ("raw", "qcow2")
 _ALONE = "flat"  # the backend of disks that stand alone
 _TRIES = 3  # a prune may take an image that nobody uses yet between our look and the disk
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -39,30 +40,44 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 # ------------------------------------------------------------------------------------------------------------ at the source
 
 
-def on_source(site: Site, instance: Instance) -> tuple[LocalDiskMigrateData, ...]:
-    """The local disks of an instance that are files here.
+def attachments(site: Site, uuid: str) -> Mapping[str, Attachment]:
+    """How each local disk of an instance is opened, by its name.
+
+    Raises:
+        as `localdisks.translated`
+    """
+    with localdisks.translated():
+        return {name: site.host.attachment(uuid, name=name) for name in localdisks.names_of(site.host, uuid)}
+
+
+def in_storage(opened: Mapping[str, Attachment]) -> dict[str, str]:
+    """What is opened of those that are in a storage which every host reaches, such as a Ceph, by their names."""
+    return {name: told.source for name, told in opened.items() if told.type == "network"}
+
+
+def on_source(site: Site, instance: Instance, opened: Mapping[str, Attachment]) -> tuple[LocalDiskMigrateData, ...]:
+    """The local disks of an instance that nobody but this host reaches. They are files.
 
     Raises:
         MigrationPreCheckError: a disk is none. As `localdisks.translated`
     """
+    names = [name for name in opened if name not in in_storage(opened)]
     with localdisks.translated():
-        found = [site.host.disk(instance.uuid, name=name) for name in localdisks.names_of(site.host, instance.uuid)]
-        return tuple(_described(site, disk) for disk in found)
+        return tuple(_described(site, site.host.disk(instance.uuid, name=name), opened[name]) for name in names)
 
 
-def none_of_host(site: Site, instance: Instance) -> tuple[LocalDiskMigrateData, ...]:
-    """Nothing, as nothing is to be copied: each local disk, and what it reads from, is reached from both hosts.
+def refuse_of_host(site: Site, instance: Instance, opened: Mapping[str, Attachment]) -> None:
+    """Refuse to copy nothing where a local disk, or what it reads from, is not reached from both hosts.
 
     Raises:
         InvalidSharedStorage: one is a device of this host, or its base image may be. As `localdisks.translated`
     """
     with localdisks.translated():
-        for name in localdisks.names_of(site.host, instance.uuid):
-            told = site.host.attachment(instance.uuid, name=name)
+        for name, told in opened.items():
             if told.type == "block":
                 raise InvalidSharedStorage(path=told.source, reason=f"it is a device of {site.name} alone")
-            _refuse_base_elsewhere(site, site.host.disk(instance.uuid, name=name))
-    return ()
+            if told.type == "file":
+                _refuse_base_elsewhere(site, site.host.disk(instance.uuid, name=name))
 
 
 def _refuse_base_elsewhere(site: Site, disk: InstanceDisk) -> None:
@@ -77,9 +92,11 @@ def _refuse_base_elsewhere(site: Site, disk: InstanceDisk) -> None:
         raise InvalidSharedStorage(path=str(base), reason=f"it is not in {shared}, so another host may have another file there")
 
 
-def _described(site: Site, disk: InstanceDisk) -> LocalDiskMigrateData:
-    told = site.host.attachment(disk.instance, name=disk.name)
-    if told.type != "file" or told.format not in ("raw", "qcow2") or disk.size is None:
+def _described(site: Site, disk: InstanceDisk, told: Attachment) -> LocalDiskMigrateData:
+    if told.type == "block":  # nobody makes one there, and Nova's driver does not either
+        reason = f"the disk {disk.name} of {disk.instance} is {told.source}, a device of {site.name} alone"
+        raise MigrationPreCheckError(reason=f"{reason}: a guest with such a disk moves while it is off, by a snapshot")
+    if told.type != "file" or told.format not in _FORMATS or disk.size is None:
         raise MigrationPreCheckError(reason=f"the disk {disk.name} of {disk.instance} is no file that could be copied")
     base = _base_of(site, disk)
     record = base.record if base is not None else None
@@ -131,16 +148,49 @@ def record_alone(site: Site, disk: LocalDiskMigrateData, uuid: str) -> None:
                 os.close(fd)
 
 
+def remove_of_host(site: Site, uuid: str) -> None:
+    """Remove the local disks of an instance that has gone, but for those that its new host has as well.
+
+    Raises:
+        as `localdisks.translated`
+    """
+    opened = attachments(site, uuid)
+    if not in_storage(opened):
+        localdisks.remove_all(site.host, uuid)
+        return
+    for name in opened.keys() - in_storage(opened).keys():
+        localdisks.remove(site.host, uuid, name)
+
+
 # ------------------------------------------------------------------------------------------------------- on the destination
+
+
+def check_in_storage(site: Site, instance: Instance, disks: Mapping[str, str]) -> None:
+    """Make sure that this host reaches the disks which nobody copies.
+
+    Args:
+        disks: what the source opens, by their names.
+
+    Raises:
+        MigrationPreCheckError; as `localdisks.translated`
+    """
+    if (here := in_storage(attachments(site, instance.uuid))) != disks:
+        told = ", ".join(disks.values()) or "no disk in a storage that every host reaches"
+        reason = f"the guest has {told}, and host {site.name} finds {', '.join(here.values()) or 'nothing of it'}"
+        raise MigrationPreCheckError(reason=reason)
 
 
 def make(site: Site, instance: Instance, disks: tuple[LocalDiskMigrateData, ...]) -> tuple[LocalDiskMigrateData, ...]:
     """Make a disk for each, empty but for what it reads from its base; what they became.
 
     Raises:
-        as `localdisks.translated`
+        MigrationPreCheckError: this host does not keep its disks in files. As `localdisks.translated`
     """
     with localdisks.translated():
+        traits = site.host.parts.backend(site.options.images_type).traits
+        if not traits.on_host_filesystem or traits.disk_format not in _FORMATS:
+            reason = f"host {site.name} keeps disks as {traits.name}, and what is copied becomes files"
+            raise MigrationPreCheckError(reason=reason)
         return tuple(_made(site, instance, disk) for disk in disks)
 
 
@@ -155,7 +205,7 @@ def _made(site: Site, instance: Instance, disk: LocalDiskMigrateData) -> LocalDi
 
 def _check(disk: LocalDiskMigrateData) -> None:
     """Refuse what no driver says: it becomes paths and sizes here."""
-    if disk.size <= 0 or disk.format not in ("raw", "qcow2"):
+    if disk.size <= 0 or disk.format not in _FORMATS:
         raise InvalidInput(reason=f"the disk {disk.name} is {disk.format} of {disk.size} bytes")
 
 

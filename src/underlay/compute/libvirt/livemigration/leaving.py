@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from underlay.compute import states
-from underlay.compute.arguments import Context, Instance
+from underlay.compute.arguments import Context, Instance, MigrateData
 from underlay.compute.errors import ComputeError, OperationFailed
+from underlay.compute.libvirt import claiming
 from underlay.compute.libvirt.diskplan import MIB
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.library import library
-from underlay.compute.libvirt.livemigration import addresses, checks, disks, marks, monitor, returning, xml
+from underlay.compute.libvirt.livemigration import addresses, checks, disks, marks, monitor, returning, volumes, xml
 from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.compute.libvirt.livemigration.moves import Move, Moves
 from underlay.compute.libvirt.livemigration.pace import Pace, pace_of
 from underlay.compute.libvirt.livemigration.verdicts import Where
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import TAKEN
-from underlay.compute.livemigration import LiveMigrateData, LocalDiskMigrateData, UnderlayLiveMigrateData
+from underlay.compute.livemigration import LocalDiskMigrateData, UnderlayLiveMigrateData
+from underlay.compute.metadata import field_of
 
 _LOG = logging.getLogger(__name__)
 _POLL = 0.1  # seconds between two looks how far a disk's base image is taken in
@@ -49,7 +51,7 @@ def move(
     instance: Instance,
     dest: str,
     callbacks: Callbacks,
-    data: LiveMigrateData | None,
+    data: MigrateData | None,
     *,
     block_migration: bool,
 ) -> None:
@@ -71,6 +73,7 @@ def move(
         libvirt=told.libvirt,
     )
     directory = site.directory(instance)
+    moves.settled(instance.uuid)  # it has come here, though nobody may have made it last
     returning.refuse_unsettled(site, directory)
     with marks.made(directory, marks.LEAVING, mark):
         with moves.begun(instance.uuid) as one:
@@ -81,7 +84,7 @@ def move(
             callbacks.moved(context, instance, dest, block_migration, data)
             return
         if where is Where.HERE:
-            marks.remove(directory, marks.LEAVING)
+            marks.remove(directory, marks.LEAVING, site.name)
             if was_running and one.complete.is_set():
                 _go_on(site.domain(instance))  # it may stand still because its move was to complete
             _LOG.error("the instance %s has not moved to %s: %s", instance.uuid, dest, failure)
@@ -157,17 +160,35 @@ def let_go(site: Site, instance: Instance) -> None:
         as `localdisks.translated`
     """
     directory = site.directory(instance)
-    mark = marks.read(directory, marks.LEAVING)
-    if mark is not None and mark.host == site.name and mark.shared:
-        marks.remove(directory, marks.LEAVING)
+    mark = marks.read(directory, marks.LEAVING, site.name)
+    if mark is not None and mark.shared:
+        marks.remove(directory, marks.LEAVING, site.name)
 
 
-def has_let_go(site: Site, instance: Instance, data: LiveMigrateData | None) -> bool:
+def has_let_go(site: Site, instance: Instance, data: MigrateData | None) -> bool:
     """Whether the instance's files have become another host's, so that nobody here removes them."""
-    if getattr(data, "is_shared_instance_path", False):
+    if field_of(data, "is_shared_instance_path"):
         return True
-    mark = marks.read(site.directory(instance), marks.LEAVING)
-    return mark is not None and mark.host == site.name and mark.shared
+    mark = marks.read(site.directory(instance), marks.LEAVING, site.name)
+    return mark is not None and mark.shared
+
+
+def remove_files(site: Site, instance: Instance) -> None:
+    """Remove what is left here of an instance that has gone, but for disks that its new host has as well.
+
+    Raises:
+        OperationFailed: a disk is still open, or something cannot be removed. As `localdisks.translated`
+    """
+    directory = site.directory(instance)
+    with claiming.alone(directory) as is_there:
+        disks.remove_of_host(site, instance.uuid)
+        if not (directory.remove() if is_there else directory.remove_doomed()):  # crash: one that the next driver removes
+            raise OperationFailed(f"{directory.path} cannot be removed whole", hint="see what is left of it, and remove it")
+
+
+def leaves_directory(data: MigrateData | None) -> bool:
+    """Whether disks stay where they are and the instance's directory is of no use here any more, though no disk is to go."""
+    return bool(field_of(data, "is_shared_block_storage")) and not field_of(data, "is_shared_instance_path")
 
 
 # ----------------------------------------------------------------------------------------------------------------- the move
@@ -204,6 +225,7 @@ def _pace(site: Site, instance: Instance, data: UnderlayLiveMigrateData) -> Pace
 
 
 def _run(site: Site, domain: Domain, uri: str, data: UnderlayLiveMigrateData, one: Move) -> None:
+    volumes.refuse_changed(domain, data, own=checks.own_sources(site, domain.uuid))
     copied = xml.copied_devices(domain.xml(), data) if data.block_migration else {}
     copies_all = any(disk.whole and not _is_small(disk) for disk in copied.values())
     if not copies_all:
@@ -264,8 +286,9 @@ def _flags(site: Site, domain: Domain, data: UnderlayLiveMigrateData, *, copies_
     )
     if data.block_migration:
         flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK if copies_all else libvirt.VIR_MIGRATE_NON_SHARED_INC
-    else:
-        # libvirt goes by the kind of the file system, of which it knows few. The probe has shown that the hosts share it.
+    if not data.block_migration or data.volumes:
+        # libvirt goes by the kind of the file system, of which it knows few. The probe has shown that the hosts share it, and
+        # the destination has looked at each volume.
         flags |= libvirt.VIR_MIGRATE_UNSAFE
     if options.permit_post_copy and domain.state()[0] == states.RUNNING:  # one that is paused has nothing to go on with
         flags |= libvirt.VIR_MIGRATE_POSTCOPY

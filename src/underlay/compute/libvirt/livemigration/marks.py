@@ -1,8 +1,9 @@
 """The marks that a move leaves in the instance's directory for who comes after a crash.
 
 ``arriving`` is there while a guest may come to a host, from before anything is made for it until it is known to be there;
-``leaving`` from before a guest may go until it is known to have stayed, or its files are removed. On shared storage both lie in
-one directory, and each host goes by its own. Who is at work holds its mark's lock; without one it is what is left.
+``leaving`` from before a guest may go until it is known to have stayed, or its files are removed. On shared storage those of
+both hosts lie in one directory, so each has its host's name behind it, and no host reads, writes or removes another one's. Who
+is at work holds its mark's lock; without one it is what is left.
 """
 
 import json
@@ -12,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from underlay import locks
 from underlay.compute.errors import InvalidInput, OperationFailed
@@ -41,9 +43,14 @@ class Mark:
     libvirt: str | None = None
 
 
-def path_of(directory: InstanceDirectory, kind: Kind) -> Path:
-    """Where the mark lies."""
-    return directory.path / kind
+def path_of(directory: InstanceDirectory, kind: Kind, host: str) -> Path:
+    """Where a host's mark lies."""
+    return directory.path / name_of(kind, host)
+
+
+def name_of(kind: Kind, host: str) -> str:
+    """The file name of a host's mark, which no name of a host can lead elsewhere."""
+    return f"{kind}.{quote(host, safe='')}"
 
 
 @contextmanager
@@ -53,7 +60,7 @@ def made(directory: InstanceDirectory, kind: Kind, mark: Mark) -> Iterator[None]
     Raises:
         OperationFailed: somebody is at work on that already. As `localdisks.translated`
     """
-    path = path_of(directory, kind)
+    path = path_of(directory, kind, mark.host)
     with ExitStack() as holding:
         with localdisks.translated(), translated(path):
             lock = holding.enter_context(locks.try_exclusive(path))
@@ -68,27 +75,28 @@ def made(directory: InstanceDirectory, kind: Kind, mark: Mark) -> Iterator[None]
         yield
 
 
-def read(directory: InstanceDirectory, kind: Kind) -> Mark | None:
-    """The mark; None when there is none, or who put it down was killed before it was written, and had done nothing yet.
+def read(directory: InstanceDirectory, kind: Kind, host: str) -> Mark | None:
+    """A host's mark; None when there is none, or who put it down was killed before it was written, and had done nothing yet.
 
     Raises:
         as `localdisks.translated`
     """
-    path = path_of(directory, kind)
+    path = path_of(directory, kind, host)
     with localdisks.translated(), translated(path):
         try:
-            return Mark(**json.loads(path.read_bytes()))
+            found = Mark(**json.loads(path.read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+    return found if found.host == host else None
 
 
-def remove(directory: InstanceDirectory, kind: Kind) -> None:
-    """Take the mark away, durably; none is a success.
+def remove(directory: InstanceDirectory, kind: Kind, host: str) -> None:
+    """Take a host's mark away, durably; none is a success.
 
     Raises:
         as `localdisks.translated`
     """
-    path = path_of(directory, kind)
+    path = path_of(directory, kind, host)
     with localdisks.translated(), translated(path), suppress(FileNotFoundError):
         path.unlink()
         sync_directory(directory.path)
@@ -96,38 +104,38 @@ def remove(directory: InstanceDirectory, kind: Kind) -> None:
 
 @contextmanager
 def left(directory: InstanceDirectory, kind: Kind, host: str) -> Iterator[Mark | None]:
-    """A mark of this host at which nobody works, held while the block lasts; None when there is no such.
+    """A mark of a host at which nobody works, held while the block lasts; None when there is no such.
 
     Raises:
         as `localdisks.translated`
     """
-    path = path_of(directory, kind)
+    path = path_of(directory, kind, host)
     with ExitStack() as holding:
         mark = None
         if path.exists():
             with localdisks.translated(), translated(path):
                 lock = holding.enter_context(locks.try_exclusive(path))
-            mark = _read_left(directory, kind) if lock is not None else None
-        yield mark if mark is not None and mark.host == host else None
+            mark = _read_left(directory, kind, host) if lock is not None else None
+        yield mark
 
 
-def _read_left(directory: InstanceDirectory, kind: Kind) -> Mark | None:
+def _read_left(directory: InstanceDirectory, kind: Kind, host: str) -> Mark | None:
     """As `read`. A mark that nobody wrote goes, and so does the directory if it was made for that."""
-    found = read(directory, kind)
+    found = read(directory, kind, host)
     if found is None:
         with suppress(OSError):
-            path_of(directory, kind).unlink()
+            path_of(directory, kind, host).unlink()
             directory.path.rmdir()
     return found
 
 
-def marked(instances: Path, kind: Kind) -> list[InstanceDirectory]:
-    """The directories that have such a mark."""
+def marked(instances: Path, kind: Kind, host: str) -> list[InstanceDirectory]:
+    """The directories that have such a mark of a host's."""
     found = []
     with suppress(FileNotFoundError):
         for name in sorted(os.listdir(instances)):
             with suppress(InvalidInput):
                 directory = directory_of(instances, name)
-                if path_of(directory, kind).exists():
+                if path_of(directory, kind, host).exists():
                     found.append(directory)
     return found

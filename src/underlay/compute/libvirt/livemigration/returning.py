@@ -15,7 +15,7 @@ from underlay.compute.errors import ComputeError, HypervisorUnavailable, Instanc
 from underlay.compute.libvirt import domain as domains, localdisks, networks
 from underlay.compute.libvirt.directory import InstanceDirectory, directory_of, rename_durably, rename_over_doomed
 from underlay.compute.libvirt.domain import Domain
-from underlay.compute.libvirt.livemigration import addresses, marks, sights, verdicts
+from underlay.compute.libvirt.livemigration import addresses, disks, marks, sights, verdicts
 from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.compute.libvirt.livemigration.sights import Sight
 from underlay.compute.libvirt.livemigration.verdicts import Where
@@ -31,9 +31,9 @@ _HELD = ".held"  # behind a directory's name, while it is looked whether anybody
 def settle_all(site: Site) -> None:
     """Settle every interrupted move from or to this host. What cannot be settled is logged, and stays for the next time."""
     instances = site.host.config.instances
-    put_back(instances)
+    put_back(instances, site.name)
     for settle, kind in ((settle_departure, marks.LEAVING), (settle_arrival, marks.ARRIVING)):
-        for directory in marks.marked(instances, kind):
+        for directory in marks.marked(instances, kind, site.name):
             try:
                 settle(site, directory)
             except ComputeError as error:
@@ -54,7 +54,7 @@ def settle_departure(site: Site, directory: InstanceDirectory) -> None:
             return
         where = whereabouts(site, directory.uuid, mark, patience=0)
         if where is Where.HERE:
-            marks.remove(directory, marks.LEAVING)
+            marks.remove(directory, marks.LEAVING, site.name)
         elif where is Where.THERE:
             forget(site, directory, mark)
         else:
@@ -70,8 +70,9 @@ def refuse_unsettled(site: Site, directory: InstanceDirectory) -> None:
         OperationFailed; as `settle_departure`
     """
     settle_departure(site, directory)
-    mark = marks.read(directory, marks.LEAVING)
-    if mark is not None and mark.host == site.name:
+    settle_arrival(site, directory)  # it may have come here before, and nobody has made it last
+    mark = marks.read(directory, marks.LEAVING, site.name)
+    if mark is not None:
         what = f"the instance {directory.uuid} is moving to {mark.other} already, or it is not known whether it has"
         raise OperationFailed(what, hint="see that libvirt on that host can be reached, and try again")
 
@@ -85,9 +86,9 @@ def forget(site: Site, directory: InstanceDirectory, mark: Mark) -> None:
     Domain(site.connection, directory.uuid).remove()
     networks.unplug_all(directory.uuid)
     if mark.shared:
-        marks.remove(directory, marks.LEAVING)
+        marks.remove(directory, marks.LEAVING, site.name)
         return
-    localdisks.remove_all(site.host, directory.uuid)
+    disks.remove_of_host(site, directory.uuid)
     directory.remove()
 
 
@@ -176,7 +177,7 @@ def _settle_stopped(site: Site, directory: InstanceDirectory, mark: Mark) -> Non
         _LOG.warning("host %s cannot be asked for the instance %s: %s", mark.other, directory.uuid, error)
         return
     if there is None:
-        marks.remove(directory, marks.ARRIVING)
+        marks.remove(directory, marks.ARRIVING, site.name)
     elif there.is_settled and there.runs:
         Domain(site.connection, directory.uuid).remove()
         undo_arrival(site, directory, mark)
@@ -190,7 +191,7 @@ def _keep(site: Site, directory: InstanceDirectory) -> None:
     domain = Domain(site.connection, directory.uuid)
     xml = domain.xml(inactive=True)
     domains.define(site.connection, xml)
-    marks.remove(directory, marks.ARRIVING)
+    marks.remove(directory, marks.ARRIVING, site.name)
 
 
 def undo_arrival(site: Site, directory: InstanceDirectory, mark: Mark) -> None:
@@ -203,7 +204,7 @@ def undo_arrival(site: Site, directory: InstanceDirectory, mark: Mark) -> None:
     """
     if mark.shared:
         networks.unplug_all(directory.uuid)
-        marks.remove(directory, marks.ARRIVING)
+        marks.remove(directory, marks.ARRIVING, site.name)
         return
     held = directory.path.with_name(f"{directory.uuid}{_HELD}")
     with suppress(FileNotFoundError):
@@ -243,11 +244,11 @@ def may_go(site: Site, directory: InstanceDirectory, mark: Mark) -> bool:
     return verdicts.may_go(here, there)
 
 
-def put_back(instances: Path) -> None:
+def put_back(instances: Path, host: str) -> None:
     """Give directories their names again whose removal was interrupted: it is begun anew. One that goes on is left alone."""
     for held in sorted(instances.glob(f"*{_HELD}")):
         with suppress(InvalidInput, OSError):
             directory = directory_of(instances, held.name.removesuffix(_HELD))
-            with locks.try_exclusive(held / marks.ARRIVING) as lock:
+            with locks.try_exclusive(held / marks.name_of(marks.ARRIVING, host)) as lock:
                 if lock is not None:
                     rename_durably(held, directory.path)

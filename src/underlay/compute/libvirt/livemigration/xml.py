@@ -4,8 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, tostring
 
+from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.guestxml import parsed
-from underlay.compute.livemigration import InterfaceMigrateData, LocalDiskMigrateData, UnderlayLiveMigrateData
+from underlay.compute.livemigration import (
+    InterfaceMigrateData,
+    LocalDiskMigrateData,
+    UnderlayLiveMigrateData,
+    VolumeMigrateData,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,13 +19,15 @@ class There:
     """What the destination has otherwise.
 
     Attributes:
-        directories: the instance's, here and there. disks: by their paths here. interfaces: by their addresses.
+        directories: the instance's, here and there. disks: by their paths here. volumes: by their devices; of one that is
+            written above since a snapshot nothing is other there. interfaces: by their addresses.
         screens: the address at which they listen. serial: the address and the port of the serial line; None: as it is.
         shared: both hosts write to one file what the serial line says, so it is not begun anew.
     """
 
     directories: tuple[str, str]
     disks: Mapping[str, LocalDiskMigrateData]
+    volumes: Mapping[str, VolumeMigrateData]
     interfaces: Mapping[str, InterfaceMigrateData]
     screens: str | None
     serial: tuple[str, int] | None
@@ -32,6 +40,7 @@ def there_of(data: UnderlayLiveMigrateData) -> There:
     return There(
         directories=(data.directory or "", data.directory_there or ""),
         disks={disk.path: disk for disk in data.local_disks},
+        volumes={volume.device: volume for volume in data.volumes},
         interfaces={one.address.lower(): one for one in data.interfaces},
         screens=data.graphics_listen_addr_vnc,
         serial=(data.serial_listen_addr, data.serial_listen_ports[0])
@@ -78,8 +87,15 @@ def has_backing(xml: str, device: str) -> bool:
 
 
 def _move_disk(disk: Element, there: There) -> None:
+    target = disk.find("target")
+    volume = there.volumes.get(target.get("dev", "")) if target is not None else None
+    if volume is not None and volume.is_written_above:
+        return
     for chain in (*disk.findall("backingStore"), *disk.findall("mirror")):
         disk.remove(chain)  # the destination reads its own from the file's header
+    if volume is not None and volume.there is not None:
+        guestxml.reopen(disk, volume.there)
+        return
     source, driver = disk.find("source"), disk.find("driver")
     if source is None or driver is None or (moves := there.disks.get(source.get("file", ""))) is None:
         return

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -20,16 +21,24 @@ devices: Any = import_module("nova.virt.block_device")
 exception: Any = import_module("nova.exception")
 event: Any = import_module("nova.virt.event")
 console: Any = import_module("nova.console.type")
+network_model: Any = import_module("nova.network.model")
 power_state: Any = import_module("nova.compute.power_state")
 hardware: Any = import_module("nova.virt.hardware")
 diagnostics: Any = import_module("nova.objects.diagnostics")
 migrate_data: Any = import_module("nova.objects.migrate_data")
 trees: Any = import_module("nova.compute.provider_tree")
-network: Any = import_module("nova.network.model")
 metadata: Any = import_module("nova.api.metadata.base")
 ours: Any = import_module("underlay.compute")
 tagging: Any = import_module("underlay.compute.libvirt.tagging")
 told: Any = import_module("underlay.compute.libvirt.taggeddevices")
+versioned: Any = import_module("nova.objects.base")
+livemigration: Any = import_module("underlay.compute.livemigration")
+versioneddata: Any = import_module("underlay.compute.versioneddata")
+checks: Any = import_module("underlay.compute.libvirt.livemigration.checks")
+arriving: Any = import_module("underlay.compute.libvirt.livemigration.arriving")
+leaving: Any = import_module("underlay.compute.libvirt.livemigration.leaving")
+xml: Any = import_module("underlay.compute.libvirt.livemigration.xml")
+msgspec: Any = import_module("msgspec")
 CONVERTED = ("convert_swap", "convert_ephemerals", "convert_local_images", "convert_volumes", "convert_snapshots")
 CONVERSIONS = (*CONVERTED, "convert_images", "convert_blanks")
 READERS = ("root_device", "swap", "ephemerals", "mapping", "image", "encrypted_disks")
@@ -165,7 +174,7 @@ def tag(request: dict[str, Any]) -> dict[str, Any]:
     """What our driver writes down of an instance of Nova's, once Nova has kept and read it, as either tells it to guests."""
     instance = KeptInstance(uuid=request["uuid"])
     instance.rows = request["rows"]
-    instance.info_cache = objects.InstanceInfoCache(network_info=network.NetworkInfo.hydrate(request["vifs"]))
+    instance.info_cache = objects.InstanceInfoCache(network_info=network_model.NetworkInfo.hydrate(request["vifs"]))
     domain = SimpleNamespace(running_xml=lambda: request["xml"])
     tagging.write_down_change(SimpleNamespace(domain=lambda _: domain), instance, tagging.known(instance, request["vifs"]))
     written = instance.device_metadata
@@ -182,7 +191,61 @@ def tag(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def read(request: dict[str, Any]) -> dict[str, Any]:
+    """What ours reads from the data of a migration, of which a service has set these fields and no others."""
+    answer = versioneddata.read(nova_data(request))
+    return {"read": msgspec.to_builtins(replace(answer, migration=None)), "migration": getattr(answer.migration, "uuid", None)}
+
+
+def nova_data(request: dict[str, Any]) -> Any:
+    data = migrate_data.LibvirtLiveMigrateData(**request["fields"])
+    for name, kind in (("vifs", migrate_data.VIFMigrateData), ("bdms", migrate_data.LibvirtLiveMigrateBDMInfo)):
+        if name in request:
+            setattr(data, name, [filled(kind(), row) for row in request[name]])
+    if "migration" in request:
+        data.migration = objects.Migration(uuid=request["migration"])
+    return data
+
+
+def filled(row: Any, values: dict[str, Any]) -> Any:
+    for name, value in values.items():
+        setattr(row, name, network_model.VIF(**value) if name == "source_vif" else value)
+    return row
+
+
+def carry(request: dict[str, Any]) -> dict[str, Any]:
+    """What ours says, written to Nova's object, carried from host to host as its RPC does, and read there."""
+    said = msgspec.convert(request["said"], livemigration.UnderlayLiveMigrateData)
+    data = versioneddata.write(said, nova_data(request))
+    carried = versioned.NovaObject.obj_from_primitive(json.loads(json.dumps(data.obj_to_primitive())))
+    again = checks.ours(carried)
+    answer = checks.answer(again, carried)
+    return {
+        "set": sorted(name for name in data.fields if data.obj_attr_is_set(name)),
+        "serials": [row.serial for row in carried.bdms],
+        "connections": [row.connection_info for row in carried.bdms][:-1],
+        "same": [again == replace(said, vifs=again.vifs), answer is carried, len(answer.bdms) == len(data.bdms)],
+        "xml": xml.moved(request["xml"], xml.there_of(again)),
+        "leaves": leaving.leaves_directory(carried),
+    }
+
+
+def refuse(request: dict[str, Any]) -> dict[str, Any]:
+    """What the steps say to an object of Nova's that tells them too little, or something that cannot be."""
+    said = []
+    data = nova_data(request)
+    for step, before in ((checks.ours, ()), (arriving.prepare, (None,) * 5)):
+        try:
+            said.append(repr(step(*before, data)))
+        except ours.errors.ComputeError as error:
+            said.append(str(error))
+    return {"said": said}
+
+
 DO = {
+    "read": read,
+    "carry": carry,
+    "refuse": refuse,
     "contract": contract,
     "defaults": defaults,
     "errors": errors,

@@ -167,6 +167,117 @@ def test_errors_are_made_from_nova_s_keywords(nova: Any) -> None:
     assert {} == {name: both for name, both in statuses.items() if both[0] != both[1]}
 
 
+# ---------------------------------------------------------------------------------------------------- data of a migration
+
+FIELDS = {
+    "is_volume_backed": False,
+    "old_vol_attachment_ids": {"v1": "a1"},
+    "wait_for_vif_plugged": True,
+    "pci_dev_map_src_dst": {"0000:01:00.0": "0000:02:00.0"},
+    "filename": "probe",
+    "image_type": "qcow2",
+    "block_migration": True,
+    "disk_over_commit": False,
+    "disk_available_mb": 100,
+    "is_shared_instance_path": False,
+    "is_shared_block_storage": False,
+    "instance_relative_path": "u",
+    "graphics_listen_addr_vnc": "192.0.2.1",
+    "graphics_listen_addr_spice": "2001:db8::1",
+    "serial_listen_addr": "192.0.2.2",
+    "serial_listen_ports": [10001],
+    "target_connect_addr": "192.0.2.3",
+    "supported_perf_events": ["cpu"],
+    "dst_wants_file_backed_memory": False,
+}
+CONNECTION = {"driver_volume_type": "local", "serial": "v1", "data": {"device_path": "/b/v1"}}
+BDM = {
+    "serial": "v1",
+    "bus": "virtio",
+    "dev": "vdb",
+    "type": "disk",
+    "format": "raw",
+    "boot_index": 1,
+    "connection_info": CONNECTION,
+    "encryption_secret_uuid": "70a599e0-31e7-49b7-b260-000000000003",
+}
+VIF = {
+    "port_id": "p1",
+    "vnic_type": "direct",
+    "vif_type": "bridge",
+    "vif_details": {"bridge_name": "br9"},
+    "profile": {"a": 1},
+    "host": "node2",
+    "source_vif": {"id": "p1"},
+}
+
+
+def test_every_field_of_nova_s_data_about_a_migration_is_read(nova: Any) -> None:
+    migration = "70a599e0-31e7-49b7-b260-000000000004"
+    told = nova.ask(do="read", fields=FIELDS, bdms=[BDM], vifs=[VIF], migration=migration)
+    every = {field.name for field in fields(migrations.LibvirtLiveMigrateData)} - {"migration", "bdms", "vifs"}
+    assert every == FIELDS.keys()
+    assert FIELDS == {name: told["read"][name] for name in every}
+    assert ([BDM], migration) == (told["read"]["bdms"], told["migration"])
+    [vif] = told["read"]["vifs"]
+    assert VIF["source_vif"] == {"id": vif.pop("source_vif")["id"]}
+    assert {name: value for name, value in VIF.items() if name != "source_vif"} == vif
+
+
+def test_a_field_that_nobody_has_set_is_none_and_is_never_asked_for(nova: Any) -> None:
+    told = nova.ask(do="read", fields={}, bdms=[{}], vifs=[{}])["read"]
+    [bdm], [vif] = told.pop("bdms"), told.pop("vifs")
+    assert {None} == {*bdm.values()}
+    assert {None, "normal"} == {*vif.values()}
+    assert {None} == {value for value in told.values() if value not in ([], {}, ())}
+    assert (None, None) == tuple(nova.ask(do="read", fields={})["read"][name] for name in ("bdms", "vifs"))
+
+
+def test_what_our_driver_says_travels_in_nova_s_object(nova: Any) -> None:
+    volume = {"device": "vdb", "bus": "virtio", "id": "v1", "kind": "local", "source": "/a/v1", "format": "raw", "size": 512}
+    there = {"type": "file", "source": "/b/v1", "format": "raw"}
+    said = {
+        **{name: value for name, value in FIELDS.items() if name not in ("old_vol_attachment_ids", "pci_dev_map_src_dst")},
+        "bdms": [BDM],
+        "host": "node2",
+        "libvirt": "l2",
+        "directory": "/a/u",
+        "directory_there": "/b/u",
+        "volumes": [{**volume, "there": there}],
+        "local_disks": [
+            {"name": "disk", "path": "/a/u/disk", "format": "qcow2", "size": 1, "allocated": 1, "there": "/b/u/disk"}
+        ],
+        "shared_disks": {"disk.swap": "vms/u_disk.swap"},
+        "interfaces": [{"address": "52:54:00:00:00:01", "device": "tap9"}],
+        "config_drive": "AAAA",
+    }
+    domain = (
+        "<domain><devices><disk type='block'><driver name='qemu' type='raw' cache='none'/><source dev='/dev/v1'/>"
+        "<target dev='vdb'/></disk></devices></domain>"
+    )
+    told = nova.ask(do="carry", fields={}, said=said, xml=domain, vifs=[VIF])
+    assert [True, True, True] == told["same"]
+    assert (["v1", "underlay"], [CONNECTION]) == (told["serials"], told["connections"])
+    assert {*FIELDS, "bdms", "vifs"} - {"old_vol_attachment_ids", "pci_dev_map_src_dst"} == {*told["set"]}
+    assert '<source file="/b/v1" />' in told["xml"]
+    assert "cache" not in told["xml"]
+    assert not told["leaves"]
+
+
+def test_nova_s_object_that_says_too_little_is_refused(nova: Any) -> None:
+    row = {"serial": "underlay", "type": "underlay"}
+    for bdms in ([], [{**row, "connection_info": {"disks": 1}}]):
+        told = nova.ask(do="refuse", fields=FIELDS, bdms=bdms)["said"]
+        assert ["does not say" in one for one in told] == [True, True]
+    for wrong in ({"host": 1}, {"host": "node2", "volumes": [{}]}):
+        told = nova.ask(do="refuse", fields=FIELDS, bdms=[{**row, "connection_info": wrong}])["said"]
+        assert ["makes no sense" in one for one in told] == [True, True]
+    shared = {"host": "node2", "directory": "/a/u"}
+    fields_of_both = {**FIELDS, "is_shared_instance_path": True}
+    told = nova.ask(do="refuse", fields=fields_of_both, bdms=[{**row, "connection_info": shared}])["said"]
+    assert "onto themselves" in told[1]
+
+
 # ------------------------------------------------------------------------------------------------------------------ defaults
 
 

@@ -15,9 +15,11 @@ TEST_PROGRAMS=(
     linux.uml=user-mode-linux lvs=lvm2 cryptsetup=cryptsetup-bin dmsetup=dmsetup thin_check=thin-provisioning-tools modprobe=kmod
     ploop=ploop
 )
-# What they use besides, as FILE=PACKAGE: libvirt's driver for QEMU, what its Python module is built with, and Ceph's modules.
+# What they use besides, as FILE=PACKAGE: libvirt's driver for QEMU, QEMU's for Ceph, what libvirt's Python module is built
+# with, and Ceph's modules.
 TEST_FILES=(
     "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu"
+    "/usr/lib/*/qemu/block-rbd.so=qemu-block-extra"
     "/usr/lib/*/pkgconfig/libvirt.pc=libvirt-dev"
     "/usr/lib/python3/dist-packages/rados.*.so=python3-rados" "/usr/lib/python3/dist-packages/rbd.*.so=python3-rbd"
 )

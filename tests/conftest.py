@@ -92,6 +92,11 @@ def _ceph() -> str | None:
     return f"{missing[0]} is not installed (apt-get install ceph-mon ceph-osd ceph-mgr ceph-common)" if missing else None
 
 
+def _qemu_rbd() -> str | None:
+    there = next(Path("/usr/lib").glob("*/qemu/block-rbd.so"), None)
+    return None if there else "QEMU's driver for Ceph is not installed (apt-get install qemu-block-extra)"
+
+
 def _microvm() -> str | None:
     programs = {"linux.uml": "user-mode-linux", "lvs": "lvm2", "cryptsetup": "cryptsetup-bin", "dmsetup": "dmsetup"}
     programs |= {"thin_check": "thin-provisioning-tools", "modprobe": "kmod", "mkfs.ext4": "e2fsprogs"}
@@ -119,6 +124,7 @@ COMPONENTS: Mapping[str, Callable[[], str | None]] = {
     "qemu-io": _program("qemu-io", "qemu-utils"),
     "qemu-storage-daemon": _program("qemu-storage-daemon", "qemu-system-common"),
     "qemu-system-x86_64": _program("qemu-system-x86_64", "qemu-system-x86"),
+    "qemu-rbd": _qemu_rbd,
     "linux-guest": _service("libvirtd/guest_environment.py"),
     "libvirt": _program("libvirtd", "libvirt-daemon libvirt-daemon-driver-qemu"),
     "ip": _program("ip", "iproute2"),

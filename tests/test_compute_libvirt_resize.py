@@ -138,11 +138,11 @@ def test_what_is_kept_goes_once_there_is_something_in_its_place(directory: Insta
     kept.keep(directory)
     directory.path.rmdir()
     with pytest.raises(OperationFailed, match="all that is whole"):
-        kept.drop(directory)
+        drop(directory)
     directory.make()
     (directory.path / "disk").write_text("new")
     for _ in range(2):
-        kept.drop(directory)
+        drop(directory)
         assert [UUID] == os.listdir(directory.instances)
 
 
@@ -155,11 +155,16 @@ def test_what_is_kept_stays_while_it_alone_has_one_of_the_disks(directory: Insta
     for disk in {"disk", "disk.eph0"} - {name}:
         (directory.path / disk).write_text("new")
     with pytest.raises(OperationFailed, match=f"has the disks {name} of") as caught:
-        kept.drop(directory)
+        drop(directory)
     assert ("revert the resize", "old") == (caught.value.hint, (directory.kept / name).read_text())
     (directory.path / name).write_text("new")
-    kept.drop(directory)
+    drop(directory)
     assert not directory.kept.exists()
+
+
+def drop(directory: InstanceDirectory) -> None:
+    with kept.dropped(directory):
+        pass
 
 
 def give_back(directory: InstanceDirectory) -> None:
@@ -173,7 +178,7 @@ def test_nobody_else_ends_a_resize_while_somebody_does(directory: InstanceDirect
     (directory.path / "disk").write_text("new")
     with kept.held(directory) as is_kept:
         assert is_kept
-        for end in (give_back, kept.drop):
+        for end in (give_back, drop):
             with pytest.raises(OperationFailed, match="is being resized by somebody else"):
                 end(directory)
         kept.put_back(directory)
@@ -183,7 +188,7 @@ def test_nobody_else_ends_a_resize_while_somebody_does(directory: InstanceDirect
     assert "old" == (directory.path / "disk").read_text()
 
 
-@pytest.mark.parametrize("other", [give_back, kept.drop])
+@pytest.mark.parametrize("other", [give_back, drop])
 def test_ends_of_a_resize_that_meet_leave_one_of_both_directories(
     directory: InstanceDirectory, quick_switches: None, other: Callable[[InstanceDirectory], None]
 ) -> None:
@@ -244,7 +249,7 @@ def test_a_mark_is_there_while_a_directory_is_changed(directory: InstanceDirecto
         kept.keep(directory)
         assert kept.is_marked(directory)
         with pytest.raises(OperationFailed, match="is being resized"):
-            kept.drop(directory)
+            drop(directory)
     assert not kept.is_marked(directory)
     kept.refuse_changing(directory)
 
@@ -254,7 +259,7 @@ def test_a_mark_stays_with_what_could_not_be_put_back(directory: InstanceDirecto
         _interrupted_after(kept.keep, directory)
     assert kept.is_marked(directory)
     with pytest.raises(OperationFailed, match="all that is whole"):
-        kept.drop(directory)
+        drop(directory)
     kept.put_back(directory)
     assert ["disk"] == os.listdir(directory.path)
 

@@ -219,6 +219,47 @@ class MeasuresRoom(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsInPlace(Protocol):
+    """What a backend may have beside its contract: its disks can be put back to what they were, and nothing is copied for that.
+
+    One state of a disk is kept at a time. A disk of which one is kept is not removed by `DiskBackend.remove` (`DiskInUse`).
+    Whoever calls holds the disk's lock, but to `keeps`.
+    """
+
+    def keep(self, disk: InstanceDisk) -> None:
+        """Keep what a disk is now, in place of what was kept of it before. The caller knows that it is closed.
+
+        Raises:
+            DiskNotFound, DiskUnrecorded, BackendUnavailable, InsufficientSpace
+        """
+        ...
+
+    def keeps(self, disk: InstanceDisk) -> bool:
+        """Whether anything is kept of a disk.
+
+        Raises:
+            DiskNotFound, DiskUnrecorded, BackendUnavailable
+        """
+        ...
+
+    def put_back(self, disk: InstanceDisk) -> InstanceDisk:
+        """Have a disk be what was kept of it, its size too. The caller knows that it is closed. Safe to repeat: it stays kept.
+
+        Raises:
+            DiskNotFound: also when nothing is kept. DiskUnrecorded, BackendUnavailable
+        """
+        ...
+
+    def let_go(self, disk: InstanceDisk) -> None:
+        """Keep nothing of a disk any more, which may be open; nothing that is kept is a success.
+
+        Raises:
+            DiskInUse: something was made from what is kept. DiskUnrecorded, BackendUnavailable
+        """
+        ...
+
+
 class DiskBackend(Protocol):
     """How an instance disk is stored. Safe to share between threads, and made without any I/O.
 

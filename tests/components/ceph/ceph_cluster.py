@@ -52,7 +52,7 @@ mon_cluster_log_file = {directory}/log/cluster.log
 osd_data = {directory}/osd
 osd_objectstore = memstore
 osd_memory_target = 939524096
-memstore_device_bytes = 1073741824
+memstore_device_bytes = 4294967296
 # What changes the maps of the monitors, a snapshot for one, waits for other changes that may come along: here, none do.
 paxos_propose_interval = 0.05
 paxos_min_wait = 0.01
@@ -104,6 +104,10 @@ class Ceph:
 
     def rbd(self, *arguments: str, content: bytes | None = None) -> bytes:
         return self.run("rbd", *arguments, content=content)
+
+    def configure_osd(self, option: str, value: str) -> None:
+        """Have the OSD go by another value from now on."""
+        self.run("ceph", "tell", "osd.0", "config", "set", option, value)
 
     def requests(self) -> int:
         """How many requests of clients the OSD has answered."""

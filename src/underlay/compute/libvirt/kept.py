@@ -16,6 +16,7 @@ from pathlib import Path
 
 from underlay import locks
 from underlay.compute.errors import ComputeError, InvalidInput, OperationFailed
+from underlay.compute.libvirt import keptdisks
 from underlay.compute.libvirt.directory import KEPT, InstanceDirectory, directory_of, rename_durably, rename_over_doomed
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.localdisks import translated
@@ -116,16 +117,19 @@ def put_back(directory: InstanceDirectory) -> None:
     shutil.rmtree(directory.doomed, ignore_errors=True)
 
 
-def drop(directory: InstanceDirectory) -> None:
-    """Remove what is kept, in one step as far as anybody can see. Nothing is a success.
+@contextmanager
+def dropped(directory: InstanceDirectory) -> Iterator[bool]:
+    """Remove what is kept at the end of the block, in one step as far as anybody can see; whether there is any.
 
     Raises:
         OperationFailed: there is data of the instance that is nowhere else, or it cannot be removed.
     """
     with held(directory) as is_kept:
         if not is_kept:
+            yield False
             return
         _refuse_dropping(directory)
+        yield True
         rename_over_doomed(directory.kept, directory.doomed)  # crash: what goes when the next driver starts
     shutil.rmtree(directory.doomed, ignore_errors=True)
 
@@ -202,6 +206,8 @@ def _undo_interrupted(site: Site, directory: InstanceDirectory, mark: Path) -> N
             _refuse_running(Domain(site.connection, directory.uuid))
             _LOG.info("putting the instance %s back to what it was: its resize was interrupted", directory.uuid)
             put_back(directory)
+        if said:
+            keptdisks.clear(site, directory)
         _unmark(mark.parent)
 
 

@@ -1,7 +1,7 @@
 """The local disks of instances, made and removed through Underlay, and its errors as a compute service knows them."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count, takewhile
 
@@ -15,6 +15,7 @@ from underlay.compute.errors import (
     InvalidInput,
     OperationFailed,
 )
+from underlay.compute.libvirt import closing
 from underlay.compute.libvirt.directory import RESCUE, ROOT, SWAP
 from underlay.compute.libvirt.diskplan import LocalDisk
 from underlay.compute.libvirt.site import Site
@@ -153,11 +154,11 @@ def refuse_open(host: Host, uuid: str) -> None:
                 instances.refuse_open(disk.path)
 
 
-def remove_all(host: Host, uuid: str, *, maker: str | None = None) -> None:
+def remove_all(host: Host, uuid: str, *, maker: str | None = None, but: Collection[str] = ()) -> None:
     """Remove every local disk of an instance; none is a success.
 
     Args:
-        maker: what another one has made stays.
+        maker: what another one has made stays. but: the names of disks that stay.
 
     Raises:
         as `translated`
@@ -165,7 +166,8 @@ def remove_all(host: Host, uuid: str, *, maker: str | None = None) -> None:
     last = _ephemerals(host, uuid)  # one more may have been half made
     # Backwards, so that a removal which is interrupted leaves no gap that hides those behind it.
     for name in (*map(_ephemeral, range(last, -1, -1)), SWAP, RESCUE, ROOT):
-        remove(host, uuid, name, maker=maker)
+        if name not in but:
+            remove(host, uuid, name, maker=maker)
 
 
 def remove(host: Host, uuid: str, name: str, *, maker: str | None = None) -> bool:
@@ -179,7 +181,7 @@ def remove(host: Host, uuid: str, name: str, *, maker: str | None = None) -> boo
     """
     with translated():
         try:
-            host.remove_disk(uuid, name=name, assume_closed=True, maker=maker)
+            closing.retried(host, uuid, name, lambda: host.remove_disk(uuid, name=name, assume_closed=True, maker=maker))
         except errors.DiskNotFound:
             return False
     return True

@@ -19,7 +19,16 @@ from underlay.compute.errors import (
     InstanceExists,
     OperationFailed,
 )
-from underlay.compute.libvirt import claiming, domain as domains, guestxml, localdisks, networks, tagging, volumedisks
+from underlay.compute.libvirt import (
+    claiming,
+    domain as domains,
+    guestxml,
+    keptdisks,
+    localdisks,
+    networks,
+    tagging,
+    volumedisks,
+)
 from underlay.compute.libvirt.assembling import assembled, deliver_kernel, prepare, write_config_drive
 from underlay.compute.libvirt.claiming import Maker
 from underlay.compute.libvirt.directory import InstanceDirectory, interrupted, remove_doomed
@@ -132,6 +141,7 @@ def _give_up(site: Site, instance: Instance) -> None:
     domain = site.domain(instance)
     domain.cut()
     domain.forget_memory()
+    keptdisks.clear(site, site.directory(instance))
     localdisks.remove_all(site.host, instance.uuid)
     with localdisks.translated():
         site.directory(instance).remove_extras()

@@ -1,6 +1,7 @@
 """How a resize or a cold migration begins: the guest is shut down, and its disks get twins beside them.
 
 The instance's directory is kept under another name, and a new one in its place has a copy of each disk, on the same base image.
+A disk in a storage that can put it back to what it was stays where it is, and is kept there.
 Another host can go on from there where it shares the directory of instances. Whatever fails, the instance is what it was.
 """
 
@@ -8,7 +9,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from underlay.compute.arguments import BlockDeviceInfo, Flavor, Instance, Networ
 from underlay.compute.errors import ComputeError, InstanceFaultRollback, InstanceNotFound, MigrationPreCheckError, ResizeError
 from underlay.compute.libvirt import (
     kept,
+    keptdisks,
     localdisks,
     networks,
     power,
@@ -123,14 +125,20 @@ def _check_volumes(site: Site, instance: Instance, info: BlockDeviceInfo | None,
 
 def _check_disks(site: Site, instance: Instance, disks: tuple[InstanceDisk, ...]) -> None:
     for disk in disks:
-        if disk.path.parent != site.directory(instance).path or not disk.path.is_file():
-            what = f"the disk {disk.name} is kept by the {disk.backend} backend, and disks that are files are copied only"
+        if keptdisks.is_kept_in_place(site, disk):
+            continue
+        if not _is_file(site.directory(instance), disk):
+            what = f"the disk {disk.name} is kept by the {disk.backend} backend, which neither has files nor keeps what it was"
             raise MigrationPreCheckError(reason=what)
         with localdisks.translated():
             filedisk.known(disk)
     if others := _others(site.directory(instance), {disk.name for disk in disks}):
         what = f"{', '.join(others)} may be disks, which would not be copied and go with what is kept"
         raise MigrationPreCheckError(reason=what)
+
+
+def _is_file(directory: InstanceDirectory, disk: InstanceDisk) -> bool:
+    return disk.path.parent == directory.path and disk.path.is_file()
 
 
 def _others(directory: InstanceDirectory, names: set[str]) -> list[str]:
@@ -180,19 +188,21 @@ def _or_as_it_was(site: Site, instance: Instance, network_info: NetworkInfo | No
 
 def _replace(site: Site, directory: InstanceDirectory, disks: tuple[InstanceDisk, ...]) -> None:
     """Keep the directory, and have one like it in its place; or nothing of it."""
+    copied = [disk for disk in disks if disk.name != SWAP and _is_file(directory, disk)]
     try:
+        keptdisks.keep(site, directory, [disk.name for disk in disks if disk.name != SWAP and disk not in copied])
         kept.keep(directory)
-        _fill(site, directory, disks)
+        _fill(site, directory, copied)
     except BaseException:
         kept.put_back(directory)
+        keptdisks.clear(site, directory)
         raise
 
 
-def _fill(site: Site, directory: InstanceDirectory, disks: tuple[InstanceDisk, ...]) -> None:
+def _fill(site: Site, directory: InstanceDirectory, disks: Iterable[InstanceDisk]) -> None:
     """Copy the disks from what is kept, and have what is only read under both names. A crash leaves the mark."""
     for disk in disks:
-        if disk.name != SWAP:
-            _copy(site, disk, directory.kept / disk.path.name)
+        _copy(site, disk, directory.kept / disk.path.name)
     for path in (directory.kernel(), directory.ramdisk(), directory.config_drive()):
         source = directory.kept / path.name
         if source.exists():

@@ -5,7 +5,7 @@ import os
 
 from underlay.compute.arguments import Instance
 from underlay.compute.errors import ComputeError, OperationFailed
-from underlay.compute.libvirt import claiming, localdisks, sharing, swapping
+from underlay.compute.libvirt import claiming, keptdisks, localdisks, sharing, swapping
 from underlay.compute.libvirt.directory import InstanceDirectory
 from underlay.compute.libvirt.site import Site
 from underlay.compute.metadata import field_of
@@ -37,16 +37,20 @@ def remove_disks(site: Site, instance: Instance) -> None:
     if _is_anothers(site, instance):
         _LOG.warning("the files of the instance %s stay: it is %s that has it, which shares them", instance.uuid, instance.host)
         return
-    _remove(site, site.directory(instance), kept_as_well=field_of(instance, "task_state") == _DELETING)
+    _remove(site, site.directory(instance), for_good=field_of(instance, "task_state") == _DELETING)
 
 
-def _remove(site: Site, directory: InstanceDirectory, *, kept_as_well: bool) -> None:
+def _remove(site: Site, directory: InstanceDirectory, *, for_good: bool) -> None:
     with claiming.alone(directory) as is_there:
         _let_go_of_volumes(directory)
-        localdisks.remove_all(site.host, directory.uuid)  # crash: a directory without disks, which the next removal removes
+        keptdisks.clear(site, directory)
+        if for_good:
+            keptdisks.let_go(site, directory)
+        spared = () if for_good else keptdisks.spared(directory)
+        localdisks.remove_all(site.host, directory.uuid, but=spared)  # crash: a directory without disks, removed the next time
         if not (directory.remove() if is_there else directory.remove_doomed()):  # crash: one that the next driver removes
             raise OperationFailed(f"{directory.path} cannot be removed whole", hint="see what is left of it, and remove it")
-        if kept_as_well and not directory.remove_both():
+        if for_good and not directory.remove_both():
             raise OperationFailed(f"{directory.kept} cannot be removed whole", hint="see what is left of it, and remove it")
 
 
@@ -69,11 +73,14 @@ def _let_go_of_volumes(directory: InstanceDirectory) -> None:
 
 
 def delete_files(site: Site, instance: Instance) -> bool:
-    """As `remove_disks`; whether nothing is left. What is busy is no error, and neither is what is another host's."""
+    """As `remove_disks`, with what a resize keeps; whether nothing is left.
+
+    What is busy is no error, and neither is what is another host's.
+    """
     try:
         if _is_anothers(site, instance):
             return False
-        _remove(site, site.directory(instance), kept_as_well=True)
+        _remove(site, site.directory(instance), for_good=True)
     except ComputeError as error:
         _LOG.warning("files of the instance %s cannot be removed yet: %s", instance.uuid, error)
         return False

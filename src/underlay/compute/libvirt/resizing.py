@@ -8,7 +8,7 @@ from pathlib import Path
 from underlay import errors
 from underlay.compute.arguments import BlockDeviceInfo, ImageMeta, Instance, Migration, NetworkInfo
 from underlay.compute.errors import DiskNotFound, InstanceNotFound, InvalidDiskInfo, InvalidInput, OperationFailed
-from underlay.compute.libvirt import domain as domains, guestxml, kept, localdisks, networks, resizeplan, tagging
+from underlay.compute.libvirt import domain as domains, guestxml, kept, keptdisks, localdisks, networks, resizeplan, tagging
 from underlay.compute.libvirt.assembling import assembled, deliver_kernel, write_config_drive
 from underlay.compute.libvirt.directory import SWAP
 from underlay.compute.libvirt.diskplan import LocalDisk, disks_of
@@ -54,6 +54,8 @@ def finish(
     if grows:
         sizes = localdisks.sizes(site.host, instance.uuid)
         disks = resizeplan.resized(disks, field_of(instance, "old_flavor"), instance.flavor, sizes=sizes)
+    if not any(disk.role == "swap" for disk in disks):
+        localdisks.remove(site.host, instance.uuid, SWAP)
     for disk in disks:
         _fit(site, instance, disk, image_id=image.id, grows=grows)
     _write_missing(site, instance, image, network_info)
@@ -73,7 +75,10 @@ def confirm(site: Site, instance: Instance, migration: Migration) -> None:
     has_moved = field_of(migration, "dest_compute") not in (None, site.name) and domain.exists()
     if has_moved and domain.is_active():
         raise OperationFailed(f"the instance {instance.uuid} was moved away, and runs here", hint="revert its migration")
-    kept.drop(directory)
+    with kept.dropped(directory) as is_kept:
+        if is_kept:
+            keptdisks.refuse_missing(site, directory)
+            keptdisks.let_go(site, directory)
     if has_moved:
         domain.remove()
 
@@ -102,12 +107,16 @@ def revert(
         if is_kept:
             _end(site, instance)
             localdisks.refuse_open(site.host, instance.uuid)
+            keptdisks.put_back(site, directory)
+            keptdisks.remove_others(site, directory)
             kept.put_back(directory)
     if not directory.path.is_dir():
         raise InstanceNotFound(instance_id=instance.uuid)
+    keptdisks.clear(site, directory)
     if not is_kept and domain.exists() and domain.is_active():
         return
     networks.plug(instance, network_info)
+    _make_swap(site, instance, info)
     _define(site, instance, instance.image_meta, network_info, info, power_on=power_on)
 
 
@@ -143,6 +152,14 @@ def _define(
     tagging.write_down(site, instance, guest, network_info)
     if power_on:
         start(site, site.domain(instance))
+
+
+def _make_swap(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> None:
+    """What is kept of an instance may have no swap: in a storage of its own it was made anew, in another size."""
+    disks = disks_of(instance, instance.image_meta, info, machine=site.options.machine_type, prefix=site.options.disk_prefix)
+    there = localdisks.names_of(site.host, instance.uuid)
+    missing = [disk for disk in disks if disk.role == "swap" and disk.name not in there]
+    localdisks.make(site, instance, missing, image_id="")
 
 
 def _write_missing(site: Site, instance: Instance, image: ImageMeta, network_info: NetworkInfo | None) -> None:

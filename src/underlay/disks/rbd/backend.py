@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from underlay import filedisk, qemuimg
 from underlay.contracts import BackendTraits, StorageRoom
-from underlay.disks.rbd import cloning, content, lasting, looking, making, snapshots, worklist
+from underlay.disks.rbd import cloning, content, keeping, lasting, looking, making, snapshots, worklist
 from underlay.disks.rbd.cluster import Access, Cluster, connected
 from underlay.disks.rbd.named import ImageName
 from underlay.disks.rbd.places import BACKEND, device, image_name, image_of, parse_location
@@ -204,6 +204,29 @@ class RbdBackend:
             if at.fsid != cluster.fsid():
                 raise Unsupported(self.traits.name, f"remove what another Ceph has: {at.fsid}")
             lasting.discard(ImageName(cluster, cluster.pool(at.pool), at.image), at)
+
+    # --------------------------------------------------------------------------------------------------- what a disk was
+
+    def keep(self, disk: InstanceDisk) -> None:
+        """By a snapshot of the image, in no more time for a large one than for a small one."""
+        with self._image(disk.path) as image:
+            keeping.keep(image, _spec(disk))
+
+    def keeps(self, disk: InstanceDisk) -> bool:
+        """Whether the image has that snapshot."""
+        with self._image(disk.path) as image:
+            return keeping.keeps(image, _spec(disk))
+
+    def put_back(self, disk: InstanceDisk) -> InstanceDisk:
+        """Roll the image back to the snapshot; the Ceph copies what was written since."""
+        with self._image(disk.path) as image:
+            keeping.put_back(image, _spec(disk))
+            return looking.disk_of(looking.look_at_ours(image, _spec(disk)), _spec(disk))
+
+    def let_go(self, disk: InstanceDisk) -> None:
+        """Remove the snapshot."""
+        with self._image(disk.path) as image:
+            keeping.let_go(image, _spec(disk))
 
     # ----------------------------------------------------------------------------------------------------------- connecting
 

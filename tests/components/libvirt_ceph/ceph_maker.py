@@ -24,7 +24,7 @@ def main() -> None:
     image = FakeImage(id=ref)
 
     def look(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and f"{frame.f_globals['__name__']}.{frame.f_code.co_qualname}".endswith(function):
+        if event == "call" and f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}".endswith(function):
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.setprofile(look)

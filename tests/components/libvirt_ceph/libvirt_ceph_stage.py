@@ -30,7 +30,7 @@ _SECRET = "<secret ephemeral='no' private='yes'><uuid>{uuid}</uuid><usage type='
 
 OPTIONS = """
 images_type = "rbd"
-timeout = "30s"
+timeout = "{patience}"
 {more}
 [disks.rbd]
 pool = "{pool}"
@@ -85,10 +85,11 @@ class CephPlace:
     def ceph(self) -> Ceph:
         return self.guests.ceph
 
-    def text(self, more: str = "", **changed: Any) -> str:
+    def text(self, more: str = "", *, instances: str = "", **changed: Any) -> str:
         """The configuration."""
-        chosen = {"pool": POOL, "user": USER, "conf": self.ceph.conf, "secret": self.guests.secret, "timeout": TIMEOUT}
-        return self.place.config(more=OPTIONS.format(**{**chosen, "more": more, **changed}))
+        chosen = {"pool": POOL, "user": USER, "conf": self.ceph.conf, "secret": self.guests.secret}
+        chosen |= {"timeout": TIMEOUT, "patience": "30s"}
+        return self.place.config(instances=instances, more=OPTIONS.format(**{**chosen, "more": more, **changed}))
 
     def host(self, more: str = "", **changed: Any) -> Host:
         config = parse_config(self.text(more, **changed), origin=self.place.root / "underlay.toml")

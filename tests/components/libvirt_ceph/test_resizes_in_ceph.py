@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from libvirt_ceph_stage import CLONED, CephPlace
-from libvirt_stage import wait_until
+from libvirt_ceph_stage import CLONED, USER, CephPlace, Guests, define_secret
+from libvirt_daemon import Daemon
+from libvirt_stage import Place, wait_until
 
 from underlay.compute.errors import InstanceFaultRollback, OperationFailed
 from underlay.compute.libvirt import LibvirtDriver
@@ -24,6 +25,7 @@ SMALL = FakeFlavor(name="small", memory_mb=32, root_gb=1, ephemeral_gb=1, swap=3
 LARGE = FakeFlavor(name="large", memory_mb=48, root_gb=2, ephemeral_gb=2, swap=48)
 OLD, NEW = b"as it was before".ljust(512, b"."), b"what the new guest wrote".ljust(512, b".")
 AT = 600 << 20
+SHARED = 'hosts = ["node1", "node2"]'
 NAMES = ("disk", "disk.eph0", "disk.swap")
 
 
@@ -51,8 +53,8 @@ class Resized:
         for name in self.images[:2]:
             self.there.write(name, OLD, AT)
 
-    def begin(self, flavor: FakeFlavor = LARGE) -> str:
-        address = self.driver.get_host_ip_addr()
+    def begin(self, flavor: FakeFlavor = LARGE, dest: str | None = None) -> str:
+        address = dest or self.driver.get_host_ip_addr()
         told = self.driver.migrate_disk_and_power_off(None, self.instance, address, flavor, [], self.info())
         self.instance.old_flavor, self.instance.flavor = self.instance.flavor, flavor
         return told
@@ -145,6 +147,50 @@ def test_a_resize_that_cannot_begin_changes_nothing(one: Resized) -> None:
     one.finish(one.begin())
     one.await_boot()
     one.confirm()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("end", ["confirmed", "reverted"])
+def test_a_guest_moves_to_a_host_that_shares_the_directory_and_the_ceph(
+    there: CephPlace, daemon_of_another_user: Daemon, end: str
+) -> None:
+    there.place.root.chmod(0o755)
+    for parent in there.place.root.parents[:3]:
+        parent.chmod(0o755)
+    key = there.ceph.run("ceph", "auth", "get-key", f"client.{USER}").decode()
+    far = CephPlace(
+        Place(there.place.root, daemon_of_another_user, name="node2"),
+        Guests(there.ceph, daemon_of_another_user, define_secret(daemon_of_another_user, key)),
+        there.source,
+    )
+    here = there.driver('my_ip = "127.0.0.1"', instances=SHARED)
+    other = far.driver('my_ip = "127.0.0.2"', instances=SHARED)
+    image = there.in_ceph()
+    one = Resized(there, here, image, there.instance(image, flavor=replace(SMALL), host="node1"))
+    one.migration = FakeMigration(source_compute="node1", dest_compute="node2")
+    one.spawn()
+    one.driver.power_on(None, one.instance, [], one.info())
+    one.await_boot()
+    told = one.begin(SMALL, "127.0.0.2")
+    other.finish_migration(None, one.migration, one.instance, told, [], image, False, one.info())  # noqa: FBT003
+    one.await_boot()
+    assert 1 == there.watchers(one.images[0])
+
+    if end == "confirmed":
+        one.confirm()
+        assert (False, [[], []]) == (here.instance_exists(one.instance), one.kept())
+        last = other
+    else:
+        other.destroy(None, one.instance, [], one.info())
+        one.revert(power_on=True)
+        one.await_boot()
+        assert ([OLD, OLD], [[], []]) == (one.read(), one.kept())
+        last = here
+    one.instance.task_state = "deleting"
+    last.destroy(None, one.instance, [])
+    assert [] == there.traces(one.instance)
+    for driver in (here, other):
+        driver.cleanup_host("")
 
 
 def test_what_was_let_go_of_is_not_put_back(one: Resized) -> None:

@@ -12,6 +12,7 @@ from libvirt_daemon import Daemon, quiet_library
 from underlay.compute.libvirt import guestxml
 from underlay.compute.libvirt.guest import Guest, GuestDisk, SerialLine
 from underlay.model import Attachment
+from underlay.values import replace
 
 pytest_plugins = ["libvirt_fixtures"]
 pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-system-x86_64")
@@ -84,3 +85,12 @@ def test_an_image_in_a_ceph_is_reached_by_its_monitors(connection: Any) -> None:
     assert list(CEPH.servers) == [(one["name"], int(one["port"])) for one in attributes(disk, "source/host")]
     assert [{"username": CEPH.user}] == attributes(disk, "source/auth")
     assert [{"type": "ceph", "uuid": CEPH.secret}] == attributes(disk, "source/auth/secret")
+
+
+@pytest.mark.parametrize(
+    ("changed", "auth"), [({"secret": None}, []), ({"user": None}, [{"username": "admin"}])], ids=["a user", "a secret"]
+)
+def test_who_asks_a_ceph_is_told_with_a_secret_and_not_without(
+    connection: Any, changed: dict[str, None], auth: list[dict[str, str]]
+) -> None:
+    assert auth == attributes(defined(connection, replace(CEPH, **changed)), "source/auth")

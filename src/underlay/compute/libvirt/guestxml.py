@@ -18,6 +18,7 @@ NOVA = "http://openstack.org/xmlns/libvirt/nova/1.1"
 """The namespace of what a compute service's driver writes down of an instance. Who looks over a host knows it."""
 
 _KIB = 1024
+_CEPH_USER = "admin"  # whom Ceph's clients ask as when nobody says
 _AGENT = "org.qemu.guest_agent.0"
 _SCSI = MappingProxyType({"type": "scsi", "index": "0", "model": "virtio-scsi"})
 
@@ -152,10 +153,9 @@ def _add_source(element: Element, opened: Attachment) -> None:
     source = SubElement(element, "source", protocol=str(opened.protocol), name=opened.source)
     for name, port in opened.servers:
         SubElement(source, "host", name=name, port=str(port))
-    if opened.user is not None:
-        auth = SubElement(source, "auth", username=opened.user)
-        if opened.secret is not None:
-            SubElement(auth, "secret", type="ceph", uuid=opened.secret)
+    if opened.secret is not None:  # libvirt takes no user without one; then QEMU asks as Ceph is configured on the host
+        auth = SubElement(source, "auth", username=opened.user or _CEPH_USER)
+        SubElement(auth, "secret", type="ceph", uuid=opened.secret)
 
 
 def _add_interface(devices: Element, interface: GuestInterface) -> None:
@@ -293,6 +293,11 @@ def devices_by_path(xml: str) -> Mapping[str, str]:
             opened = source.get("file") or source.get("dev") or source.get("name") or ""
             found[opened] = target.get("dev", "")
     return found
+
+
+def has_ceph_disks(xml: str) -> bool:
+    """Whether any of its disks is in a Ceph."""
+    return parsed(xml).find("devices/disk/source[@protocol='rbd']") is not None
 
 
 def has_agent(xml: str) -> bool:

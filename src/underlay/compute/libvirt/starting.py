@@ -2,8 +2,10 @@
 
 import random
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from underlay.compute.errors import OperationFailed
+from underlay.compute.errors import HypervisorUnavailable, OperationFailed
 from underlay.compute.libvirt import domain as domains, guestxml
 from underlay.compute.libvirt.directory import directory_of
 from underlay.compute.libvirt.domain import Domain
@@ -25,11 +27,26 @@ def start(site: Site, domain: Domain) -> None:
     for left in reversed(range(_ATTEMPTS)):
         try:
             _refresh_port(site, domain)
-            domain.start()
+            with _explained(domain):
+                domain.start()
             return
         except OperationFailed as error:
             if not left or TAKEN not in error.message:
                 raise
+
+
+@contextmanager
+def _explained(domain: Domain) -> Iterator[None]:
+    """Say what a start may wait for that is not answered: QEMU opens disks in a Ceph before it answers anything."""
+    is_in_ceph = guestxml.has_ceph_disks(domain.xml(inactive=True))
+    try:
+        yield
+    except HypervisorUnavailable as error:
+        if not is_in_ceph:
+            raise
+        hint = "see that libvirt's secrets of its disks have the right keys, and that the Ceph answers"
+        what = f"the guest of {domain.uuid}, which has disks in a Ceph, was not started: {error.message}"
+        raise HypervisorUnavailable(what, hint=hint) from error
 
 
 def refuse_leaving(site: Site, uuid: str) -> None:

@@ -1,89 +1,31 @@
 """Resizes and moves of guests whose disks are in a Ceph: nothing is copied, and what was is kept there until the end."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from libvirt_ceph_stage import CLONED, USER, CephPlace, Guests, define_secret
+from libvirt_ceph_stage import USER, CephPlace, Guests, define_secret
 from libvirt_daemon import Daemon
-from libvirt_stage import Place, wait_until
+from libvirt_stage import Place
+from resized_in_ceph import AT, LARGE, NEW, OLD, SMALL, Resized
 
 from underlay.compute.errors import InstanceFaultRollback, OperationFailed
 from underlay.compute.libvirt import LibvirtDriver
-from underlay.testing.bootimage import boot_line
-from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance, FakeMigration
+from underlay.testing.fakedriver import FakeMigration
 
 pytest_plugins = ["ceph_fixtures", "libvirt_fixtures", "libvirt_ceph_fixtures"]
 pytestmark = [
     pytest.mark.component("ceph", "rbd-python", "libvirt", "libvirt-python", "virsh", "root"),
     pytest.mark.component("qemu-img", "qemu-system-x86_64", "qemu-rbd"),
 ]
-GIB, MIB = 1 << 30, 1 << 20
-SMALL = FakeFlavor(name="small", memory_mb=32, root_gb=1, ephemeral_gb=1, swap=32)
-LARGE = FakeFlavor(name="large", memory_mb=48, root_gb=2, ephemeral_gb=2, swap=48)
-OLD, NEW = b"as it was before".ljust(512, b"."), b"what the new guest wrote".ljust(512, b".")
-AT = 600 << 20
 SHARED = 'hosts = ["node1", "node2"]'
-NAMES = ("disk", "disk.eph0", "disk.swap")
-
-
-@dataclass(slots=True)
-class Resized:
-    """One instance, from its making to the end of its resize."""
-
-    there: CephPlace
-    driver: LibvirtDriver
-    image: FakeImage
-    instance: FakeInstance
-    migration: FakeMigration = field(default_factory=FakeMigration)
-
-    def info(self) -> dict[str, Any]:
-        """The block devices of the present flavor; the service changes swap, and leaves ephemeral disks as they were."""
-        swap = {"device_name": "/dev/vdc", "swap_size": self.instance.flavor.swap, "disk_bus": "virtio"}
-        return {
-            "root_device_name": "/dev/vda",
-            "ephemerals": [{"device_name": "/dev/vdb", "size": 1, "disk_bus": "virtio", "guest_format": "ext4"}],
-            "swap": swap if self.instance.flavor.swap else None,
-        }
-
-    def spawn(self) -> None:
-        self.driver.spawn(None, self.instance, self.image, [], "a password", {}, block_device_info=self.info(), power_on=False)
-        for name in self.images[:2]:
-            self.there.write(name, OLD, AT)
-
-    def begin(self, flavor: FakeFlavor = LARGE, dest: str | None = None) -> str:
-        address = dest or self.driver.get_host_ip_addr()
-        told = self.driver.migrate_disk_and_power_off(None, self.instance, address, flavor, [], self.info())
-        self.instance.old_flavor, self.instance.flavor = self.instance.flavor, flavor
-        return told
-
-    def finish(self, told: str, **more: Any) -> None:
-        self.driver.finish_migration(None, self.migration, self.instance, told, [], self.image, True, self.info(), **more)  # noqa: FBT003
-
-    def confirm(self) -> None:
-        self.driver.confirm_migration(None, self.migration, self.instance, [])
-
-    def revert(self, *, power_on: bool = False) -> None:
-        self.instance.flavor = SMALL
-        self.driver.finish_revert_migration(None, self.instance, [], self.migration, self.info(), power_on)
-
-    @property
-    def images(self) -> list[str]:
-        return [f"{self.instance.uuid}_{name}" for name in NAMES]
-
-    def sizes(self) -> list[int]:
-        return [self.there.size(name) // MIB for name in self.images]
-
-    def read(self) -> list[bytes]:
-        return [self.there.read(name, AT) for name in self.images[:2]]
-
-    def kept(self) -> list[list[str]]:
-        return [self.there.snapshots(name) for name in self.images[:2]]
-
-    def await_boot(self) -> None:
-        wait_until(lambda: boot_line(CLONED) in self.there.place.console(self.instance), "it boots")
+SCRIPT = Path(__file__).parent / "ceph_maker.py"
 
 
 @pytest.fixture
@@ -196,6 +138,8 @@ def test_a_guest_moves_to_a_host_that_shares_the_directory_and_the_ceph(
 def test_what_was_let_go_of_is_not_put_back(one: Resized) -> None:
     """Whoever was killed in the middle of a confirmation is followed by another one."""
     one.finish(one.begin(), power_on=False)
+    with pytest.raises(OperationFailed, match="a resize of the instance"):
+        one.driver.rebuild(None, one.instance, one.image, [], None, {}, [], print, print, network_info=[])
     with one.there.opened(one.images[0], read_only=False) as image:
         image.remove_snap("nova-resize")
     with pytest.raises(OperationFailed, match="kept of its disk disk is gone"):
@@ -205,12 +149,45 @@ def test_what_was_let_go_of_is_not_put_back(one: Resized) -> None:
     assert ([[], []], [2048, 2048, 48]) == (one.kept(), one.sizes())
 
 
-def test_the_next_driver_puts_back_what_was_begun_by_who_was_killed(one: Resized) -> None:
-    mark = one.there.place.instances / one.instance.uuid / "resizing"
-    (mark.parent / "resized-in-place").write_text('["disk", "disk.eph0"]')
-    for name in one.images[:2]:
-        with one.there.opened(name, read_only=False) as image:
-            image.create_snap("nova-resize")
-    mark.write_text("node1")
+def long(function: str) -> Any:
+    return pytest.param(function, marks=pytest.mark.long)
+
+
+def killed(one: Resized, step: str, function: str) -> None:
+    """Whoever does this step is killed before this function is called."""
+    config = one.there.place.root / "killed.toml"
+    config.write_text(one.there.text())
+    argv = [sys.executable, os.fspath(SCRIPT), os.fspath(config), one.image.id, one.instance.uuid, function, step]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(argv, env=environment, capture_output=True, check=False)
+    assert -signal.SIGKILL == done.returncode, done.stderr.decode()
+
+
+@pytest.mark.parametrize("function", ["migrating._fill", *map(long, ("snapshots.make_snapshot", "kept.keep", "kept._unmark"))])
+def test_the_next_driver_puts_back_what_was_begun_by_who_was_killed(one: Resized, function: str) -> None:
+    killed(one, "begin", function)
     one.there.driver().cleanup_host("node1")
-    assert ([[], []], {"disk.config"}) == (one.kept(), set(os.listdir(mark.parent)))
+    directory = one.there.place.instances / one.instance.uuid
+    assert ([[], []], {"disk.config"}) == (one.kept(), set(os.listdir(directory)))
+    assert ([OLD, OLD], [1024, 1024, 32]) == (one.read(), one.sizes())
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["kept.put_back", *map(long, ("keeping.put_back", "keptdisks.remove_others", "keptdisks.clear", "resizing._define"))],
+)
+def test_a_reversal_that_was_killed_is_brought_to_its_end(one: Resized, function: str) -> None:
+    one.finish(one.begin(), power_on=False)
+    for name in one.images[:2]:
+        one.there.write(name, NEW, AT)
+    killed(one, "revert", function)
+    one.revert()
+    assert ([OLD, OLD], [1024, 1024, 32], [[], []]) == (one.read(), one.sizes(), one.kept())
+
+
+@pytest.mark.parametrize("function", ["directory.rename_over_doomed", long("keeping.let_go")])
+def test_a_confirmation_that_was_killed_is_brought_to_its_end(one: Resized, function: str) -> None:
+    one.finish(one.begin(), power_on=False)
+    killed(one, "confirm", function)
+    one.confirm()
+    assert ([OLD, OLD], [2048, 2048, 48], [[], []]) == (one.read(), one.sizes(), one.kept())

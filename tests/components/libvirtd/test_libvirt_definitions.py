@@ -91,6 +91,6 @@ def test_an_image_in_a_ceph_is_reached_by_its_monitors(connection: Any) -> None:
     ("changed", "auth"), [({"secret": None}, []), ({"user": None}, [{"username": "admin"}])], ids=["a user", "a secret"]
 )
 def test_who_asks_a_ceph_is_told_with_a_secret_and_not_without(
-    connection: Any, changed: dict[str, None], auth: list[dict[str, str]]
+    connection: Any, changed: dict[str, Any], auth: list[dict[str, str]]
 ) -> None:
     assert auth == attributes(defined(connection, replace(CEPH, **changed)), "source/auth")

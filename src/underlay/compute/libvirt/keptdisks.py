@@ -108,6 +108,17 @@ def spared(directory: InstanceDirectory) -> Collection[str]:
     return frozenset(listed(directory.kept))
 
 
+def refuse_kept(directory: InstanceDirectory) -> None:
+    """Refuse to make disks anew that a reversal would put back.
+
+    Raises:
+        OperationFailed
+    """
+    if names := sorted(spared(directory)):
+        what = f"a resize of the instance {directory.uuid} keeps what its disks {', '.join(names)} were"
+        raise OperationFailed(what, hint="confirm or revert the resize")
+
+
 def remove_others(site: Site, directory: InstanceDirectory) -> None:
     """Remove the disks in such storages that are not listed in what is kept: they were made since, or are made anew.
 

@@ -112,6 +112,7 @@ def rebuild(
     networks.plug(instance, network_info)
     site.domain(instance).state()
     refuse_leaving(site, instance.uuid)
+    keptdisks.refuse_kept(site.directory(instance))
     with claiming.alone(site.directory(instance)), ExitStack() as holding:
         if any(disk.role == "image" for disk in disks):
             _bring(site, instance, image, holding)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ def test_directories_with_any_mtime_are_read_at_once(root: Path, stamp: int) -> 
     started = time.monotonic()
     sight = seen(root)
     assert (100, {}) == (len(disks(sight)), sight.failed)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 20
 
 
 def test_many_directories_and_files_are_read_in_bounded_time(root: Path) -> None:
@@ -107,7 +108,7 @@ def test_many_directories_and_files_are_read_in_bounded_time(root: Path) -> None
     started = time.monotonic()
     sight = seen(root)
     assert ([str(disk)], {}, 3002) == (disks(sight), sight.failed, len(sight.directories))
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
 
 
 def test_a_file_that_is_gone_before_it_is_read_is_no_failure(root: Path) -> None:
@@ -180,27 +181,26 @@ def test_a_disk_that_is_renamed_while_it_is_looked_for_is_found_or_told(root: Pa
             assert disks(sight) or sight.failed
 
 
-def come_and_go(directory: str) -> None:
-    """In a child, so that nothing waits for it."""
-    path = os.path.join(directory, "restless")
-    tell("begun")
-    while True:
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
-        os.unlink(path)
+def look_at_what_never_holds_still(root: str) -> None:
+    """In a child, whose every reading of a directory is disturbed: another process would have to be as quick as we are."""
+    path = os.path.join(root, "web-1", "restless")
+
+    def disturb(event: str, _arguments: object) -> None:
+        if event == "os.scandir":
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+            os.unlink(path)
+
+    sys.addaudithook(disturb)
+    started = time.monotonic()
+    sight = seen(Path(root))
+    tell(f"{sorted(sight.failed)} {time.monotonic() - started < 60}")
 
 
 def test_a_directory_that_never_holds_still_is_told_in_bounded_time(root: Path) -> None:
     directory = root / "web-1"
     directory.mkdir()
-    for number in range(2000):  # so that reading it takes its time
-        (directory / f"file-{number}").touch()
-    with start(come_and_go, directory) as child:
-        assert "begun" == child.hear()
-        started = time.monotonic()
-        sight = seen(root)
-        took = time.monotonic() - started
-    assert {str(directory)} == set(sight.failed)
-    assert took < 20
+    with start(look_at_what_never_holds_still, root) as child:
+        assert f"{[str(directory)]} True" == child.hear()
 
 
 def test_directories_that_vanish_are_no_failure(root: Path) -> None:

@@ -1,7 +1,8 @@
 """Does one thing to an instance in a process that can be killed, or that kills itself at a step.
 
 ``libvirt_maker.py ROOT URI REF UUID [WHAT [EVENT TEXT]]``: WHAT is spawn, rebuild, destroy or snapshot. At the first of the
-interpreter's audit events that is called EVENT and has TEXT in an argument the process dies, before what the event tells of.
+interpreter's audit events that is called EVENT and has TEXT in an argument the process dies, before what the event tells of;
+where EVENT is ``call``, as the function of the driver begins whose qualified name TEXT is.
 """
 
 import os
@@ -9,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 from libvirt_stage import CONFIG, record
@@ -58,7 +59,11 @@ def die_at(event: str, text: str) -> None:
         if name == event and any(text in str(one) for one in arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(hear)
+    def follow(frame: FrameType, happens: str, _argument: Any) -> None:
+        if happens == "call" and frame.f_code.co_qualname == text and "/compute/libvirt/" in frame.f_code.co_filename:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(follow) if event == "call" else sys.addaudithook(hear)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ class LinuxPlace:
         return record(image, flavor=FakeFlavor(memory_mb=_MEMORY), kernel_id=kernel, ramdisk_id=ramdisk, **more)
 
     def lines(self, instance: FakeInstance, word: str) -> list[str]:
-        """What the guest has written behind a word, line by line."""
-        lines = self.place.console(instance).splitlines()
+        """What the guest has written behind a word, by lines that are whole."""
+        lines = self.place.console(instance).rpartition("\n")[0].splitlines()
         return [line.partition(word)[2].strip() for line in lines if line.startswith(word)]
 
     def await_agent(self, driver: LibvirtDriver, instance: FakeInstance) -> None:

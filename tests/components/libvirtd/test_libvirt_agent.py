@@ -73,8 +73,16 @@ class Up:
         """What the agent's hook has heard."""
         return self.linux.lines(self.instance, HOOK)
 
+    def await_hook(self, heard: list[str]) -> None:
+        """Wait until it has heard of a freeze and of a thaw: they may be told later than the agent answers."""
+        both = lambda: "freeze thaw" in " ".join(self.heard()[len(heard) :])  # noqa: E731
+        wait_until(both, "the hook hears of both")
+
     def is_frozen(self) -> bool:
         return is_frozen(self.linux, self.instance)
+
+    def goes_on(self) -> bool:
+        return goes_on(self.linux, self.instance)
 
     @contextmanager
     def told(self, **properties: str) -> Iterator[FakeImage]:
@@ -113,10 +121,20 @@ def running(driver: LibvirtDriver, linux: LinuxPlace, image: FakeImage) -> Itera
 
 
 def is_frozen(linux: LinuxPlace, instance: FakeInstance) -> bool:
-    time.sleep(0.5)  # what was on its way
-    before = linux.lines(instance, WROTE)
-    time.sleep(FROZEN)
-    return before == linux.lines(instance, WROTE)
+    """Whether it comes to write nothing; what was on its way may still arrive."""
+    for _ in range(5):
+        before = linux.lines(instance, WROTE)
+        time.sleep(FROZEN)
+        if before == linux.lines(instance, WROTE):
+            return True
+    return False
+
+
+def goes_on(linux: LinuxPlace, instance: FakeInstance) -> bool:
+    """Whether it writes, as soon as it may: the first number may have been on its way."""
+    before = len(linux.lines(instance, WROTE))
+    wait_until(lambda: len(linux.lines(instance, WROTE)) > before + 1, "the guest writes")
+    return True
 
 
 @pytest.mark.parametrize("case", AGENT_CASES, ids=str)
@@ -140,14 +158,14 @@ def test_a_guest_writes_nothing_between_quiesce_and_unquiesce(up: Up) -> None:
     assert up.is_frozen()
     for _ in range(2):
         driver.unquiesce(None, instance, image)
-    assert not up.is_frozen()
-    assert [*heard, "freeze", "thaw"] == up.heard()[: len(heard) + 2]
+    assert up.goes_on()
+    up.await_hook(heard)
 
 
 def test_who_is_killed_after_a_freeze_leaves_a_guest_that_can_be_thawed(up: Up) -> None:
     up.driver.quiesce(None, up.instance, up.image)
     up.driver.post_interrupted_snapshot_cleanup(None, up.instance)
-    assert not up.is_frozen()
+    assert up.goes_on()
 
 
 def test_what_fails_while_file_systems_are_frozen_thaws_them(up: Up) -> None:
@@ -157,7 +175,7 @@ def test_what_fails_while_file_systems_are_frozen_thaws_them(up: Up) -> None:
 
     with pytest.raises(ZeroDivisionError), guestagent.quiesced(up.driver.site, up.instance, up.image):
         fail()
-    assert not up.is_frozen()
+    assert up.goes_on()
 
 
 def test_who_is_killed_in_a_snapshot_leaves_a_guest_that_the_next_driver_thaws(up: Up) -> None:
@@ -166,7 +184,7 @@ def test_who_is_killed_in_a_snapshot_leaves_a_guest_that_the_next_driver_thaws(u
     (left / "maker").write_text("node1")
     up.driver.quiesce(None, up.instance, up.image)
     up.linux.place.driver().cleanup_host("node1")
-    assert not up.is_frozen()
+    assert up.goes_on()
     assert not left.exists()
 
 
@@ -176,7 +194,7 @@ def test_file_systems_are_thawed_by_a_libvirt_that_was_restarted_meanwhile(up: U
         daemon.stop()
         later.start()
     later.join()
-    assert not up.is_frozen()
+    assert up.goes_on()
 
 
 def test_file_systems_of_a_guest_that_is_paused_meanwhile_are_thawed_when_it_goes_on(up: Up) -> None:
@@ -185,7 +203,7 @@ def test_file_systems_of_a_guest_that_is_paused_meanwhile_are_thawed_when_it_goe
         up.driver.pause(up.instance)
         later.start()
     later.join()
-    assert not up.is_frozen()
+    assert up.goes_on()
 
 
 def test_a_password_is_set_by_the_agent(up: Up) -> None:
@@ -264,7 +282,7 @@ def test_an_agent_that_is_late_leaves_nothing_frozen(linux: LinuxPlace) -> None:
                 driver.quiesce(None, instance, image)
             wait_until(lambda: "freeze" in linux.lines(instance, HOOK), "it freezes, though nobody waits any more")
             wait_until(lambda: "thaw" in linux.lines(instance, HOOK), "and is thawed")
-            assert not is_frozen(linux, instance)
+            assert goes_on(linux, instance)
     finally:
         driver.cleanup_host("node1")
 
@@ -277,7 +295,7 @@ def test_who_is_interrupted_while_a_guest_freezes_leaves_nothing_frozen(linux: L
             driver.quiesce(None, instance, image)
         wait_until(lambda: "freeze" in linux.lines(instance, HOOK), "it freezes, though nobody waits any more")
         wait_until(lambda: "thaw" in linux.lines(instance, HOOK), "and is thawed")
-        assert not is_frozen(linux, instance)
+        assert goes_on(linux, instance)
 
 
 @contextmanager
@@ -315,8 +333,8 @@ def test_a_live_snapshot_is_of_frozen_file_systems(up: Up, required: str) -> Non
     heard = up.heard()
     with up.told(os_require_quiesce=required):
         assert is_clean(taken(up.linux, up.driver, up.instance))
-    assert [*heard, "freeze", "thaw"] == up.heard()
-    assert not up.is_frozen()
+    up.await_hook(heard)
+    assert up.goes_on()
 
 
 def test_a_snapshot_without_an_agent_is_taken_unless_it_has_to_be_of_frozen_file_systems(
@@ -342,6 +360,6 @@ def test_a_snapshot_without_an_agent_is_taken_unless_it_has_to_be_of_frozen_file
 def test_linux_lets_go_of_an_interface(up: Up, bridge: str) -> None:
     vif = fake_vif(40, bridge=bridge)
     up.driver.attach_interface(None, up.instance, up.image, vif)
-    wait_until(lambda: up.linux.lines(up.instance, LINKS)[-1] == "eth0 lo", "the guest has an interface")
+    wait_until(lambda: up.linux.lines(up.instance, LINKS)[-1:] == ["eth0 lo"], "the guest has an interface")
     up.driver.detach_interface(None, up.instance, vif)
-    wait_until(lambda: up.linux.lines(up.instance, LINKS)[-1] == "lo", "the guest has it no more")
+    wait_until(lambda: up.linux.lines(up.instance, LINKS)[-1:] == ["lo"], "the guest has it no more")

@@ -53,8 +53,13 @@ def stopped(daemon: Daemon) -> Iterator[None]:
         daemon.process.send_signal(signal.SIGCONT)
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def there_are() -> tuple[int, int]:
+    """How many threads and descriptors; a thread may be about to end, and is counted all the same."""
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+
+def no_more_than(before: tuple[int, int]) -> bool:
+    return all(now <= then for now, then in zip(there_are(), before, strict=True))
 
 
 def test_what_came_too_late_is_not_done_when_libvirt_goes_on(place: Place) -> None:
@@ -72,7 +77,7 @@ def test_what_came_too_late_is_not_done_when_libvirt_goes_on(place: Place) -> No
                 change()
         assert threads < threading.active_count()
     assert time.monotonic() - began < 30
-    wait_until(lambda: threads == threading.active_count(), "the questions end")
+    wait_until(lambda: threads >= threading.active_count(), "the questions end")
     assert (states.RUNNING, run) == (driver.get_info(instance).state, driver.get_info(instance).internal_id)
     for connection in (known, new):
         connection.close()
@@ -91,7 +96,7 @@ def test_a_libvirt_with_many_questions_left_is_asked_no_more_until_it_answers(pl
         with pytest.raises(HypervisorUnavailable, match="has not answered 16 questions"):
             connection.ask(lambda handle: handle.numOfDomains(), seconds=30)
         assert threads + 16 >= threading.active_count()
-    wait_until(lambda: threads == threading.active_count(), "the questions end")
+    wait_until(lambda: threads >= threading.active_count(), "the questions end")
     assert [] == uuids(connection)
     connection.close()
 
@@ -102,7 +107,7 @@ def test_a_libvirt_that_says_nothing_is_taken_for_gone_and_its_questions_end(pla
     with stopped(place.daemon):
         with pytest.raises(HypervisorUnavailable, match="does not answer for 1 s"):
             driver.list_instances()
-        wait_until(lambda: threads == threading.active_count(), "the question ends while libvirt still hangs")
+        wait_until(lambda: threads >= threading.active_count(), "the question ends while libvirt still hangs")
     wait_until(lambda: _answers(driver), "it is asked anew")
     driver.cleanup_host("node1")
 
@@ -116,15 +121,15 @@ def _answers(driver: LibvirtDriver) -> bool:
 
 def test_no_thread_and_no_descriptor_is_left_of_services_that_ended(place: Place) -> None:
     place.driver().cleanup_host("node1")  # what stays open once, such as libvirt's own loop
-    before = (threading.active_count(), descriptors())
+    before = there_are()
     for _ in range(10):
         place.driver().cleanup_host("node1")
-    wait_until(lambda: before == (threading.active_count(), descriptors()), "all is let go of")
+    wait_until(lambda: no_more_than(before), "all is let go of")
 
 
 def test_nothing_is_left_of_connections_that_broke_or_came_too_late(place: Place) -> None:
     place.driver().cleanup_host("node1")
-    before = (threading.active_count(), descriptors())
+    before = there_are()
     driver = place.driver()
     for _ in range(2):
         place.daemon.stop()
@@ -134,6 +139,6 @@ def test_nothing_is_left_of_connections_that_broke_or_came_too_late(place: Place
     late = LibvirtDriver(None, host=place.host(more='timeout = "1s"'))
     with stopped(place.daemon), pytest.raises(HypervisorUnavailable):
         late.init_host("node1")
-    wait_until(lambda: before[0] == threading.active_count(), "who opened it too late closes it")
+    wait_until(lambda: before[0] >= threading.active_count(), "who opened it too late closes it")
     place.driver().cleanup_host("node1")  # whose loop lets go of the descriptor: the late one's had ended
-    wait_until(lambda: before == (threading.active_count(), descriptors()), "all is let go of")
+    wait_until(lambda: no_more_than(before), "all is let go of")

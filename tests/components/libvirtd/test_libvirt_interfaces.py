@@ -91,7 +91,7 @@ def test_an_interface_is_given_to_a_running_guest_for_good_and_taken_again(
     driver.power_off(instance)
     driver.power_on(None, instance, [vif])
     assert (True, True) == has(place, instance, vif)
-    wait_until(lambda: place.console(instance).count("UNDERLAY") == 1, "it boots again")
+    place.await_boot(instance)
     driver.detach_interface(None, instance, vif)
     assert (False, False) == has(place, instance, vif)
     assert (False, states.RUNNING) == ((DEVICES / vif["devname"]).exists(), driver.get_info(instance).state)
@@ -125,9 +125,8 @@ def test_a_guest_that_does_not_let_go_keeps_its_interface_until_it_does(
     assert ((False, False), False) == (has(place, instance, vif), taps.is_there(vif["devname"]))
 
 
-def test_a_guest_that_answers_late_is_waited_for(
-    place: Place, driver: LibvirtDriver, instance: FakeInstance, bridge: str
-) -> None:
+def test_a_guest_that_answers_late_is_waited_for(place: Place, instance: FakeInstance, bridge: str) -> None:
+    driver = place.driver(more='device_detach_attempts = 15\ndevice_detach_timeout = "2s"')
     vif = fake_vif(4, bridge=bridge)
     driver.power_on(None, instance, [])
     place.await_boot(instance)
@@ -138,6 +137,7 @@ def test_a_guest_that_answers_late_is_waited_for(
     driver.detach_interface(None, instance, vif)
     later.join()
     assert (False, False) == has(place, instance, vif)
+    driver.cleanup_host("node1")
 
 
 def test_what_is_there_is_not_given_again_and_what_is_not_is_not_taken(

@@ -78,7 +78,8 @@ def answered(machine: Machine, schema: str, *arguments: str | Path) -> Any:
 
 def await_boot(vm: Any) -> None:
     log = Path(vm["console_log"])
-    wait_until(lambda: log.exists() and boot_line(MESSAGE) in log.read_text(errors="replace"), f"{vm['name']} boots")
+    line = f"{boot_line(MESSAGE)}\r\n".encode()
+    wait_until(lambda: log.exists() and line in log.read_bytes(), f"{vm['name']} boots")
 
 
 def lasting(vm: Any) -> Any:
@@ -117,6 +118,7 @@ def foreign(daemon: Daemon, name: str, more: str = "") -> Iterator[None]:
 @pytest.mark.component("virsh")
 def test_the_life_of_a_machine(machine: Machine, daemon: Daemon, image: str) -> None:
     made = create(machine, "web", image, "--wait")
+    await_boot(made)  # the command waits for the first word
     assert ("web", "running", "qemu", image, 32 * MIB, 1, []) == tuple(
         made[key] for key in ("name", "state", "virt_type", "image", "memory", "vcpus", "interfaces")
     )
@@ -327,7 +329,7 @@ def test_a_snapshot_is_an_image_for_other_machines(machine: Machine, image: str)
     assert (14, "invalid-name") == (as_in_glance.status, as_in_glance.error["code"])
     answered(machine, "vm-delete", "delete", "web", "--yes")
 
-    create(machine, "web-2", target.as_uri(), "--wait")
+    await_boot(create(machine, "web-2", target.as_uri(), "--wait"))
     assert boot_line(MESSAGE) in answered(machine, "vm-console", "console", "web-2")["output"]
 
 

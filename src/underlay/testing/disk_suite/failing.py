@@ -5,7 +5,9 @@ import signal
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from underlay.errors import BackendUnavailable, DiskNotFound, InsufficientSpace, UnderlayError
 from underlay.model import DiskSpec, Extraction
@@ -26,7 +28,7 @@ from underlay.testing.disk_suite.case import (
 from underlay.testing.disk_suite.stage import Away, Full, Killed
 
 _KILLS = 8
-_SETTLED = 0.05  # seconds in which the kernel has ended what died with a process
+_SETTLED = 30.0  # seconds in which the kernel has ended what died with a process
 
 
 @case(Full)
@@ -150,13 +152,27 @@ def _killed(work: Callable[[], object], *, after: float) -> None:
         pid = os.fork()
     if pid == 0:
         try:
+            os.setpgid(0, 0)  # its tools are in its group
             work()
         finally:
             os._exit(0)
     time.sleep(after)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    time.sleep(_SETTLED)
+    deadline = time.monotonic() + _SETTLED
+    while _alive(pid):
+        expect(time.monotonic() < deadline, f"the tools of who was killed end with it, within {_SETTLED:g} s")
+        time.sleep(0.01)
+
+
+def _alive(group: int) -> list[int]:
+    """The processes of a group that have not ended (proc_pid_stat(5): after the name come the state, the parent, the group)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            state, _, its = path.read_bytes().rpartition(b")")[2].split()[:3]
+            found += [int(path.parent.name)] if int(its) == group and state not in (b"Z", b"X") else []
+    return found
 
 
 CASES: tuple[Case, ...] = (

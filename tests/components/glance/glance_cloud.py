@@ -100,13 +100,16 @@ def main(directory: Path) -> None:
 
 @contextmanager
 def _started(directory: Path) -> Iterator[None]:
-    keystone, glance, open_glance = (f"http://127.0.0.1:{port}" for port in _free_ports(3))
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    keystone, glance, open_glance = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in held)
     for name in ("fernet", "credential", "images", "staging", "tasks"):
         (directory / name).mkdir(mode=0o700, exist_ok=True)
     with ThreadPoolExecutor(1) as pool:
         database = pool.submit(_make_glance, directory, keystone=keystone, urls={"glance": glance, "open": open_glance})
         _make_keystone(directory, keystone)
         database.result()
+    for one in held:  # for the minute that this takes somebody else would take a port that is free
+        one.close()
     servers = [_serve(directory, "keystone", keystone)]
     try:
         servers += [_serve(directory, name, url) for name, url in (("glance", glance), ("open", open_glance))]
@@ -122,14 +125,6 @@ def _started(directory: Path) -> Iterator[None]:
         for server in servers:
             server.kill()
             server.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _make_keystone(directory: Path, url: str) -> None:

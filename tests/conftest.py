@@ -12,12 +12,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from signing import Keys, made_in
 from underlay import locks
 
-settings.register_profile("underlay", deadline=None, derandomize=bool(os.environ.get("CI")))
+# How long an example takes to be made says more of the machine than of the test.
+settings.register_profile(
+    "underlay", deadline=None, derandomize=bool(os.environ.get("CI")), suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("underlay")
 
 # A shell that starts the tests in its background lets them, and every program that they start, ignore the interrupt.

@@ -126,7 +126,7 @@ def test_on_a_terminal_an_error_is_one_line_below_the_bar(machine: Machine) -> N
 
 
 def test_elsewhere_long_work_tells_a_line_every_few_seconds(machine: Machine) -> None:
-    image = Served(bytes(range(256)) * 4096 * 8, etag='"1"', rate=MIB)
+    image = Served(bytes(range(256)) * 4096 * 8, etag='"1"', rate=5 * MIB / 4)
     with serving({"/a.img": image, "/b.img": image}) as server:
         processes = [
             machine.start("fetch", server.url("/a.img")),

@@ -23,7 +23,7 @@ from underlay.errors import LockLost, LockTimeout
 Take = Callable[..., AbstractContextManager[locks.Lock]]
 
 SOON = 0.05  # seconds that we wait for a lock which is not free
-LONG = 20.0  # seconds that we wait for one which will be
+LONG = 60.0  # seconds that we wait for one which will be
 
 
 @pytest.fixture

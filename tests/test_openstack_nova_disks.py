@@ -246,7 +246,7 @@ def test_many_at_once_fetch_an_image_once(machine: Machine) -> None:
             time.sleep(0.1)
             fetch(target=target)
 
-        begun.wait(10)
+        begun.wait(60)
         image(f"disk.{number // 2}").cache(slowly, NAME, 2 * MIB)
 
     with ThreadPoolExecutor(8) as pool:
@@ -316,7 +316,7 @@ def test_of_two_who_make_one_disk_that_stands_alone_one_does(machine: Machine, f
 
     def make(number: int) -> None:
         one = image("disk.swap", "raw")
-        begun.wait(10)
+        begun.wait(60)
         one.create_image(slowly, str(machine.base / filename), 2 * MIB)
 
     with ThreadPoolExecutor(2) as pool:
@@ -448,7 +448,7 @@ def test_a_process_that_is_killed_in_a_callback_leaves_nothing_that_anybody_take
     with start(fetch_until_killed) as child:
         wait_for_half(child)
         os.kill(child.pid, signal.SIGKILL)
-        child.process.wait(10)
+        child.process.wait(60)
     assert not (machine.base / NAME).exists()
     assert set() == disks(machine)
     fetch = Fetch(b"w" * MIB)
@@ -470,7 +470,7 @@ def test_while_one_process_fetches_another_waits_for_it(machine: Machine) -> Non
         waiting.join(0.3)
         assert [] == fetch.calls
         os.kill(child.pid, signal.SIGKILL)
-        waiting.join(10)
+        waiting.join(60)
     assert 1 == len(fetch.calls)
 
 
@@ -569,7 +569,7 @@ def test_a_copy_that_fails_or_is_killed_leaves_no_link(machine: Machine, tmp_pat
         waiting.join(0.2)
         assert [] == fetch.calls
         os.kill(child.pid, signal.SIGKILL)
-        waiting.join(10)
+        waiting.join(60)
     assert ({NAME}, False, 1) == (cached(machine), (machine.base / NAME).is_symlink(), len(fetch.calls))
 
 

@@ -135,7 +135,7 @@ def test_a_fetch_that_is_killed_leaves_nothing_beside_its_path_and_what_it_leave
         while not list(machine.base.glob(".underlay/tmp/*/.underlay/tmp/*/download")) and time.monotonic() < end:
             time.sleep(0.02)
         os.kill(child.pid, signal.SIGKILL)
-        child.process.wait(10)
+        child.process.wait(60)
     assert [] == os.listdir(target.parent)
     assert 1 == len(os.listdir(machine.base / ".underlay/tmp"))
     fetch(None, served(server, b"j" * MIB), os.fspath(target))

@@ -224,7 +224,7 @@ def test_a_now_of_the_callers_is_believed(machine: Machine, days: int) -> None:
 def test_the_clock_of_a_cache_is_this_hosts_where_its_file_system_is(machine: Machine) -> None:
     problems: list[Problem] = []
     clock = observation._clock(machine.base, problems)
-    assert abs((datetime.now(UTC) - clock).total_seconds()) < 5
+    assert abs((datetime.now(UTC) - clock).total_seconds()) < 60
     assert [] == problems
 
 
@@ -232,7 +232,7 @@ def look_at_the_clock(config: str) -> None:
     machine = Machine(Path(config).parent, Path(), Path(), Path(config))
     problems: list[Problem] = []
     clock = observation._clock(config_of(machine).caches["base"].root, problems)
-    tell(f"{abs((datetime.now(UTC) - clock).total_seconds()) < 5} {len(problems)}")
+    tell(f"{abs((datetime.now(UTC) - clock).total_seconds()) < 60} {len(problems)}")
 
 
 @pytest.mark.component("root")

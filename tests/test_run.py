@@ -35,7 +35,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until_dead(pid: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while is_alive(pid):
         assert time.monotonic() < deadline, f"{pid} lives on"
         time.sleep(0.01)
@@ -245,7 +245,7 @@ def test_a_child_that_keeps_the_pipes_open_is_not_waited_for(tmp_path: Path) -> 
     started = time.monotonic()
 
     with pytest.raises(ToolTimedOut):
-        sh(f"sleep 60 & echo $! > {tmp_path}/pid", limits=Limits(seconds=0.5))
+        sh(f"sleep 60 & echo $! > {tmp_path}/pid", limits=Limits(seconds=2))
 
     assert time.monotonic() - started < 10
     os.kill(int((tmp_path / "pid").read_text(encoding="ascii")), signal.SIGKILL)
@@ -263,8 +263,8 @@ def test_no_pipe_and_no_child_is_left() -> None:
         with pytest.raises(ToolFailed):
             run(["false"], limits=LIMITS)
 
-    assert before == set(os.listdir("/proc/self/fd"))
-    assert children == our_children()
+    assert set() == set(os.listdir("/proc/self/fd")) - before
+    assert set() == our_children() - children
 
 
 def test_an_interruption_kills_the_program(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_an_interruption_kills_the_program(tmp_path: Path) -> None:
         f"run(['sh', '-c', 'sleep 0.5; echo $$ > {tmp_path}/pid; exec sleep 60'], limits=Limits(seconds=60))\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text(encoding="ascii").strip():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -294,7 +294,7 @@ def test_a_program_that_is_bound_to_us_dies_with_us(tmp_path: Path) -> None:
         "run(['sh', '-c', script], limits=limits)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program]) as process:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not (tmp_path / "pid").exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -384,7 +384,7 @@ def test_a_tool_that_is_bound_to_us_dies_when_we_are_killed() -> None:
     # The tool's own standard error is a pipe of its caller's, so its pid is found as the caller's child.
     with subprocess.Popen([sys.executable, "-c", script]) as caller:
         children = Path(f"/proc/{caller.pid}/task/{caller.pid}/children")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not (found := children.read_text(encoding="ascii").split()) or not _sleeps(int(found[0])):
             assert time.monotonic() < deadline, "the tool never started"
             time.sleep(0.01)

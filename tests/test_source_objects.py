@@ -259,7 +259,7 @@ def test_a_body_that_trickles_is_given_up(server: Server) -> None:
 
 def test_a_body_that_is_slow_but_not_too_slow_is_read_to_its_end(server: Server) -> None:
     server.serve(PATH, Served(BODY, etag='"1"', rate=400_000))
-    assert BODY == fetched(source_of(server, Web(low_speed_limit=50_000, low_speed_time=0.2)))
+    assert BODY == fetched(source_of(server, Web(low_speed_limit=5_000, low_speed_time=0.2)))
 
 
 def test_a_server_without_ranges_says_so(server: Server) -> None:

@@ -45,7 +45,7 @@ from underlay.store import Store, images
 from underlay.values import replace
 
 NAME = "0123456789abcdef0123456789abcdef01234567"  # as Nova names a raw image
-LONG = 20.0
+LONG = 60.0
 OLD = 1_000_000_000  # seconds since the epoch: long ago
 
 
@@ -165,6 +165,7 @@ def test_a_staged_file_of_which_nothing_is_known_is_published_as_it_is_and_repla
 
 
 def test_many_publish_a_name_without_a_record_and_one_of_their_files_has_it(store: Store) -> None:
+    store = replace(store, lock_timeout=LONG)
     refs = [parse_ref(f"https://images.example/{number}") for number in range(8)]
     staged = [stage(store, bytes([number + 1]) * 4096, ref=ref) for number, ref in enumerate(refs)]
     with ThreadPoolExecutor(8) as pool:

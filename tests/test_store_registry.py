@@ -13,6 +13,7 @@ from storing import laid_out
 from underlay import locks
 from underlay.errors import LockTimeout, UnderlayError
 from underlay.store import Store, registry
+from underlay.values import replace
 
 
 @pytest.fixture
@@ -113,6 +114,7 @@ def test_novas_lock_is_waited_for_and_not_for_ever(store: Store, path: Path, tmp
 
 
 def test_stamps_at_once_lose_none(store: Store, path: Path) -> None:
+    store = replace(store, lock_timeout=60.0)
     threads = [threading.Thread(target=registry.stamp, args=(store, f"node{number}")) for number in range(8)]
     for thread in threads:
         thread.start()

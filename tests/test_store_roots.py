@@ -12,6 +12,7 @@ from storing import laid_out
 from underlay.errors import CacheMissing, InvalidName, UnderlayError
 from underlay.naming import CacheKind
 from underlay.store import Store, roots
+from underlay.values import replace
 
 NAME, OTHER = "0123456789abcdef0123456789abcdef01234567", "ffffffffffffffffffffffffffffffffffffffff.raw"
 DISK = Path("/srv/disks/a disk, oddly named\n.qcow2")
@@ -66,6 +67,8 @@ def test_the_last_root_of_an_image_leaves_nothing(store: Store) -> None:
 
 
 def test_roots_that_come_and_go_at_once_do_not_disturb_each_other(store: Store) -> None:
+    store = replace(store, lock_timeout=60.0)
+
     def come_and_go(number: int) -> None:
         for _ in range(20):
             roots.add(store, NAME, Path(f"/srv/{number}"))

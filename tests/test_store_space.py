@@ -24,7 +24,7 @@ from underlay.testing.fakes import Recorder
 
 pytestmark = pytest.mark.component("root", "tmpfs")
 
-LONG = 20.0
+LONG = 60.0
 Mounted = Callable[..., Path]
 
 

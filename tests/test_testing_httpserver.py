@@ -274,8 +274,8 @@ def test_after_the_block_nothing_listens_and_no_thread_is_left(certificate: Cert
                 server.wait_until_sent(path, 10 if path == "/stalls" else 5)
             silent = socket.create_connection(("127.0.0.1", urlsplit(server.base).port))
             started = time.monotonic()
-        assert time.monotonic() - started < 5
-        assert before == set(threading.enumerate())
+        assert time.monotonic() - started < 30
+        assert set() == set(threading.enumerate()) - before  # what a test before this one left may end meanwhile
         with pytest.raises(ConnectionRefusedError):
             ask(server, "/a", trust=trust)
         for client in (idle, stalled, slow, silent):

@@ -317,12 +317,12 @@ def test_a_relay_that_ends_while_it_is_away_and_one_that_stalls_leave_no_thread(
         waiting = connect(relay)
         waiting.request("GET", "/a.img")
         relay.ledger.changed.acquire()
-        relay.ledger.changed.wait_for(lambda: relay.ledger.count("GET", "/a.img"), timeout=10)
+        relay.ledger.changed.wait_for(lambda: relay.ledger.count("GET", "/a.img"), timeout=60)
         relay.ledger.changed.release()
     waiting.close()
     with relaying(server.base) as relay:
         relay.go_away()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert before >= threading.active_count()

@@ -38,7 +38,7 @@ def limited_to(threads: str) -> None:
 
 
 def slowly(number: int) -> tuple[int, int]:
-    time.sleep(0.01)
+    time.sleep(0.05)  # so that each thread has begun before all is done
     return number, threading.get_ident()
 
 

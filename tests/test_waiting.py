@@ -40,12 +40,12 @@ def test_work_that_gets_on_may_take_longer_than_its_time() -> None:
     pulse = Pulse()
 
     def work() -> str:
-        for _ in range(10):
+        for _ in range(25):
             time.sleep(0.05)
             pulse.beat()
         return "done"
 
-    assert "done" == within(0.25, work, pulse=pulse)
+    assert "done" == within(1.0, work, pulse=pulse)  # a machine that is busy may well sleep a while longer
 
 
 def test_work_that_gets_on_no_more_is_late() -> None:

@@ -19,7 +19,7 @@ from underlay.errors import UnsafeImage
 from underlay.formats import qcow2
 from underlay.formats.backing import NOTHING, References, read_references, targets
 
-LONG = 2.0  # seconds; what is bounded takes milliseconds
+LONG = 20.0  # seconds; what is bounded takes milliseconds
 HERE = "/var/instances/1"
 NAMES = st.binary(min_size=1, max_size=1023).filter(lambda name: 0 not in name)
 SEEDS = [

@@ -81,7 +81,7 @@ class Ledger:
         """Bytes of the path that were given to the network, over all requests."""
         return sum(request.sent for request in self.requests if plain_path(request.path) == path)
 
-    def wait_until_sent(self, path: str, length: int, *, seconds: float = 10) -> None:
+    def wait_until_sent(self, path: str, length: int, *, seconds: float = 60) -> None:
         """Wait until `sent` is at least ``length`` for the path.
 
         Raises:

@@ -259,7 +259,7 @@ class Recorder:
         with self._changed:
             return tuple(self._progress)
 
-    def wait_for_event(self, code: str, *, seconds: float = 10) -> Event:
+    def wait_for_event(self, code: str, *, seconds: float = 60) -> Event:
         """The first event of this code, as soon as there is one.
 
         Raises:
@@ -270,7 +270,7 @@ class Recorder:
                 raise TimeoutError(f"no event {code!r} in {seconds:g} s, but {', '.join(self.codes) or 'none'}")
             return next(event for event in self._events if event.code == code)
 
-    def wait_for_progress(self, stage: str, *, seconds: float = 10) -> Progress:
+    def wait_for_progress(self, stage: str, *, seconds: float = 60) -> Progress:
         """The first progress of this stage, as soon as there is one.
 
         Raises:

@@ -150,7 +150,7 @@ class Server:
         """Bytes of the path that were given to the network, over all requests."""
         return self._ledger.sent(path)
 
-    def wait_until_sent(self, path: str, length: int, *, seconds: float = 10) -> None:
+    def wait_until_sent(self, path: str, length: int, *, seconds: float = 60) -> None:
         """Wait until `sent` is at least ``length`` for the path.
 
         Raises:

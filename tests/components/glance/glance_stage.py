@@ -72,7 +72,7 @@ class GlanceStage:
     reader: Reader
     relay: Relay
     source: ImageSource
-    patience: float = 4.0
+    patience: float = 12.0
     secrets: Sequence[str] = (_PASSWORD,)
     sizes: dict[str, int] = field(default_factory=dict)
 
@@ -139,5 +139,5 @@ class GlanceStage:
 
 def reading(relay: Relay) -> GlanceSource:
     """The source, as its configuration has it for the reader; it keeps its token, as long as that is good."""
-    web = Web(connect_timeout=2, read_timeout=1)
+    web = Web(connect_timeout=5, read_timeout=3)  # with what Keystone and Glance take where the machine is busy
     return GlanceSource(cloud="reader", endpoints=(relay.base,), web=web)

@@ -28,10 +28,10 @@ class BucketStage:
     cannot: ClassVar[Mapping[type, str]] = MappingProxyType({})
     bucket: S3Place | GcsPlace | AzurePlace
     relay: Relay
-    patience: float = 3.0
+    patience: float = 6.0
     secrets: Sequence[str] = ()
     contents: dict[str, bytes] = field(default_factory=dict)
-    web: Web = field(default_factory=lambda: Web(connect_timeout=2, read_timeout=0.6))
+    web: Web = field(default_factory=lambda: Web(connect_timeout=2, read_timeout=1.2))
 
     @property
     def source(self) -> ImageSource:

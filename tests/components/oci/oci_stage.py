@@ -31,10 +31,10 @@ class ArtifactStage:
     relay: Relay
     pusher: Pusher
     logins: Path
-    patience: float = 3.0
+    patience: float = 6.0
     secrets: Sequence[str] = (PASSWORD, LOGIN)
     pushed: dict[str, Document] = field(default_factory=dict)
-    web: Web = field(default_factory=lambda: Web(connect_timeout=2, read_timeout=0.6))
+    web: Web = field(default_factory=lambda: Web(connect_timeout=2, read_timeout=1.2))
 
     def __post_init__(self) -> None:
         self._allow(LOGIN)

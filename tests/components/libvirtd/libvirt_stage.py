@@ -103,8 +103,7 @@ class Place:
     def copying_slowly(self, instance: FakeInstance) -> Iterator[None]:
         """The copy of the guest's disk that begins now goes on until the block ends, unless somebody ends it."""
         with self._domain(instance) as domain:
-            wait_until(lambda: _jobs(domain), "QEMU copies", pause=0.0)  # it does not copy for long
-            [job] = _jobs(domain)
+            [job] = wait_until(lambda: _jobs(domain), "QEMU copies", pause=0.0)  # it does not copy for long
             _tell_qemu(domain, "block-job-set-speed", device=job, speed=1)
             try:
                 yield
@@ -185,11 +184,13 @@ def command(*argv: str) -> None:
     subprocess.run(argv, check=True, capture_output=True)
 
 
-def wait_until(claim: Any, what: str, *, seconds: float = PATIENCE, pause: float = 0.05) -> None:
+def wait_until(claim: Any, what: str, *, seconds: float = PATIENCE, pause: float = 0.05) -> Any:
+    """What the claim answers, once that is true."""
     deadline = time.monotonic() + seconds
-    while not claim():
+    while not (answer := claim()):
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
         time.sleep(pause)
+    return answer
 
 
 @dataclass(slots=True)

@@ -643,8 +643,7 @@ def test_a_swap_whose_maker_is_killed_is_undone_by_who_finds_it(
     old, new = place.volume(size=8 * VOLUME, content=os.urandom(8 * VOLUME)), place.volume(size=1 << 30)
     attach(driver, instance, old)
     before = both(driver, instance)
-    with called(place, instance, "swap_volume", old, new, "INSTANCE", "/dev/vdb", 1) as swapper:
-        wait_until(lambda: "<mirror" in driver.site.domain(instance).xml(), "the copy goes on")
+    with called(place, instance, "swap_volume", old, new, "INSTANCE", "/dev/vdb", 1) as swapper, place.copying_slowly(instance):
         with pytest.raises(OperationFailed, match="is being swapped"):
             driver.swap_volume(None, old, place.volume(size=8 * VOLUME), instance, "/dev/vdb", 0)
         swapper.kill()
@@ -667,8 +666,7 @@ def test_a_guest_that_ends_during_a_swap_has_the_old_volume_when_it_starts(
 ) -> None:
     old, new = place.volume(size=8 * VOLUME, content=os.urandom(8 * VOLUME)), place.volume(size=1 << 30)
     attach(driver, instance, old)
-    with called(place, instance, "swap_volume", old, new, "INSTANCE", "/dev/vdb", 1) as swapper:
-        wait_until(lambda: "<mirror" in driver.site.domain(instance).xml(), "the copy goes on")
+    with called(place, instance, "swap_volume", old, new, "INSTANCE", "/dev/vdb", 1) as swapper, place.copying_slowly(instance):
         driver.power_off(instance)
         assert swapper.wait(60) not in (0, None)
     assert str(path_of(old)) == disks(driver, instance, inactive=True)["vdb"][0]

@@ -97,7 +97,8 @@ def a_host_tells_its_time_and_its_processors(stage: Stage) -> None:
     for key in ("kernel", "idle", "user", "iowait", "frequency"):
         expect(isinstance(stats[key], int) and stats[key] >= 0, f"{key} is an integer from 0 on")
     later = stage.driver.get_host_cpu_stats()
-    expect(all(later[key] >= stats[key] for key in ("kernel", "idle", "user")), "times only grow")
+    # Linux may tell less idle time than before, as that of a processor is reckoned in two ways.
+    expect(all(later[key] >= stats[key] for key in ("kernel", "user")), "times only grow")
     expect(stage.driver.get_host_uptime(), "the host tells how long it is up")
     expect(stage.driver.get_host_ip_addr(), "the host has an address")
 

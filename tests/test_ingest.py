@@ -631,7 +631,7 @@ def test_of_two_images_that_only_fit_one_at_a_time_the_second_is_refused_at_once
 
 @pytest.mark.component("root", "tmpfs")
 def test_many_at_once_never_run_into_the_end_of_the_file_system(mounted: Mounted) -> None:
-    store = laid_out(mounted("tmpfs", 24 * MIB), lock_timeout=60.0)
+    store = laid_out(mounted("tmpfs", 24 * MIB))
     pace = FakeImage(piece=256 * KIB, delay=0.001)
     served = {
         f"fake:{number}": replace(pace, content=os.urandom((3 + number) * MIB), announces_size=number % 2 == 0)

@@ -86,13 +86,18 @@ def test_what_came_too_late_is_not_done_when_libvirt_goes_on(place: Place) -> No
 
 
 def test_a_libvirt_with_many_questions_left_is_asked_no_more_until_it_answers(place: Place) -> None:
+    place.driver().cleanup_host("node1")  # from then on there is libvirt's own loop, also when this is a process's first test
     connection = Connection(place.daemon.uri, timeout=30)
     uuids(connection)
     threads = threading.active_count()
     with stopped(place.daemon):
-        for _ in range(16):
-            with pytest.raises(HypervisorUnavailable, match=r"does not answer for 0\.1 s"):
+        for _ in range(100):  # one that does not begin in time, as on a machine that is busy, is not left
+            with pytest.raises(
+                HypervisorUnavailable, match=r"does not answer for 0\.1 s|has not answered 16 questions"
+            ) as caught:
                 connection.ask(lambda handle: handle.numOfDomains(), seconds=0.1)
+            if "16 questions" in str(caught.value):
+                break
         with pytest.raises(HypervisorUnavailable, match="has not answered 16 questions"):
             connection.ask(lambda handle: handle.numOfDomains(), seconds=30)
         assert threads + 16 >= threading.active_count()

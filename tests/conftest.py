@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from signing import Keys, made_in
+from thorough import LONG
 from underlay import locks
 
 # How long an example takes to be made says more of the machine than of the test.
@@ -27,7 +28,6 @@ settings.load_profile("underlay")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRE = "UNDERLAY_REQUIRE_COMPONENTS"
-LONG = "UNDERLAY_LONG_TESTS"
 
 
 def _program(name: str, package: str) -> Callable[[], str | None]:

@@ -12,6 +12,7 @@ import pytest
 from ceph_stage import CONTENT, MIB, RbdStage, base_image, claim, of_disk, omap, pool_of, set_omap, spec_at, spec_of
 from ceph_worker import Task, work
 
+from thorough import thorough
 from underlay.errors import DiskExists, DiskNotFound
 from underlay.values import replace
 
@@ -57,7 +58,7 @@ def test_who_is_killed_while_cloning_leaves_a_whole_disk_or_none(stage: RbdStage
         stage.backend.remove(made)
         assert set() == of_disk(stage, spec)
 
-    killed_before_each_step(lambda: Task(stage.backend, "clone", (version, spec_of(stage))), after, stride=3)
+    killed_before_each_step(lambda: Task(stage.backend, "clone", (version, spec_of(stage))), after, stride=thorough(5, 3))
 
 
 def test_who_is_killed_while_removing_leaves_a_whole_disk_or_none(stage: RbdStage) -> None:
@@ -73,7 +74,7 @@ def test_who_is_killed_while_removing_leaves_a_whole_disk_or_none(stage: RbdStag
     def begin() -> Task:
         return Task(stage.backend, "remove", (stage.backend.clone(version, spec_of(stage)),))
 
-    killed_before_each_step(begin, after, stride=3)
+    killed_before_each_step(begin, after, stride=thorough(5, 3))
 
 
 def test_who_is_killed_while_making_a_snapshot_leaves_nothing_that_stays(stage: RbdStage) -> None:
@@ -92,7 +93,7 @@ def test_who_is_killed_while_making_a_snapshot_leaves_nothing_that_stays(stage: 
         stage.backend.discard_snapshot(location)
         assert {disk.path.name} == of_disk(stage, spec_at(disk))
 
-    killed_before_each_step(lambda: Task(stage.backend, "snapshot", (disk, next(names))), after, stride=9)
+    killed_before_each_step(lambda: Task(stage.backend, "snapshot", (disk, next(names))), after, stride=thorough(20, 9))
 
 
 @pytest.mark.parametrize("known_as", ["the old name", "the new name"])

@@ -9,12 +9,13 @@ from hypothesis import HealthCheck, event, given, settings
 from ironic_environment import Ironic, running
 from ironic_trees import AHEAD, NAMES, Case, Master, build, cases, names_in
 
+from thorough import thorough
 from underlay.openstack.ironic import ImageCache
 from underlay.values import replace
 
 pytestmark = pytest.mark.component("ironic", "root", "ext4")
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-examples = settings(max_examples=100, suppress_health_check=slow)
+examples = settings(max_examples=thorough(50, 100), suppress_health_check=slow)
 
 
 @pytest.fixture(scope="module")

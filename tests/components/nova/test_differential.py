@@ -11,12 +11,13 @@ from nova_environment import Nova, running
 from nova_sides import Side, broken_disks, by_nova, by_underlay
 from nova_trees import EXT4, VFAT, Tree, fingerprint, trees
 
+from thorough import thorough
 from underlay.naming import CacheKind, kind_of_name
 
 pytestmark = [pytest.mark.component("nova"), pytest.mark.component("qemu-img")]
 KEEP_RECENT, LEFTOVER_AGE = 900.0, 86400.0
 NTFS = "68e98b8"
-examples = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+examples = settings(max_examples=thorough(40, 100), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_where_nova_endangers_disks_none_of_them_loses_its_base(nova: Nova, tree
         assert set() == _beneath_used(tree) & ours.removed
 
 
-@settings(examples, max_examples=50)
+@settings(examples, max_examples=thorough(20, 50))
 @given(tree=trees(dangerous=True))
 def test_within_nova_the_same_goes_as_by_our_own_command(nova: Nova, tree: Tree) -> None:
     with tempfile.TemporaryDirectory() as scratch:

@@ -27,6 +27,7 @@ from underlay.compute.errors import (
     UnableToMigrateToSelf,
     VirtualInterfacePlugException,
 )
+from underlay.compute.libvirt.devicerecords import records_of, tags_of_vifs
 from underlay.compute.libvirt.guestxml import parsed
 from underlay.compute.libvirt.livemigration import checks
 from underlay.compute.livemigration import InterfaceMigrateData, LibvirtLiveMigrateData, UnderlayLiveMigrateData, VIFMigrateData
@@ -447,8 +448,13 @@ def test_a_preparation_that_fails_leaves_nothing(pair: Pair, bridge: str) -> Non
 
 
 def test_interfaces_are_as_the_network_service_has_them_there(pair: Pair, bridge: str) -> None:
-    pair.network_info = [fake_vif(bridge=bridge)]
+    """And where they were in the guest, now and at its next start, so that what is written down of their tags is true."""
+    pair.info, pair.network_info = {**BLOCK_DEVICES, "swap": None, "ephemerals": []}, [fake_vif(bridge=bridge)]
     instance = pair.spawn()
+    late = fake_vif(2, bridge=bridge) | {"tag": "late"}
+    pair.source.attach_interface(None, instance, instance.image_meta, late)
+    pair.network_info.append(late)
+    before = pair.source.site.domain(instance).xml(), pair.source.site.domain(instance).xml(inactive=True)
     data = pair.check(instance)
     other = VIFMigrateData(port_id=pair.network_info[0]["id"], vif_type="bridge", vif_details={"bridge_name": f"{bridge}x"})
     with pytest.raises(VirtualInterfacePlugException, match=f"{bridge}x"):
@@ -459,4 +465,8 @@ def test_interfaces_are_as_the_network_service_has_them_there(pair: Pair, bridge
     devices = parsed(pair.destination.site.domain(instance).xml()).find("devices/interface/source")
     assert devices is not None
     assert bridge == devices.get("bridge")
+    after = pair.destination.site.domain(instance).xml(), pair.destination.site.domain(instance).xml(inactive=True)
+    [record] = instance.device_metadata.devices
+    tags = tags_of_vifs(pair.network_info)
+    assert [[record]] * 4 == [[*getattr(records_of(text, tags), "devices", ())] for text in (*before, *after)]
     pair.destroy(instance)

@@ -130,4 +130,4 @@ class LibvirtLiveMigration(LiveMigration, Located):
     ) -> None:
         """As the contract has it."""
         networks.plug(instance, network_info)
-        arriving.make_last(self.site, self.moves, instance, network_info, block_device_info)
+        arriving.make_last(self.site, self.moves, instance)

@@ -9,8 +9,8 @@ from typing import Any
 
 from underlay.compute.arguments import BlockDeviceInfo, Instance, MigrateData, NetworkInfo, Vif
 from underlay.compute.errors import ComputeError, InstanceExists, InstanceNotFound, MigrationPreCheckError, OperationFailed
-from underlay.compute.libvirt import domain as domains, guestxml, localdisks, networks, volumedisks
-from underlay.compute.libvirt.assembling import assembled, deliver_kernel
+from underlay.compute.libvirt import domain as domains, localdisks, networks
+from underlay.compute.libvirt.assembling import deliver_kernel
 from underlay.compute.libvirt.diskplan import properties_of
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.guestplan import interfaces_of
@@ -172,23 +172,18 @@ def give_up(site: Site, moves: Moves, instance: Instance) -> None:
     moves.settled(instance.uuid)
 
 
-def make_last(
-    site: Site, moves: Moves, instance: Instance, network_info: NetworkInfo | None, info: BlockDeviceInfo | None
-) -> None:
-    """Have a guest that has come be started from here as it is to be, and take the mark away.
+def make_last(site: Site, moves: Moves, instance: Instance) -> None:
+    """Have a guest that has come last over a restart of the host, and take the mark away.
+
+    It is defined as its source had it, with each device at its address: its guest, and who has written down where its tagged
+    devices are, find them there after its next start too.
 
     Raises:
-        InstanceNotFound: it has not come. OperationFailed, HypervisorUnavailable; as `assembled`
+        InstanceNotFound: it has not come. OperationFailed, HypervisorUnavailable
     """
     domain = site.domain(instance)
     if not domain.is_active():
         raise InstanceNotFound(instance_id=instance.uuid)
-    guest = None
-    if info is not None and not volumedisks.may_differ(
-        site, instance, info
-    ):  # of volumes the source has said all that is known
-        guest = assembled(site, instance, instance.image_meta, network_info, info)
-    xml = guestxml.to_xml(guest) if guest is not None else domain.xml(inactive=True)
-    domains.define(site.connection, xml)
+    domains.define(site.connection, domain.xml(inactive=True))
     marks.remove(site.directory(instance), marks.ARRIVING, site.name)
     moves.settled(instance.uuid)

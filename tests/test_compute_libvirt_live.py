@@ -27,6 +27,7 @@ from underlay.compute.libvirt.livemigration.moves import Moves
 from underlay.compute.libvirt.livemigration.pace import pace_of
 from underlay.compute.libvirt.livemigration.sights import Sight
 from underlay.compute.libvirt.livemigration.verdicts import Where, is_surely_here, may_go, where_of
+from underlay.compute.libvirt.volume import Volume
 from underlay.compute.livemigration import (
     InterfaceMigrateData,
     LocalDiskMigrateData,
@@ -274,7 +275,12 @@ def test_a_config_drive_is_not_shown() -> None:
 
 # -------------------------------------------------------------------------------------------------------------------- marks
 
-MARK = Mark(host="node1", other="node2", shared=False)
+MARK = Mark(
+    host="node1",
+    other="node2",
+    shared=False,
+    volumes=(Volume(kind="rbd", id="v", source="p/v", servers=(("192.0.2.1", 6789),)),),
+)
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ class VolumeMigrateData:
         device, bus: in the guest. id: what its owner calls it, if that is known. kind: ``local`` or ``rbd``.
         source, format: what the source's QEMU has open, which is another file than the volume since a snapshot of it.
         size: bytes of a raw one that is a file or a device; None: they are not compared.
-        is_written_above: the guest writes to a file that stands on the volume.
+        is_written_above: the guest writes to a file that stands on the volume. shared: other guests may have it as well.
         there: how the destination opens it; None: it has not said yet.
     """
 
@@ -156,6 +156,7 @@ class VolumeMigrateData:
     format: str
     size: int | None = None
     is_written_above: bool = False
+    shared: bool = False
     there: Attachment | None = None
 
 

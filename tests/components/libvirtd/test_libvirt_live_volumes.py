@@ -20,6 +20,7 @@ from versioned_objects import LibvirtLiveMigrateData
 
 from underlay.compute import states, versioneddata
 from underlay.compute.errors import ComputeError, MigrationPreCheckError, OperationFailed, VolumeAttachFailed
+from underlay.compute.libvirt.attacheddisks import disks_in
 from underlay.compute.libvirt.guestxml import devices_by_path
 from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance
 
@@ -238,6 +239,15 @@ def test_a_guest_that_ends_while_it_moves_is_off_where_it_was(slow: Pair) -> Non
 # --------------------------------------------------------------------------------------------------------- refusals
 
 
+def other_there(pair: Pair, instance: FakeInstance, *, power_on: bool = False) -> FakeInstance:
+    """Another instance, of the destination."""
+    uuid = str(uuid4())
+    other = replace(instance, uuid=uuid, id=instance.id + 1, name=f"instance-{uuid[:8]}", host="node2")
+    image = FakeImage(id=f"file://{pair.here.images}/counting.raw", disk_format="raw")
+    pair.destination.spawn(None, other, image, [], None, {}, network_info=[], power_on=power_on)
+    return other
+
+
 def test_a_volume_that_is_not_the_same_on_both_hosts_is_refused(pair: Pair) -> None:
     volume = pair.here.volume(content=CONTENT)
     there = elsewhere(pair, volume)
@@ -287,18 +297,59 @@ def test_a_volume_that_an_instance_of_the_destination_has_is_refused(pair: Pair)
     volume = pair.here.volume()
     instance = pair.spawn()
     pair.attach(instance, volume)
-    other = replace(instance, uuid=str(uuid4()), id=instance.id + 1, host="node2")
-    image = FakeImage(id=f"file://{pair.here.images}/counting.raw", disk_format="raw")
-    pair.destination.spawn(None, other, image, [], None, {}, network_info=[], power_on=False)
+    other = other_there(pair, instance)
+    data = pair.prepare(instance)
+    with pytest.raises(VolumeAttachFailed, match=f"the instance {instance.uuid} is to come here with it"):
+        pair.destination.attach_volume(None, volume, other, "/dev/vdb")
+    pair.roll_back(instance, data)
     pair.destination.attach_volume(None, volume, other, "/dev/vdb")
     data = pair.check(instance)
     with pytest.raises(VolumeAttachFailed, match=f"the instance {other.uuid} has it"):
         pair.destination.pre_live_migration(None, instance, pair.info, [], None, data)
+    assert [] == pair.there.traces(instance)
     pair.destroy(other)
     (pair.here.instances / instance.uuid / "swapping").write_text("{}")
     with pytest.raises(MigrationPreCheckError, match="in another one's place"):
         pair.check(instance)
     (pair.here.instances / instance.uuid / "swapping").unlink()
+    pair.destroy(instance)
+
+
+def test_a_volume_that_is_shared_goes_along_to_others_that_have_it(pair: Pair) -> None:
+    volume = {**pair.here.volume(content=CONTENT), "multiattach": True}
+    alone = {**volume, "multiattach": False}
+    instance = pair.spawn()
+    pair.attach(instance, volume)
+    other = other_there(pair, instance, power_on=True)
+    pair.destination.attach_volume(None, volume, other, "/dev/vdb")
+    data = pair.check(instance)
+    with pytest.raises(MigrationPreCheckError, match="alone, and shared on the source"):
+        pair.destination.pre_live_migration(None, instance, with_volume(None, "/dev/vdb", alone), [], None, data)
+    assert [] == pair.there.traces(instance)
+    data = pair.prepare(instance)
+    assert "moved" == pair.move(instance, data)
+    pair.finish(instance, data)
+    assert pair.goes_on(pair.there, instance)
+    for one in (instance, other):
+        domain = pair.destination.site.domain(one)
+        for inactive in (False, True):
+            [disk] = [disk for disk in disks_in(domain.xml(inactive=inactive)) if disk.serial == volume["serial"]]
+            assert (True, True) == (disk.shared, 'cache="none"' in disk.xml)
+    assert states.RUNNING == pair.destination.get_info(other).state
+    pair.destroy(other)
+    pair.back().destroy(instance)
+
+
+def test_a_guest_stays_while_its_service_does_not_know_of_a_swap(pair: Pair) -> None:
+    old, new = pair.here.volume(), pair.here.volume()
+    instance = pair.spawn()
+    pair.attach(instance, old)
+    pair.source.swap_volume(None, old, new, instance, "/dev/vdb", 0)
+    with pytest.raises(MigrationPreCheckError, match=f"does not know yet that {new['serial']} is in the place of"):
+        pair.check(instance)
+    assert [] == pair.there.traces(instance)
+    pair.info = with_volume(None, "/dev/vdb", new)
+    assert [new["serial"]] == [volume.id for volume in pair.check(instance).volumes]
     pair.destroy(instance)
 
 

@@ -62,7 +62,7 @@ def of_volume(volume: Volume, disks: Iterable[AttachedDisk]) -> AttachedDisk | N
 
 def reading(volume: Volume, disks: Iterable[AttachedDisk]) -> AttachedDisk | None:
     """The disk that reads from a volume, or stands on it."""
-    return next((disk for disk in disks if any(_is_same(volume, source) for source in sources_of(disk))), None)
+    return next((disk for disk in disks if any(is_same(volume, source) for source in sources_of(disk))), None)
 
 
 def with_id(volume_id: str | None, disks: Iterable[AttachedDisk]) -> AttachedDisk | None:
@@ -77,7 +77,7 @@ def sources_of(disk: AttachedDisk) -> tuple[str, ...]:
 
 def is_written_above(volume: Volume, disk: AttachedDisk) -> bool:
     """Whether what is written to a volume goes to another file since a snapshot."""
-    return bool(disk.behind) and not _is_same(volume, disk.source)
+    return bool(disk.behind) and not is_same(volume, disk.source)
 
 
 def backing_of(disk: AttachedDisk) -> str | None:
@@ -86,7 +86,8 @@ def backing_of(disk: AttachedDisk) -> str | None:
     return None if layer is None else tostring(layer, encoding="unicode")
 
 
-def _is_same(volume: Volume, source: str) -> bool:
+def is_same(volume: Volume, source: str) -> bool:
+    """Whether a source of a disk is a volume."""
     if volume.source == source:
         return True
     return volume.kind == LOCAL and source.startswith("/") and realpath(volume.source) == realpath(source)

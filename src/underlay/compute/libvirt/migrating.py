@@ -115,9 +115,7 @@ def _check(site: Site, instance: Instance, dest: str, *, here: str) -> None:
 def _check_volumes(site: Site, instance: Instance, info: BlockDeviceInfo | None, *, leaves: bool) -> None:
     if swapping.is_unfinished(site.directory(instance)):
         raise MigrationPreCheckError(reason="a volume of it is being swapped, or a swap was interrupted")
-    if swaps := volumedisks.unknown_swaps(site, instance, info):
-        what = f"its service does not know yet that {swaps[0].new.name} is in the place of its volume {swaps[0].old.name}"
-        raise MigrationPreCheckError(what, hint="have it swap the volumes again, which finds that done")
+    volumedisks.refuse_unknown_swaps(site, instance, info)
     if leaves and (names := volumedisks.with_snapshots(site, instance, info)):
         what = f"only this host's libvirt knows to which files its volumes {', '.join(names)} are written since their snapshots"
         raise MigrationPreCheckError(what, hint="merge their files, or say where they are written")

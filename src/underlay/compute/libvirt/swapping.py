@@ -351,11 +351,6 @@ def _restore_size(wanted: Swap) -> None:
             os.truncate(wanted.source, wanted.file_size)
 
 
-def is_left(directory: InstanceDirectory) -> bool:
-    """Whether a swap goes on, or one that was interrupted has not been settled."""
-    return _record(directory).exists()
-
-
 def _record(directory: InstanceDirectory) -> Path:
     return directory.path / "swapping"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from underlay.compute.arguments import BlockDeviceInfo, DriverDisk, ImageMeta, Instance
 from underlay.compute.blockdevices import block_device_info_get_mapping
-from underlay.compute.errors import ComputeError, InvalidInput
+from underlay.compute.errors import ComputeError, InvalidInput, MigrationPreCheckError
 from underlay.compute.libvirt import attacheddisks, devicenames, diskplan, swapped, volumeplaces
 from underlay.compute.libvirt.attacheddisks import AttachedDisk
 from underlay.compute.libvirt.domaindisks import DomainDisks
@@ -85,6 +85,17 @@ def unknown_swaps(site: Site, instance: Instance, info: BlockDeviceInfo | None) 
         with suppress(ComputeError):
             named.append(read(site, told["connection_info"]))
     return _unknown_swaps(site, instance, named)
+
+
+def refuse_unknown_swaps(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> None:
+    """Refuse that an instance leaves while only this host's definition says which volume is in the place of another one.
+
+    Raises:
+        MigrationPreCheckError; OperationFailed
+    """
+    if swaps := unknown_swaps(site, instance, info):
+        what = f"its service does not know yet that {swaps[0].new.name} is in the place of its volume {swaps[0].old.name}"
+        raise MigrationPreCheckError(what, hint="have it swap the volumes again, which finds that done")
 
 
 def _unknown_swaps(site: Site, instance: Instance, named: Sequence[Volume]) -> list[Swapped]:

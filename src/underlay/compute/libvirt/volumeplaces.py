@@ -6,6 +6,7 @@ What a path or a name leads to comes from outside, and whoever writes there dest
 import errno
 import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from underlay import instances
@@ -14,6 +15,7 @@ from underlay.compute.errors import InstanceNotFound, VolumeAttachFailed
 from underlay.compute.libvirt import attacheddisks, domain as domains, localdisks, snapshots
 from underlay.compute.libvirt.domain import Domain
 from underlay.compute.libvirt.domaindisks import DomainDisks
+from underlay.compute.libvirt.livemigration import marks
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.volume import LOCAL, RBD, Volume
 
@@ -83,14 +85,19 @@ def is_own(name: str) -> bool:
 
 
 def refuse_others(site: Site, instance: Instance, volume: Volume) -> None:
-    """Refuse a volume that another instance of this host has, running or not: both would write to it.
+    """Refuse a volume that another instance of this host has, running or not, or is to come with: both would write to it.
 
     Unless both are told that others have it: then it is up to what is in them, as a file system for clusters.
 
     Raises:
         VolumeAttachFailed
     """
-    for uuid in domains.uuids(site.connection):
+    expected = _expected(site)  # looked at first: who comes meanwhile is found as one that has come
+    present = domains.uuids(site.connection)
+    for uuid, volumes in expected.items():
+        if uuid not in (instance.uuid, *present):
+            _refuse_expected(uuid, volumes, volume)
+    for uuid in present:
         if uuid == instance.uuid:
             continue
         disks = DomainDisks(Domain(site.connection, uuid))
@@ -100,6 +107,20 @@ def refuse_others(site: Site, instance: Instance, volume: Volume) -> None:
             continue
         if found is not None and not (volume.shared and found.shared):
             raise failed(volume, f"the instance {uuid} has it, as {found.device}")
+
+
+def _expected(site: Site) -> Mapping[str, tuple[Volume, ...]]:
+    """With which volumes guests are to come here, by the instances' UUIDs."""
+    directories = marks.marked(site.host.config.instances, marks.ARRIVING, site.name)
+    found = {directory.uuid: marks.read(directory, marks.ARRIVING, site.name) for directory in directories}
+    return {uuid: mark.volumes for uuid, mark in found.items() if mark is not None}
+
+
+def _refuse_expected(uuid: str, expected: Iterable[Volume], volume: Volume) -> None:
+    for other in expected:
+        is_same = other.kind == volume.kind and attacheddisks.is_same(volume, other.source)
+        if is_same and not (volume.shared and other.shared):
+            raise failed(volume, f"the instance {uuid} is to come here with it")
 
 
 def refuse_open(volume: Volume) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from underlay.compute.arguments import BlockDeviceInfo, Instance, MigrateData, NetworkInfo, Vif
 from underlay.compute.errors import ComputeError, InstanceExists, InstanceNotFound, MigrationPreCheckError, OperationFailed
-from underlay.compute.libvirt import domain as domains, localdisks, networks
+from underlay.compute.libvirt import domain as domains, localdisks, networks, volumeplaces
 from underlay.compute.libvirt.assembling import deliver_kernel
 from underlay.compute.libvirt.diskplan import properties_of
 from underlay.compute.libvirt.domain import Domain
@@ -19,6 +19,7 @@ from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.compute.libvirt.livemigration.moves import Moves
 from underlay.compute.libvirt.site import Site
 from underlay.compute.libvirt.starting import free_port
+from underlay.compute.libvirt.volume import Volume
 from underlay.compute.livemigration import InterfaceMigrateData, UnderlayLiveMigrateData, VIFMigrateData
 from underlay.files import translated, write_durably
 
@@ -52,7 +53,10 @@ def prepare(
         raise MigrationPreCheckError(reason="disks that both hosts have are not to be copied, onto themselves")
     told = volumes.on_destination(site, instance, told, info)
     there = _vifs(network_info, told.vifs or ())
-    with networks.plugged(instance, there), _claimed(site, moves, instance, told):
+    expected = volumes.told_of(site, info)
+    with networks.plugged(instance, there), _claimed(site, moves, instance, told, expected):
+        for volume in expected:  # once others can see that they are expected
+            volumeplaces.refuse_others(site, instance, volume)
         if told.shared_disks:
             disks.check_in_storage(site, instance, told.shared_disks)
         if told.block_migration:
@@ -104,8 +108,10 @@ def _vif(vif: Vif, other: VIFMigrateData | None) -> Vif:
 
 
 @contextmanager
-def _claimed(site: Site, moves: Moves, instance: Instance, told: UnderlayLiveMigrateData) -> Iterator[None]:
-    """The guest is expected here; when the block fails, nothing is left of what was made for it."""
+def _claimed(
+    site: Site, moves: Moves, instance: Instance, told: UnderlayLiveMigrateData, expected: tuple[Volume, ...]
+) -> Iterator[None]:
+    """The guest is expected here, with its volumes; when the block fails, nothing is left of what was made for it."""
     directory, shared = site.directory(instance), bool(told.is_shared_instance_path)
     if sights.look(site.connection, instance.uuid) is None:
         moves.settled(instance.uuid)  # whoever expected it from here has been told nothing more since, or its source was killed
@@ -117,7 +123,7 @@ def _claimed(site: Site, moves: Moves, instance: Instance, told: UnderlayLiveMig
         raise MigrationPreCheckError(reason=f"the directory {directory.path} is said to be shared, and is not here")
     if not shared:
         _make_directory(site, instance, told)
-    mark = Mark(host=site.name, other=instance.host, shared=shared, libvirt=told.source_libvirt)
+    mark = Mark(host=site.name, other=instance.host, shared=shared, libvirt=told.source_libvirt, volumes=expected)
     with ExitStack() as holding:
         holding.enter_context(marks.made(directory, marks.ARRIVING, mark))
         try:

@@ -6,19 +6,21 @@ both hosts lie in one directory, so each has its host's name behind it, and no h
 is at work holds its mark's lock; without one it is what is left.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
+
+import msgspec
 
 from underlay import locks
 from underlay.compute.errors import InvalidInput, OperationFailed
 from underlay.compute.libvirt import localdisks
 from underlay.compute.libvirt.directory import InstanceDirectory, directory_of
+from underlay.compute.libvirt.volume import Volume
 from underlay.files import sync_directory, translated
 
 Kind = Literal["arriving", "leaving"]
@@ -34,6 +36,7 @@ class Mark:
         host: whose mark it is. other: the other host's name. address: at which that is reached, if it has told one.
         shared: both hosts have the same directory, so neither removes it.
         libvirt: the UUID of the other host as its libvirt has it, as names and addresses come to be another's.
+        volumes: with which the guest comes to this host.
     """
 
     host: str
@@ -41,6 +44,7 @@ class Mark:
     shared: bool
     address: str | None = None
     libvirt: str | None = None
+    volumes: tuple[Volume, ...] = ()
 
 
 def path_of(directory: InstanceDirectory, kind: Kind, host: str) -> Path:
@@ -68,7 +72,7 @@ def made(directory: InstanceDirectory, kind: Kind, mark: Mark) -> Iterator[None]
                 raise OperationFailed(f"the instance {directory.uuid} is {kind} already")
             with path.open("r+b") as file:
                 file.truncate()
-                file.write(json.dumps(asdict(mark)).encode())
+                file.write(msgspec.json.encode(mark))
                 file.flush()
                 os.fsync(file.fileno())
             sync_directory(directory.path)
@@ -84,8 +88,8 @@ def read(directory: InstanceDirectory, kind: Kind, host: str) -> Mark | None:
     path = path_of(directory, kind, host)
     with localdisks.translated(), translated(path):
         try:
-            found = Mark(**json.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+            found = msgspec.json.decode(path.read_bytes(), type=Mark)
+        except (FileNotFoundError, msgspec.DecodeError):
             return None
     return found if found.host == host else None
 

@@ -38,8 +38,9 @@ def on_source(
         MigrationPreCheckError: it has something else open, or not a volume that it is said to have, or one is being copied.
         VolumeDriverNotFound, NotSupported, InvalidInput, VolumeAttachFailed, InstanceNotFound
     """
-    if swapping.is_left(site.directory(instance)):
+    if swapping.is_unfinished(site.directory(instance)):
         raise MigrationPreCheckError(reason=f"a volume of {instance.uuid} is being put in another one's place")
+    volumedisks.refuse_unknown_swaps(site, instance, info)  # the other host has no definition that could say so
     disks = DomainDisks(site.domain(instance))
     live, lasting = _not_own(disks.live(), own), _not_own(disks.lasting(), own)
     found = tuple(_on_source(site, instance, told, live, lasting) for told in block_device_info_get_mapping(info))
@@ -74,6 +75,7 @@ def _on_source(
         format=disk.format,
         size=_size(volume),
         is_written_above=attacheddisks.is_written_above(volume, disk),
+        shared=disk.shared,
     )
 
 
@@ -117,12 +119,21 @@ def on_destination(
             reason = f"host {site.name} is not told how the volume {there.id or there.source} is reached from here"
             raise MigrationPreCheckError(reason=reason)
         left.remove(here)
-        volumes.append(replace(there, there=_opened(site, instance, there, here)))
+        volumes.append(replace(there, there=_opened(site, there, here)))
         bdms.extend(_bdm(there, here))
     if left:
         reason = f"the guest of {instance.uuid} has no volume {left[0].get('mount_device')}, of which host {site.name} is told"
         raise MigrationPreCheckError(reason=reason)
     return replace(told, volumes=tuple(volumes), bdms=tuple(bdms))
+
+
+def told_of(site: Site, info: BlockDeviceInfo | None) -> tuple[Volume, ...]:
+    """The volumes with which a guest comes, as this host reaches them.
+
+    Raises:
+        VolumeDriverNotFound, NotSupported, InvalidInput
+    """
+    return tuple(volumedisks.read(site, told["connection_info"]) for told in block_device_info_get_mapping(info))
 
 
 def _matching(site: Site, there: VolumeMigrateData, left: list[DriverDisk]) -> DriverDisk | None:
@@ -135,12 +146,13 @@ def _matching(site: Site, there: VolumeMigrateData, left: list[DriverDisk]) -> D
     return None
 
 
-def _opened(site: Site, instance: Instance, there: VolumeMigrateData, here: DriverDisk) -> Attachment:
+def _opened(site: Site, there: VolumeMigrateData, here: DriverDisk) -> Attachment:
     volume = volumedisks.read(site, here["connection_info"])
     opened = volumedisks.opened(site, volume)
-    volumeplaces.refuse_others(site, instance, volume)
     if volume.kind != there.kind:
         raise _another(site, volume, f"of kind {volume.kind}, and of kind {there.kind} on the source")
+    if volume.shared != there.shared:  # those that have it there would be told otherwise than the guest's QEMU is
+        raise _another(site, volume, f"{_sharing(volume.shared)}, and {_sharing(there.shared)} on the source")
     if there.is_written_above:
         opened = _above(site, volume, there)
     elif opened.format != there.format:
@@ -165,6 +177,10 @@ def _refuse_closed(site: Site, volume: Volume, path: Path) -> None:
     with localdisks.translated():
         if openfiles.is_open(path) is False:
             raise _another(site, volume, f"{path}, which nobody has open, so it is not what the guest has")
+
+
+def _sharing(shared: bool) -> str:
+    return "shared" if shared else "one instance's alone"
 
 
 def _another(site: Site, volume: Volume, what: str) -> MigrationPreCheckError:

@@ -28,6 +28,10 @@ SHARED = 'hosts = ["node1", "node2"]'
 SCRIPT = Path(__file__).parent / "ceph_maker.py"
 
 
+def long(value: object) -> Any:
+    return pytest.param(value, marks=pytest.mark.long)
+
+
 @pytest.fixture
 def one(there: CephPlace, driver_there: LibvirtDriver) -> Iterator[Resized]:
     image = replace(there.in_ceph(), properties={"img_config_drive": "mandatory"})
@@ -54,7 +58,7 @@ def test_a_resize_leaves_the_disks_where_they_are_and_its_confirmation_keeps_not
     one.await_boot()
 
 
-@pytest.mark.parametrize("destroyed", [True, False])
+@pytest.mark.parametrize("destroyed", [True, long(value=False)])
 def test_a_reversal_gives_back_what_was_and_nothing_of_what_was_written_since(one: Resized, *, destroyed: bool) -> None:
     one.finish(one.begin(), power_on=False)
     for name in one.images[:2]:
@@ -72,6 +76,7 @@ def test_a_reversal_gives_back_what_was_and_nothing_of_what_was_written_since(on
     assert [OLD, OLD] == one.read()
 
 
+@pytest.mark.long
 def test_a_flavor_without_swap_takes_it_away_and_a_reversal_makes_it_anew(one: Resized) -> None:
     one.finish(one.begin(replace(LARGE, swap=0)), power_on=False)
     assert sorted(one.images[:2]) == one.there.left(one.instance)
@@ -149,8 +154,36 @@ def test_what_was_let_go_of_is_not_put_back(one: Resized) -> None:
     assert ([[], []], [2048, 2048, 48]) == (one.kept(), one.sizes())
 
 
-def long(function: str) -> Any:
-    return pytest.param(function, marks=pytest.mark.long)
+def test_what_another_driver_has_begun_is_not_ended(one: Resized) -> None:
+    """Nova's own says nowhere which disks it keeps, and of those but the root disk it keeps nothing."""
+    one.finish(one.begin(), power_on=False)
+    (one.there.place.instances / f"{one.instance.uuid}_resize" / "resized-in-place").unlink()
+    for name in one.images[:2]:
+        with one.there.opened(name, read_only=False) as image:
+            image.remove_snap("nova-resize")
+    for end in (one.revert, one.confirm):
+        with pytest.raises(OperationFailed, match=r"does not say whether the disks disk, disk\.eph0 "):
+            end()
+    assert ([OLD, OLD], [2048, 2048, 48]) == (one.read(), one.sizes())
+
+
+def test_a_snapshot_that_somebody_else_has_made_stays(one: Resized) -> None:
+    with one.there.opened(one.images[1], read_only=False) as image:
+        image.create_snap("nova-resize")
+    with pytest.raises(InstanceFaultRollback, match=r"disk disk\.eph0 is kept as it was already"):
+        one.begin()
+    assert [[], ["nova-resize"]] == one.kept()
+    assert {"disk.config"} == set(os.listdir(one.there.place.instances / one.instance.uuid))
+    with one.there.opened(one.images[1], read_only=False) as image:
+        image.remove_snap("nova-resize")
+
+
+def test_the_next_driver_lets_go_of_what_an_ended_reversal_has_left(one: Resized) -> None:
+    one.finish(one.begin(), power_on=False)
+    killed(one, "revert", "keptdisks.clear")
+    one.there.driver().cleanup_host("node1")
+    assert ([OLD, OLD], [[], []]) == (one.read(), one.kept())
+    assert {"disk.config"} == set(os.listdir(one.there.place.instances / one.instance.uuid))
 
 
 def killed(one: Resized, step: str, function: str) -> None:
@@ -185,7 +218,8 @@ def test_a_reversal_that_was_killed_is_brought_to_its_end(one: Resized, function
     assert ([OLD, OLD], [1024, 1024, 32], [[], []]) == (one.read(), one.sizes(), one.kept())
 
 
-@pytest.mark.parametrize("function", ["directory.rename_over_doomed", long("keeping.let_go")])
+@pytest.mark.long
+@pytest.mark.parametrize("function", ["directory.rename_over_doomed", "keeping.let_go"])
 def test_a_confirmation_that_was_killed_is_brought_to_its_end(one: Resized, function: str) -> None:
     one.finish(one.begin(), power_on=False)
     killed(one, "confirm", function)

@@ -184,9 +184,13 @@ def refuse_unfilled(directory: InstanceDirectory) -> None:
 
 
 def undo_all_interrupted(site: Site) -> None:
-    """Put back every directory whose change was interrupted on this host. What cannot be put back now is logged."""
+    """Put back every directory whose change was interrupted on this host. What cannot be put back now is logged.
+
+    Disks that are kept for a resize which has ended are let go of: whoever reverted it was killed at the very end.
+    """
     instances = site.host.config.instances
-    for mark in sorted(instances.glob(f"*/{_MARK}")):
+    ended = (place / _MARK for place in keptdisks.places(instances) if not place.name.endswith(KEPT))
+    for mark in sorted({*instances.glob(f"*/{_MARK}"), *ended}):
         with suppress(InvalidInput):
             directory = directory_of(instances, mark.parent.name.removesuffix(KEPT))
             try:
@@ -206,7 +210,7 @@ def _undo_interrupted(site: Site, directory: InstanceDirectory, mark: Path) -> N
             _refuse_running(Domain(site.connection, directory.uuid))
             _LOG.info("putting the instance %s back to what it was: its resize was interrupted", directory.uuid)
             put_back(directory)
-        if said:
+        if said or Domain(site.connection, directory.uuid).exists():  # else the disks may be another host's to find
             keptdisks.clear(site, directory)
         _unmark(mark.parent)
 

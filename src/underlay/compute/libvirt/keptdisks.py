@@ -1,17 +1,19 @@
 """Disks that a resize leaves where they are: what they were is kept by their storage, and they are put back by it.
 
-Which they are is listed in a file of the instance's directory, which goes with it into what is kept. Where that file is in the
-directory itself, nothing of them is needed any more: it is what is left of an end that was interrupted.
+Which they are is listed in a file of the instance's directory, which goes with it into what is kept. It is there also when they
+are none: without it, another driver has begun the resize. Where that file is in the directory itself, nothing of them is needed
+any more: it is what is left of an end that was interrupted.
 """
 
-import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from underlay import errors, instances
-from underlay.compute.errors import OperationFailed
+from underlay.compute.errors import MigrationPreCheckError, OperationFailed
 from underlay.compute.libvirt import closing, localdisks
-from underlay.compute.libvirt.directory import InstanceDirectory
+from underlay.compute.libvirt.directory import SWAP, InstanceDirectory
 from underlay.compute.libvirt.localdisks import translated
 from underlay.compute.libvirt.site import Site
 from underlay.contracts import KeepsInPlace
@@ -30,19 +32,40 @@ def is_kept_in_place(site: Site, disk: InstanceDisk) -> bool:
 
 
 def listed(place: Path) -> Sequence[str]:
-    """The names of the disks that a directory says are kept so.
+    """The names of the disks that a directory says are kept so; none also where it says nothing.
 
     Raises:
         OperationFailed: the list cannot be read.
     """
+    return _listed(place) or ()
+
+
+def _listed(place: Path) -> tuple[str, ...] | None:
     with translated(), translated_at(place):
         try:
-            told = json.loads((place / _LIST).read_text(encoding="utf-8"))
+            return msgspec.json.decode((place / _LIST).read_bytes(), type=tuple[str, ...])
         except FileNotFoundError:
-            return ()
-        except ValueError as error:
+            return None
+        except msgspec.DecodeError as error:
             raise OperationFailed(f"{place / _LIST} is no list of disks: {error}") from error
-    return tuple(map(str, told))
+
+
+def places(instances: Path) -> Iterator[Path]:
+    """The directories that have a list."""
+    return (path.parent for path in instances.glob(f"*/{_LIST}"))
+
+
+def refuse_taken(site: Site, disk: InstanceDisk) -> None:
+    """Refuse to keep a disk of which something is kept that no list of ours names: somebody else may need it.
+
+    Raises:
+        MigrationPreCheckError; OperationFailed: it cannot be told.
+    """
+    with translated():
+        backend = open_backend(disk.backend, site.host.config.disks)
+        if isinstance(backend, KeepsInPlace) and backend.keeps(disk):
+            what = f"its disk {disk.name} is kept as it was already, and not by a resize of this driver"
+            raise MigrationPreCheckError(what, hint="see who needs that, and remove it: in a Ceph, the snapshot nova-resize")
 
 
 def keep(site: Site, directory: InstanceDirectory, names: Sequence[str]) -> None:
@@ -51,10 +74,8 @@ def keep(site: Site, directory: InstanceDirectory, names: Sequence[str]) -> None
     Raises:
         OperationFailed: one is open, among others.
     """
-    if not names:
-        return
     with translated(), translated_at(directory.path):
-        write_durably(directory.path / _LIST, json.dumps(names).encode(), mode=_MODE)
+        write_durably(directory.path / _LIST, msgspec.json.encode(names), mode=_MODE)
     for name in names:  # crash: the mark, by which the next driver clears it
         _when_closed(site, directory.uuid, name, lambda backend, disk: backend.keep(disk))
 
@@ -74,11 +95,13 @@ def clear(site: Site, directory: InstanceDirectory) -> None:
     Raises:
         OperationFailed
     """
-    if names := listed(directory.path):
-        _let_go(site, directory, names)
-        with translated(), translated_at(directory.path):
-            (directory.path / _LIST).unlink(missing_ok=True)
-            sync_directory(directory.path)
+    names = _listed(directory.path)
+    if names is None:
+        return
+    _let_go(site, directory, names)
+    with translated(), translated_at(directory.path):
+        (directory.path / _LIST).unlink(missing_ok=True)
+        sync_directory(directory.path)
 
 
 def _let_go(site: Site, directory: InstanceDirectory, names: Sequence[str]) -> None:
@@ -90,8 +113,9 @@ def put_back(site: Site, directory: InstanceDirectory) -> None:
     """Have the disks that are listed in what is kept be what they were. Safe to repeat: they stay kept.
 
     Raises:
-        OperationFailed: one is open, as while the guest runs on another host; or one is not kept any more.
+        OperationFailed: one is open, as while the guest runs on another host; or one is not kept any more, or was never.
     """
+    _refuse_unlisted(site, directory)
     names = listed(directory.kept)
     for name in names:
         _refuse_dropped(site, directory, name)
@@ -122,6 +146,8 @@ def refuse_kept(directory: InstanceDirectory) -> None:
 def remove_others(site: Site, directory: InstanceDirectory) -> None:
     """Remove the disks in such storages that are not listed in what is kept: they were made since, or are made anew.
 
+    To be called after `put_back`, which refuses where nothing is listed.
+
     Raises:
         OperationFailed
     """
@@ -132,13 +158,24 @@ def remove_others(site: Site, directory: InstanceDirectory) -> None:
 
 
 def refuse_missing(site: Site, directory: InstanceDirectory) -> None:
-    """Refuse to drop what is kept while one of the disks that are listed in it is not there.
+    """Refuse to go on with a resize while one of the disks that are listed in what is kept is not there, or is not listed.
 
     Raises:
-        OperationFailed
+        DiskNotFound, OperationFailed
     """
+    _refuse_unlisted(site, directory)
     for name in listed(directory.kept):
         _disk(site, directory, name)
+
+
+def _refuse_unlisted(site: Site, directory: InstanceDirectory) -> None:
+    """Refuse to end what another driver has begun: which disks it keeps, and how, is not known."""
+    if _listed(directory.kept) is not None:
+        return
+    found = [_disk(site, directory, name) for name in localdisks.names_of(site.host, directory.uuid) if name != SWAP]
+    if names := [disk.name for disk in found if is_kept_in_place(site, disk)]:
+        what = f"{directory.kept} does not say whether the disks {', '.join(names)} of the instance {directory.uuid} are kept"
+        raise OperationFailed(what, hint="end the resize with the driver that began it")
 
 
 def _disk(site: Site, directory: InstanceDirectory, name: str) -> InstanceDisk:

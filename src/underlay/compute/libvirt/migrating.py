@@ -74,6 +74,7 @@ def begin(
             disks = _disks(site, instance)
             _check_volumes(site, instance, info, leaves=dest != here)
             _check(site, instance, dest, here=here)
+            keptdisks.clear(site, directory)  # of an earlier one, which says so: what nobody lists is somebody else's
             _check_disks(site, instance, disks)
             _check_size(instance, flavor, info, disks)
             resizeroom.make(site, disks)
@@ -124,6 +125,7 @@ def _check_volumes(site: Site, instance: Instance, info: BlockDeviceInfo | None,
 def _check_disks(site: Site, instance: Instance, disks: tuple[InstanceDisk, ...]) -> None:
     for disk in disks:
         if keptdisks.is_kept_in_place(site, disk):
+            keptdisks.refuse_taken(site, disk)
             continue
         if not _is_file(site.directory(instance), disk):
             what = f"the disk {disk.name} is kept by the {disk.backend} backend, which neither has files nor keeps what it was"

@@ -48,6 +48,7 @@ def finish(
     kept.refuse_changing(site.directory(instance))
     kept.refuse_unfilled(site.directory(instance))
     _refuse_missing(site.directory(instance).path, disk_info)
+    keptdisks.refuse_missing(site, site.directory(instance))
     _refuse_baseless(site, instance)
     networks.plug(instance, network_info)
     _end(site, instance)

@@ -77,13 +77,8 @@ def test_a_ceph_that_is_away_is_told_and_what_is_left_goes_when_it_is_back(there
     driver.cleanup_host("node1")
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        "domain.Domain.start",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("assembling.assembled", "claiming.finish")),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("before", ["assembling.assembled", "domain.Domain.start", "claiming.finish"])
 def test_what_a_killed_spawn_left_goes_when_the_next_driver_starts(there: CephPlace, before: str) -> None:
     image = there.place.image()
     instance = there.instance(image)

@@ -119,6 +119,7 @@ def test_a_guest_moves_to_a_host_that_shares_the_directory_and_the_ceph(
     one.driver.power_on(None, one.instance, [], one.info())
     one.await_boot()
     told = one.begin(SMALL, "127.0.0.2")
+    one.instance.host = "node2"
     other.finish_migration(None, one.migration, one.instance, told, [], image, False, one.info())  # noqa: FBT003
     one.await_boot()
     assert 1 == there.watchers(one.images[0])
@@ -129,6 +130,8 @@ def test_a_guest_moves_to_a_host_that_shares_the_directory_and_the_ceph(
         last = other
     else:
         other.destroy(None, one.instance, [], one.info())
+        assert sorted(one.images[:2]) == there.left(one.instance), "a reversal needs them"
+        one.instance.host = "node1"
         one.revert(power_on=True)
         one.await_boot()
         assert ([OLD, OLD], [[], []]) == (one.read(), one.kept())

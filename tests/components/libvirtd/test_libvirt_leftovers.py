@@ -14,6 +14,8 @@ from installed import install_backend
 from underlay.compute.errors import ImageNotFound, OperationFailed
 from underlay.compute.libvirt import LibvirtDriver
 from underlay.compute.libvirt.domain import define as define_domain
+from underlay.compute.libvirt.livemigration import returning
+from underlay.compute.libvirt.livemigration.marks import Mark
 from underlay.testing.fakedriver import FakeFlavor, FakeImage, FakeInstance
 
 pytest_plugins = ["libvirt_fixtures"]
@@ -177,3 +179,16 @@ def test_what_says_nothing_where_snapshots_are_made_keeps_no_service_from_starti
 
     assert ["maker"] == os.listdir(work)
     driver.cleanup_host("node1")
+
+
+def test_an_arrival_that_cannot_be_undone_for_what_an_earlier_one_left_is_told(driver: LibvirtDriver, place: Place) -> None:
+    instance = place.instance(place.image())
+    directory = driver.site.directory(instance)
+    mark, held = Mark(host="node1", other="node2", shared=False), place.instances / f"{instance.uuid}.held"
+    for path in (directory.path, held):
+        path.mkdir()
+    with pytest.raises(OperationFailed, match="File exists"):
+        returning.undo_arrival(driver.site, directory, mark)
+    assert directory.path.is_dir()
+    for path in (directory.path, held):
+        path.rmdir()

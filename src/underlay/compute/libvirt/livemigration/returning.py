@@ -207,8 +207,7 @@ def undo_arrival(site: Site, directory: InstanceDirectory, mark: Mark) -> None:
         marks.remove(directory, marks.ARRIVING, site.name)
         return
     held = directory.path.with_name(f"{directory.uuid}{_HELD}")
-    with suppress(FileNotFoundError):
-        rename_durably(directory.path, held)  # crash: what `put_back` finds
+    _rename(directory.path, held)  # crash: what `put_back` finds
     try:
         has_come = sights.look(site.connection, directory.uuid) is not None
     except ComputeError:

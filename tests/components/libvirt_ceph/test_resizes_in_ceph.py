@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from libvirt_ceph_stage import USER, CephPlace, Guests, define_secret
 from libvirt_daemon import Daemon
-from libvirt_stage import Place
+from libvirt_stage import Place, command
 from resized_in_ceph import AT, LARGE, NEW, OLD, SMALL, Resized
 
 from underlay.compute.errors import InstanceFaultRollback, OperationFailed
@@ -56,6 +56,24 @@ def test_a_resize_leaves_the_disks_where_they_are_and_its_confirmation_keeps_not
     assert [one.instance.uuid] == [name for name in os.listdir(one.there.place.instances) if one.instance.uuid in name]
     one.driver.reboot(None, one.instance, [], "HARD", one.info())
     one.await_boot()
+
+
+def test_a_resize_needs_no_room_for_what_the_ceph_keeps(there: CephPlace, driver_there: LibvirtDriver) -> None:
+    instances = os.fspath(there.place.instances)
+    image = there.in_ceph()
+    command("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", instances)
+    try:
+        (there.place.instances / "_base").mkdir()
+        one = Resized(there, driver_there, image, there.instance(image, flavor=replace(SMALL)))
+        one.spawn()
+        there.write(one.images[0], os.urandom(8 << 20), AT)
+        one.finish(one.begin(), power_on=False)
+        one.confirm()
+        one.instance.task_state = "deleting"
+        driver_there.destroy(None, one.instance, [])
+        assert [] == there.traces(one.instance)
+    finally:
+        command("umount", instances)
 
 
 @pytest.mark.parametrize("destroyed", [True, long(value=False)])

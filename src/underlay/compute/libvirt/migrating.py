@@ -77,7 +77,7 @@ def begin(
             keptdisks.clear(site, directory)  # of an earlier one, which says so: what nobody lists is somebody else's
             _check_disks(site, instance, disks)
             _check_size(instance, flavor, info, disks)
-            resizeroom.make(site, disks)
+            resizeroom.make(site, _copied(directory, disks))
             was_on = domain.is_active()
         with _or_as_it_was(site, instance, network_info, was_on=was_on):
             power.power_off(site, instance, timeout=timeout, retry_interval=retry_interval)
@@ -188,7 +188,7 @@ def _or_as_it_was(site: Site, instance: Instance, network_info: NetworkInfo | No
 
 def _replace(site: Site, directory: InstanceDirectory, disks: tuple[InstanceDisk, ...]) -> None:
     """Keep the directory, and have one like it in its place; or nothing of it."""
-    copied = [disk for disk in disks if disk.name != SWAP and _is_file(directory, disk)]
+    copied = _copied(directory, disks)
     try:
         keptdisks.keep(site, directory, [disk.name for disk in disks if disk.name != SWAP and disk not in copied])
         kept.keep(directory)
@@ -197,6 +197,10 @@ def _replace(site: Site, directory: InstanceDirectory, disks: tuple[InstanceDisk
         kept.put_back(directory)
         keptdisks.clear(site, directory)
         raise
+
+
+def _copied(directory: InstanceDirectory, disks: Iterable[InstanceDisk]) -> list[InstanceDisk]:
+    return [disk for disk in disks if disk.name != SWAP and _is_file(directory, disk)]
 
 
 def _fill(site: Site, directory: InstanceDirectory, disks: Iterable[InstanceDisk]) -> None:

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from underlay import room
-from underlay.compute.libvirt.directory import SWAP
 from underlay.compute.libvirt.localdisks import translated
 from underlay.compute.libvirt.site import Site
 from underlay.errors import InsufficientSpace
@@ -24,10 +23,13 @@ def make(site: Site, disks: Iterable[InstanceDisk]) -> None:
 
     The guest may still write, and others may take what is free, so the copies may fail for want of room all the same.
 
+    Args:
+        disks: that are copied, and no others: what its storage keeps needs no room here.
+
     Raises:
         OperationFailed: there is no room, or it cannot be told.
     """
-    needed, path = sum(disk.allocated for disk in disks if disk.name != SWAP), site.host.config.instances
+    needed, path = sum(disk.allocated for disk in disks), site.host.config.instances
     with translated(), translated_at(path):
         for _ in range(_MOST_TRIES):
             free = free_bytes(path)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from libvirt_daemon import Daemon
@@ -228,6 +229,31 @@ def test_the_host_that_an_instance_has_left_removes_none_of_it(hosts: Hosts) -> 
     one.instance.deleted = True
     hosts.there.destroy(None, one.instance, [], destroy_disks=False)
     assert hosts.here.delete_instance_files(one.instance)
+
+
+def test_a_swap_from_before_a_move_that_its_service_knows_of_is_forgotten(hosts: Hosts) -> None:
+    """The host that it left has a definition from before the move, and its service has changed the volumes since."""
+    one, instance, old, new = hosts.one, hosts.one.instance, hosts.place.volume(), hosts.place.volume()
+
+    def with_volume(volume: dict[str, Any]) -> dict[str, Any]:
+        row = {"mount_device": "/dev/vdd", "disk_bus": "virtio", "boot_index": None, "connection_info": volume}
+        return {**one.info(), "block_device_mapping": [row]}
+
+    hosts.here.power_on(None, instance, [])
+    hosts.here.attach_volume(None, old, instance, "/dev/vdd")
+    hosts.here.swap_volume(None, old, new, instance, "/dev/vdd", 0)
+    told = hosts.here.migrate_disk_and_power_off(None, instance, THERE, SMALL, [], with_volume(new))
+    hosts.there.finish_migration(None, one.migration, instance, told, [], one.image, False, with_volume(new))  # noqa: FBT003
+    instance.host = "node2"
+    hosts.there.power_off(instance)
+    hosts.there.detach_volume(None, new, instance, "/dev/vdd")
+    hosts.there.attach_volume(None, old, instance, "/dev/vdd")
+    hosts.there.destroy(None, instance, [])
+
+    hosts.here.finish_revert_migration(None, instance, [], one.migration, with_volume(old), True)  # noqa: FBT003
+    for inactive in (False, True):
+        xml = hosts.here.site.domain(instance).xml(inactive=inactive)
+        assert (True, False) == tuple(volume["data"]["device_path"] in xml for volume in (old, new))
 
 
 def test_files_that_no_other_host_has_go_whoever_has_the_instance(place: Place) -> None:

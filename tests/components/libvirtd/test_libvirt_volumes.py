@@ -735,6 +735,32 @@ def test_a_guest_starts_on_the_volume_that_its_service_does_not_know_of_yet(
     later.cleanup_host("node1")
 
 
+def test_a_guest_starts_on_the_new_volume_as_soon_as_libvirt_has_it_whatever_is_left_of_the_swap(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    """Who swaps is killed before anybody could note that it is done, and nobody has made whole what he left."""
+    old, new = place.volume(size=8 * VOLUME, content=os.urandom(8 * VOLUME)), place.volume(size=8 * VOLUME)
+    attach(driver, instance, old)
+    with called(place, instance, "swap_volume", old, new, "INSTANCE", "/dev/vdb", 0) as swapper, place.copying_slowly(instance):
+        swapper.kill()
+    known = DomainDisks(driver.site.domain(instance))
+    wait_until(lambda: any(disk.may_pivot for disk in known.live()), "it is copied")
+    known.pivot("vdb")
+    driver.reboot(None, instance, [], "HARD", info_of(instance, old, device_name="/dev/vdb"))
+    assert [str(path_of(new))] * 2 == [found["vdb"][0] for found in both(driver, instance)]
+
+
+def test_a_guest_starts_on_the_old_volume_when_a_swap_came_to_nothing(
+    place: Place, driver: LibvirtDriver, instance: FakeInstance
+) -> None:
+    old, new = place.volume(size=8 * VOLUME, content=os.urandom(8 * VOLUME)), place.volume(size=8 * VOLUME)
+    attach(driver, instance, old)
+    with called(place, instance, "swap_volume", old, new, "INSTANCE", "/dev/vdb", 0) as swapper, place.copying_slowly(instance):
+        swapper.kill()
+        driver.reboot(None, instance, [], "HARD", info_of(instance, old, device_name="/dev/vdb"))
+    assert [str(path_of(old))] * 2 == [found["vdb"][0] for found in both(driver, instance)]
+
+
 def test_a_service_that_knows_of_a_swap_has_its_word(place: Place, driver: LibvirtDriver, instance: FakeInstance) -> None:
     old, new = place.volume(content=b"old"), place.volume()
     attach(driver, instance, old)

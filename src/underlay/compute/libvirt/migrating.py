@@ -78,6 +78,7 @@ def begin(
             _check_disks(site, instance, disks)
             _check_size(instance, flavor, info, disks)
             resizeroom.make(site, _copied(directory, disks))
+            volumedisks.forget_known_swaps(site, instance, info)
             was_on = domain.is_active()
         with _or_as_it_was(site, instance, network_info, was_on=was_on):
             power.power_off(site, instance, timeout=timeout, retry_interval=retry_interval)

@@ -2,8 +2,9 @@
 
 A service that is killed behind a swap, before it has stored the new connection, goes on naming the old volume. What the guest
 has written since is on the new one alone, and a domain made by that word would start on what was there before. So a file in
-the instance's directory says what was swapped for what. It counts while the service names the old volume and not the new one,
-and libvirt's definition has the new one and not the old one: detached, attached again or swapped back it counts no more.
+the instance's directory says what is swapped for what, from before the copy begins. It counts while the service names the old
+volume and not the new one, and libvirt's definition has the new one and not the old one: where the swap came to nothing, and
+detached, attached again or swapped back, it does not count.
 """
 
 from collections.abc import Iterable
@@ -31,15 +32,28 @@ class Swapped:
 
 
 def note(directory: InstanceDirectory, swapped: Swapped) -> None:
-    """Write a swap down, durably, before anybody is told that it is done. Safe to repeat.
+    """Write a swap down, durably, before it begins. Safe to repeat.
 
     Raises:
         OperationFailed
     """
     others = [one for one in _noted(directory) if not {_place(one.old), _place(one.new)} & {_place(swapped.old)}]
     others = [one for one in others if _place(one.old) != _place(swapped.new)]  # it was swapped back
-    with localdisks.translated(), translated(_file(directory)):
-        write_durably(_file(directory), msgspec.json.encode([*others, swapped]), mode=_MODE)
+    _write(directory, [*others, swapped])
+
+
+def forget_known(directory: InstanceDirectory, named: Iterable[Volume]) -> None:
+    """Forget the swaps of whose new volume a service says that the instance has it.
+
+    What is kept of an instance comes back with what is noted there, and with a definition that may be as old.
+
+    Raises:
+        OperationFailed
+    """
+    places, noted = {_place(volume) for volume in named}, _noted(directory)
+    left = [one for one in noted if _place(one.new) not in places]
+    if left != noted:
+        _write(directory, left)
 
 
 def unknown(directory: InstanceDirectory, named: Iterable[Volume], lasting: Iterable[AttachedDisk]) -> list[Swapped]:
@@ -67,6 +81,12 @@ def _counts(swapped: Swapped, named: set[tuple[str, str]], lasting: tuple[Attach
 
 def _place(volume: Volume) -> tuple[str, str]:
     return volume.kind, volume.source
+
+
+def _write(directory: InstanceDirectory, noted: list[Swapped]) -> None:
+    path = _file(directory)
+    with localdisks.translated(), translated(path):
+        write_durably(path, msgspec.json.encode(noted), mode=_MODE)
 
 
 def _noted(directory: InstanceDirectory) -> list[Swapped]:

@@ -64,7 +64,6 @@ class Swap:
         device: whose volume is replaced. source, id: of the new volume.
         copied: bytes that are copied, of a volume that has more; None: all of it.
         file_size: bytes that the new volume's file really has; None: it is copied to as it is.
-        volumes: the two.
     """
 
     device: str
@@ -72,7 +71,6 @@ class Swap:
     id: str | None
     copied: int | None = None
     file_size: int | None = None
-    volumes: Swapped | None = None
 
 
 def swap(site: Site, instance: Instance, old: ConnectionInfo, new: ConnectionInfo, name: str, *, resize_to: int) -> None:
@@ -104,7 +102,9 @@ def swap(site: Site, instance: Instance, old: ConnectionInfo, new: ConnectionInf
             volumeplaces.refuse_others(site, instance, after)  # all of it is about to be written over
             volumeplaces.refuse_open(after)
             wanted = _planned(disks, disk, after, resize_to=resize_to)
-            wanted = replace(wanted, volumes=Swapped(old=before, new=after))
+            swapped.note(
+                site.directory(instance), Swapped(old=before, new=after)
+            )  # crash: it counts once the guest has the new one
             _replace(disks, record, wanted, volumedisks.opened(site, after), disk)
         if resize_to:
             _grow(disks, after, resize_to * GIB)
@@ -283,19 +283,17 @@ def _settle(disks: DomainDisks, record: Path) -> None:
     if not told:
         return
     if (wanted := _read(told)) is not None:
-        _settle_swap(disks, wanted, directory=InstanceDirectory(record.parent.parent, disks.domain.uuid))
+        _settle_swap(disks, wanted)
     with localdisks.translated(), translated(record):
         _write(record, b"")  # crash before: all of it is done once more, and finds nothing to do
 
 
-def _settle_swap(disks: DomainDisks, wanted: Swap, *, directory: InstanceDirectory) -> None:
+def _settle_swap(disks: DomainDisks, wanted: Swap) -> None:
     disk = attacheddisks.at(wanted.device, disks.live())
     if disk is not None and disk.copied_to == wanted.source:
         _end_copy(disks, wanted.device)
     lasting = attacheddisks.at(wanted.device, disks.lasting())
     if lasting is not None and lasting.source == wanted.source:
-        if wanted.volumes is not None:
-            swapped.note(directory, wanted.volumes)  # crash: all of this is done once more
         _finish_definition(disks, wanted)
     with localdisks.translated(), translated(Path(wanted.source)):
         _restore_size(wanted)

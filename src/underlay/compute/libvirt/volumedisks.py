@@ -80,11 +80,24 @@ def unknown_swaps(site: Site, instance: Instance, info: BlockDeviceInfo | None) 
     Raises:
         OperationFailed
     """
+    return _unknown_swaps(site, instance, _named(site, info))
+
+
+def forget_known_swaps(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> None:
+    """Forget the swaps of volumes of which the service of an instance knows, as it says.
+
+    Raises:
+        OperationFailed
+    """
+    swapped.forget_known(site.directory(instance), _named(site, info))
+
+
+def _named(site: Site, info: BlockDeviceInfo | None) -> list[Volume]:
     named = list[Volume]()
     for told in block_device_info_get_mapping(info):
         with suppress(ComputeError):
             named.append(read(site, told["connection_info"]))
-    return _unknown_swaps(site, instance, named)
+    return named
 
 
 def refuse_unknown_swaps(site: Site, instance: Instance, info: BlockDeviceInfo | None) -> None:

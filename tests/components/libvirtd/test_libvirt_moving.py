@@ -231,6 +231,16 @@ def test_the_host_that_an_instance_has_left_removes_none_of_it(hosts: Hosts) -> 
     assert hosts.here.delete_instance_files(one.instance)
 
 
+def test_files_stay_of_an_instance_that_another_host_has_which_could_not_say_that_it_shares_them(
+    place: Place, hosts: Hosts
+) -> None:
+    place.instances.joinpath(".underlay-host-node2.json").unlink()
+    hosts.one.instance.host = "node2"
+    hosts.here.destroy(None, hosts.one.instance, [])
+    assert not hosts.here.delete_instance_files(hosts.one.instance)
+    assert [OLD, OLD] == hosts.one.read()
+
+
 def test_a_swap_from_before_a_move_that_its_service_knows_of_is_forgotten(hosts: Hosts) -> None:
     """The host that it left has a definition from before the move, and its service has changed the volumes since."""
     one, instance, old, new = hosts.one, hosts.one.instance, hosts.place.volume(), hosts.place.volume()

@@ -5,7 +5,7 @@ import os
 
 from underlay.compute.arguments import Instance
 from underlay.compute.errors import ComputeError, OperationFailed
-from underlay.compute.libvirt import claiming, keptdisks, localdisks, sharing, swapping
+from underlay.compute.libvirt import claiming, keptdisks, localdisks, swapping
 from underlay.compute.libvirt.directory import InstanceDirectory
 from underlay.compute.libvirt.site import Site
 from underlay.compute.metadata import field_of
@@ -55,14 +55,17 @@ def _remove(site: Site, directory: InstanceDirectory, *, for_good: bool) -> None
 
 
 def _is_anothers(site: Site, instance: Instance) -> bool:
-    """Whether the files of an instance are another host's: its service says so, and several hosts have their instances here.
+    """Whether the files of an instance are another host's: its service says so, and that host has its instances here.
+
+    The configuration names those. Whether another has been seen here does not matter: what stays can go later.
 
     A deleted one is nobody's, and its service asks every host that had a part in its last move. Nor has anybody one that is
     half made: when its host is gone for good, another removes that.
     """
     if field_of(instance, "host") in (None, "", site.name) or field_of(instance, "deleted"):
         return False
-    return sharing.has_others(site.host) and not claiming.is_half_made(site.directory(instance))
+    others = set(site.host.config.hosts) - {site.host.config.host}
+    return bool(others) and not claiming.is_half_made(site.directory(instance))
 
 
 def _let_go_of_volumes(directory: InstanceDirectory) -> None:

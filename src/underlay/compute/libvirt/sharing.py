@@ -63,17 +63,6 @@ def is_shared_with(host: Host, address: str) -> bool:
         return any(said.address == address and said.host in others for said in _all_said(host))
 
 
-def has_others(host: Host) -> bool:
-    """Whether any other host has said that its instances are here too, of those that the configuration names.
-
-    Raises:
-        as `underlay.compute.libvirt.localdisks.translated`
-    """
-    others = set(host.config.hosts) - {host.config.host}
-    with translated(), translated_at(host.config.instances):
-        return bool(others) and any(said.host in others for said in _all_said(host))
-
-
 def _all_said(host: Host) -> Iterator[_Said]:
     for name in sorted(os.listdir(host.config.instances)):
         if name.startswith(_BEFORE) and name.endswith(_AFTER):

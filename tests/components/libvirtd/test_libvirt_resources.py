@@ -185,12 +185,12 @@ def test_disks_that_instances_may_have_of_the_node_stay_its_own_and_it_gives_out
 
 
 def test_traits_are_what_the_driver_can_and_those_of_others_stay(driver: LibvirtDriver) -> None:
-    found = updated(driver, "CUSTOM_ONE", "COMPUTE_DEVICE_TAGGING", "COMPUTE_IMAGE_TYPE_VDI", "HW_CPU_X86_AVX2", DISABLED)
+    found = updated(driver, "CUSTOM_ONE", "COMPUTE_ACCELERATORS", "COMPUTE_IMAGE_TYPE_VDI", "HW_CPU_X86_AVX2", DISABLED)
     wanted = {"COMPUTE_NET_ATTACH_INTERFACE", "COMPUTE_IMAGE_TYPE_QCOW2", "COMPUTE_STORAGE_BUS_VIRTIO", "HW_ARCH_X86_64"}
     assert found >= {"CUSTOM_ONE", "COMPUTE_GRAPHICS_MODEL_VGA", *wanted}
     assert DISABLED in found  # the driver was never told, so that is somebody else's
     # It cannot do the first, the second is excluded, and emulated guests do not have the host's processor.
-    assert not found & {"COMPUTE_DEVICE_TAGGING", "COMPUTE_IMAGE_TYPE_VDI", "HW_CPU_X86_AVX2", "COMPUTE_STORAGE_BUS_FDC"}
+    assert not found & {"COMPUTE_ACCELERATORS", "COMPUTE_IMAGE_TYPE_VDI", "HW_CPU_X86_AVX2", "COMPUTE_STORAGE_BUS_FDC"}
 
 
 def test_a_host_that_is_disabled_stays_so_over_restarts_and_its_guests_run_on(place: Place, driver: LibvirtDriver) -> None:

@@ -10,6 +10,7 @@ from libvirt_daemon import Daemon
 from libvirt_stage import Place
 
 from underlay.compute.libvirt import LibvirtDriver
+from underlay.testing.fakedriver import FakeInstance
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,15 @@ def driver_there(there: CephPlace) -> Iterator[LibvirtDriver]:
     driver = there.driver()
     yield driver
     driver.cleanup_host("node1")
+
+
+@pytest.fixture
+def cloned(there: CephPlace, driver_there: LibvirtDriver) -> Iterator[FakeInstance]:
+    """One that runs on a clone of what the Ceph has already."""
+    image = there.in_ceph()
+    instance = there.instance(image)
+    driver_there.spawn(None, instance, image, [], None, {})
+    there.place.await_boot(instance)
+    yield instance
+    driver_there.destroy(None, instance, [])
+    assert [] == there.traces(instance)

@@ -1,7 +1,6 @@
 """Guests whose disks are in a Ceph: made, looked at, made anew, rescued, copied, and gone."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,18 +22,6 @@ pytestmark = [
 ]
 GIB = 1 << 30
 WRITTEN, AT = b"what the guest wrote".ljust(512, b"."), 600 << 20  # beyond all that the image has
-
-
-@pytest.fixture
-def cloned(there: CephPlace, driver_there: LibvirtDriver) -> Iterator[FakeInstance]:
-    """One that runs on a clone of what the Ceph has already."""
-    image = there.in_ceph()
-    instance = there.instance(image)
-    driver_there.spawn(None, instance, image, [], None, {})
-    there.place.await_boot(instance)
-    yield instance
-    driver_there.destroy(None, instance, [])
-    assert [] == there.traces(instance)
 
 
 def disk_of(instance: FakeInstance) -> str:

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 from libvirt_daemon import Daemon
 from libvirt_hosts import Hosts, two_hosts
+from libvirt_pair import SLOW, Pair, paired
 from libvirt_stage import LibvirtStage, Place, command
 
 from underlay.compute.libvirt import LibvirtDriver
@@ -87,3 +88,23 @@ def shared_stage(daemon: Daemon, hosts: Hosts, bridge: str, tmp_path_factory: py
     yield stage
     for driver in (*stage.drivers, *far.drivers):
         driver.cleanup_host(stage.host)
+
+
+@pytest.fixture
+def pair(hosts: Hosts, tmp_path: Path) -> Iterator[Pair]:
+    with paired(hosts, tmp_path) as pair:
+        yield pair
+
+
+@pytest.fixture
+def slow(hosts: Hosts, tmp_path: Path) -> Iterator[Pair]:
+    """A move that never comes to its end by itself: the guest writes more memory than can be sent."""
+    with paired(hosts, tmp_path, more=SLOW) as pair:
+        yield pair
+
+
+@pytest.fixture
+def shared(hosts: Hosts, tmp_path: Path) -> Iterator[Pair]:
+    """On storage that both hosts have."""
+    with paired(hosts, tmp_path, shared=True) as pair:
+        yield pair

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,25 +36,6 @@ from underlay.values import replace as with_changes
 
 pytest_plugins = ["libvirt_fixtures"]
 pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-img", "qemu-system-x86_64", "ip", "mkfs.ext4")
-
-
-@pytest.fixture
-def pair(hosts: Hosts, tmp_path: Path) -> Iterator[Pair]:
-    with paired(hosts, tmp_path) as pair:
-        yield pair
-
-
-@pytest.fixture
-def slow(hosts: Hosts, tmp_path: Path) -> Iterator[Pair]:
-    """A move that never comes to its end by itself: the guest writes more memory than can be sent."""
-    with paired(hosts, tmp_path, more=SLOW) as pair:
-        yield pair
-
-
-@pytest.fixture
-def shared(hosts: Hosts, tmp_path: Path) -> Iterator[Pair]:
-    with paired(hosts, tmp_path, shared=True) as pair:
-        yield pair
 
 
 def prune(pair: Pair) -> None:

@@ -30,24 +30,6 @@ pytestmark = pytest.mark.component("libvirt", "libvirt-python", "root", "qemu-im
 CONTENT = os.urandom(1 << 20)
 
 
-@pytest.fixture
-def pair(hosts: Hosts, tmp_path: Path) -> Iterator[Pair]:
-    with paired(hosts, tmp_path) as pair:
-        yield pair
-
-
-@pytest.fixture
-def slow(hosts: Hosts, tmp_path: Path) -> Iterator[Pair]:
-    with paired(hosts, tmp_path, more=SLOW) as pair:
-        yield pair
-
-
-@pytest.fixture
-def shared(hosts: Hosts, tmp_path: Path) -> Iterator[Pair]:
-    with paired(hosts, tmp_path, shared=True) as pair:
-        yield pair
-
-
 def path_of(volume: Mapping[str, Any]) -> Path:
     return Path(volume["data"]["device_path"])
 

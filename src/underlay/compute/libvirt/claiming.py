@@ -85,12 +85,8 @@ def ours(directory: InstanceDirectory) -> Iterator[bool]:
     """
     path = directory.instances / _LOCKS
     with ExitStack() as holding:
-        is_ours = True
-        with (
-            localdisks.translated(),
-            translated(path),
-            suppress(FileNotFoundError),
-        ):  # without a place for any, nobody makes one
+        is_ours = True  # without a place for any instance, nobody makes one
+        with localdisks.translated(), translated(path), suppress(FileNotFoundError):
             number = UUID(directory.uuid).int % _NUMBERS
             is_ours = holding.enter_context(locks.try_exclusive(path, number=number)) is not None
         yield is_ours

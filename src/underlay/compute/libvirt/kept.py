@@ -110,9 +110,7 @@ def put_back(directory: InstanceDirectory) -> None:
             return
         with suppress(FileNotFoundError):
             rename_over_doomed(directory.path, directory.doomed)  # crash: what is kept is all, and this can be repeated
-        rename_durably(
-            directory.kept, directory.path
-        )  # crash: the old directory, and one that goes when the next driver starts
+        rename_durably(directory.kept, directory.path)  # crash: the old one, and one that goes when the next driver starts
         _unmark(directory.path)
     shutil.rmtree(directory.doomed, ignore_errors=True)
 

@@ -102,9 +102,8 @@ def swap(site: Site, instance: Instance, old: ConnectionInfo, new: ConnectionInf
             volumeplaces.refuse_others(site, instance, after)  # all of it is about to be written over
             volumeplaces.refuse_open(after)
             wanted = _planned(disks, disk, after, resize_to=resize_to)
-            swapped.note(
-                site.directory(instance), Swapped(old=before, new=after)
-            )  # crash: it counts once the guest has the new one
+            noted = Swapped(old=before, new=after)
+            swapped.note(site.directory(instance), noted)  # crash: it counts once the guest has the new one
             _replace(disks, record, wanted, volumedisks.opened(site, after), disk)
         if resize_to:
             _grow(disks, after, resize_to * GIB)
